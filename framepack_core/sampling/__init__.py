@@ -1,0 +1,1 @@
+"""Sections, schedules, solvers and the loop that makes a video."""

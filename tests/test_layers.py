@@ -1,0 +1,55 @@
+"""The imports of the core point one way, leave the host alone and do nothing when they happen."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+CORE = ROOT / "framepack_core"
+ORDER = ("runtime", "weights", "models", "sampling", "training", "toyworld", "cli")
+HOSTS = ("comfy", "comfy_api", "comfy_extras", "comfy_execution", "folder_paths", "nodes", "server")
+
+
+def imported_modules(path: Path) -> list[str]:
+    """Absolute dotted names of all that a file imports, relative imports resolved."""
+    package = path.relative_to(ROOT).with_suffix("").parts[:-1]
+    found = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else ()
+            module = ".".join([*base, *([node.module] if node.module else [])])
+            found += [f"{module}.{alias.name}" for alias in node.names]
+    return found
+
+
+@pytest.mark.parametrize("path", sorted(CORE.rglob("*.py")), ids=lambda p: str(p.relative_to(CORE)))
+def test_imports_point_down(path: Path) -> None:
+    layer = path.relative_to(CORE).parts[0]
+    for name in imported_modules(path):
+        parts = name.split(".")
+        assert parts[0] not in HOSTS, f"{path}: imports {name}"
+        if parts[0] == "framepack_core" and len(parts) > 1 and layer in ORDER:
+            target = parts[1]
+            allowed = ORDER[: ORDER.index(layer) + 1]
+            assert target in allowed, f"{path}: {layer} must not import {target}"
+
+
+def test_import_does_nothing() -> None:
+    """Importing the core reads no weights, asks for no device and loads no heavy library."""
+    code = (
+        "import sys; sys.path.append('.'); import framepack_core; "
+        "import framepack_core.sampling.generate, framepack_core.models.dit; import torch; "
+        "assert not torch.cuda.is_initialized(); "
+        "heavy = {'transformers', 'av', 'accelerate', 'diffusers'} & set(sys.modules); "
+        "assert not heavy, heavy"
+    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert not result.stdout
