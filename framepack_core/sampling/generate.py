@@ -1,0 +1,175 @@
+"""The loop that makes a video, section by section; the host decides how a section is sampled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..models.packing import Context
+from ..runtime.device import cpu_generator
+from ..runtime.errors import FramePackError
+from .flow import CFG, FlowDenoiser, Guided
+from .history import History
+from .schedule import dynamic_shift, flow_sigmas
+from .sections import Plan, Section
+from .step_cache import StepCacheFactory
+from .unipc import Variant, sample_unipc
+
+
+@dataclass(frozen=True)
+class SectionTask:
+    """All that the making of one section depends on, besides the prompt.
+
+    order: its place in the run, 0 first; noise [B, C, W, h, w]; latent_indices [1, W].
+    """
+
+    section: Section
+    order: int
+    noise: Tensor
+    latent_indices: Tensor
+    context: Context
+
+
+@dataclass(frozen=True)
+class SectionDone:
+    """A finished section: its latents [B, C, W, h, w] and the video so far in order of time."""
+
+    section: Section
+    order: int
+    latents: Tensor
+    video: Tensor
+
+
+SampleSection = Callable[[SectionTask], Tensor]
+OnSection = Callable[[SectionDone], None]
+
+
+def generate(
+    plan: Plan,
+    sample_section: SampleSection,
+    start: Tensor,
+    seed: int | Sequence[int],
+    on_section: OnSection | None = None,
+) -> Tensor:
+    """Make every section of a plan and return the latents [B, C, 1 + n W, h, w].
+
+    start [B, C, 1, h, w]: the start image's latent, model-ready. seed: one for the run, or one a
+    sample. `on_section` follows each section; it may raise to stop.
+    """
+    _check_start(start)
+    history = History(plan, start)
+    shape = (start.shape[0], start.shape[1], plan.window, *start.shape[3:])
+    for order, (section, noise) in enumerate(
+        zip(plan.sections, section_noise(shape, seed), strict=False)
+    ):
+        task = SectionTask(
+            section,
+            order,
+            noise.to(start.device),
+            history.latent_indices(section),
+            history.context(section),
+        )
+        latents = sample_section(task).to(start)
+        if not torch.isfinite(latents).all():
+            raise FramePackError(
+                f"section {section.index}: the model returned values that are not finite; try "
+                "another precision (bf16 or fp32) or attention, and check LoRA strengths"
+            )
+        history.append(section, latents)
+        if on_section is not None:
+            on_section(SectionDone(section, order, latents, history.video()))
+    return history.video()
+
+
+def section_noise(shape: tuple[int, ...], seed: int | Sequence[int]) -> Iterator[Tensor]:
+    """Starting noise of each section in the order made: one CPU generator drawn on, as FramePack.
+
+    With several seeds each sample of the batch has its own generator, so it does not depend on
+    the batch it is in.
+    """
+    seeds = [seed] * shape[0] if isinstance(seed, int) else list(seed)
+    if len(seeds) != shape[0]:
+        raise FramePackError(f"seed: {len(seeds)} seeds for a batch of {shape[0]}")
+    if isinstance(seed, int):
+        generator = cpu_generator(seed)
+        while True:
+            yield torch.randn(shape, generator=generator)
+    generators = [cpu_generator(s) for s in seeds]
+    while True:
+        yield torch.cat([torch.randn((1, *shape[1:]), generator=g) for g in generators])
+
+
+def _check_start(start: Tensor) -> None:
+    if start.ndim != 5 or start.shape[2] != 1:
+        raise FramePackError(
+            f"start: expected one latent frame [B, C, 1, h, w], got {tuple(start.shape)}; "
+            "encode one image with the VAE"
+        )
+    height, width = start.shape[3:]
+    if height % 2 or width % 2:
+        raise FramePackError(
+            f"start: its latent is {width}x{height}, an image of {8 * width}x{8 * height}; both "
+            "sides of the image must be multiples of 16"
+        )
+
+
+@dataclass(frozen=True)
+class SamplerConfig:
+    """How a section is sampled; shift None follows the number of tokens, as FramePack does."""
+
+    steps: int = 25
+    shift: float | None = None
+    variant: Variant = "bh1"
+    step_cache: StepCacheFactory | None = None
+
+    def sigmas(self, latent_shape: Sequence[int]) -> Tensor:
+        """Schedule [steps + 1] for latents [..., T, h, w]."""
+        shift = dynamic_shift(*latent_shape[-3:]) if self.shift is None else self.shift
+        return flow_sigmas(self.steps, shift)
+
+
+@dataclass(frozen=True)
+class StepInfo:
+    """Where a run is: the `step` of `steps` just done (1 first) in the `order`-th section."""
+
+    order: int
+    step: int
+    steps: int
+    denoised: Tensor
+
+
+def unipc_sampler(
+    denoiser: FlowDenoiser,
+    guided: Guided,
+    config: SamplerConfig,
+    cfg: CFG | None = None,
+    on_step: Callable[[StepInfo], None] | None = None,
+) -> SampleSection:
+    """Sections by UniPC on a denoiser, without a host; `on_step` may raise to stop."""
+
+    @torch.no_grad()
+    def sample(task: SectionTask) -> Tensor:
+        sigmas = config.sigmas(task.noise.shape)
+        step_cache = config.step_cache(sigmas) if config.step_cache else None
+
+        def denoise(x: Tensor, sigma: Tensor) -> Tensor:
+            return denoiser.denoise(
+                x,
+                sigma,
+                guided,
+                latent_indices=task.latent_indices,
+                context=task.context,
+                cfg=cfg,
+                step_cache=step_cache,
+            )
+
+        def report(i: int, _x: Tensor, denoised: Tensor) -> None:
+            if on_step is not None:
+                on_step(StepInfo(task.order, i + 1, config.steps, denoised))
+
+        return sample_unipc(denoise, task.noise, sigmas, variant=config.variant, on_step=report)
+
+    return sample
