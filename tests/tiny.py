@@ -1,0 +1,60 @@
+"""Tiny models with fixed weights, shared by the tests."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from framepack_core.models.dit import DiTConfig, FramePackDiT
+from framepack_core.models.packing import Context
+from framepack_core.models.prompt import TextCondition
+from framepack_core.sampling.flow import Guided
+
+CONFIG = DiTConfig(
+    num_attention_heads=2,
+    attention_head_dim=16,
+    num_layers=1,
+    num_single_layers=2,
+    num_refiner_layers=1,
+    text_embed_dim=12,
+    pooled_projection_dim=10,
+    rope_axes_dim=(4, 6, 6),
+    image_proj_dim=8,
+)
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator("cpu").manual_seed(seed)
+
+
+def randn(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=generator(seed))
+
+
+def tiny_dit(seed: int = 0) -> FramePackDiT:
+    """Random weights large enough that every input shows in the output."""
+    model = FramePackDiT(CONFIG).requires_grad_(False)
+    g = generator(seed)
+    for parameter in model.parameters():
+        parameter.normal_(0, 0.2, generator=g)
+    return model.eval()
+
+
+def guided(batch: int = 1, words: int = 5, seed: int = 0, mask: Tensor | None = None) -> Guided:
+    text = TextCondition(
+        randn(batch, words, CONFIG.text_embed_dim, seed=seed),
+        randn(batch, CONFIG.pooled_projection_dim, seed=seed + 1),
+        mask,
+    )
+    return Guided(text, randn(batch, 3, CONFIG.image_proj_dim, seed=seed + 2))
+
+
+def context(batch: int = 1, size: int = 4, seed: int = 10) -> Context:
+    return Context(
+        randn(batch, 16, 2, size, size, seed=seed),
+        torch.tensor([[0, 10]]),
+        randn(batch, 16, 2, size, size, seed=seed + 1),
+        torch.tensor([[11, 12]]),
+        randn(batch, 16, 16, size, size, seed=seed + 2),
+        torch.arange(13, 29)[None],
+    )
