@@ -1,0 +1,52 @@
+"""The text that goes to the encoders, and what comes back from them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+SYSTEM_PROMPT = (
+    "Describe the video by detailing the following aspects: "
+    "1. The main content and theme of the video."
+    "2. The color, shape, size, texture, quantity, text, and spatial relationships of the objects."
+    "3. Actions, events, behaviors temporal relationships, physical movement changes of the "
+    "objects."
+    "4. background environment, light, style and atmosphere."
+    "5. camera angles, movements, and transitions used in the video:"
+)
+SYSTEM_TEMPLATE = (
+    "<|start_header_id|>system<|end_header_id|>\n\n{system}<|eot_id|>"
+    "<|start_header_id|>user<|end_header_id|>\n\n"
+)
+END_OF_PROMPT = "<|eot_id|>"
+# What the DiT was trained with; the end-of-turn token counts as one of them.
+MAX_PROMPT_TOKENS = 256
+
+
+def system_prefix(system_prompt: str | None = None) -> str:
+    """The chat text before the user's words, around the released models' system prompt or yours."""
+    return SYSTEM_TEMPLATE.format(system=SYSTEM_PROMPT if system_prompt is None else system_prompt)
+
+
+@dataclass(frozen=True)
+class TextCondition:
+    """A prompt as the DiT sees it.
+
+    text [B, L, 4096]: LLaMA hidden states of the user's words; pooled [B, 768]: the CLIP vector;
+    mask [B, L] bool, True on real tokens, or None where every token is real.
+    """
+
+    text: Tensor
+    pooled: Tensor
+    mask: Tensor | None = None
+
+
+def fit_length(text: Tensor, length: int) -> tuple[Tensor, Tensor]:
+    """Cut or zero-pad [B, L, C] to `length` tokens, with the mask [B, length] of the real ones."""
+    kept = text[:, :length]
+    batch, real, _ = kept.shape
+    mask = torch.arange(length, device=text.device).expand(batch, -1) < real
+    return F.pad(kept, (0, 0, 0, length - real)), mask
