@@ -89,4 +89,4 @@ def _concatenate(parts: list[Tensor]) -> Tensor:
 def apply_rope(x: Tensor, rope: Rope) -> Tensor:
     """Rotate x [B, L, heads, head_dim] in fp32; the result has the dtype of x."""
     swapped = x.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
-    return torch.addcmul(x * rope.cos, swapped.float(), rope.sin).to(x.dtype)
+    return torch.addcmul(x * rope.cos, swapped, rope.sin).to(x.dtype)
