@@ -1,0 +1,79 @@
+"""Writing files so that a crash, a full disk or a power cut never leaves half of one."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from uuid import uuid4
+
+from .errors import FramePackError
+
+DISK_FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
+
+
+@contextmanager
+def atomic_path(path: Path | str) -> Iterator[Path]:
+    """A temporary name in the folder of `path` to write to; it becomes `path` if all goes well.
+
+    On an error it is removed, and a `path` from before stays as it was. Missing folders are made.
+    Raises FramePackError where the disk is full or the folder cannot be written.
+    """
+    path = Path(path)
+    # The suffix stays last: writers such as PyAV choose the format by it.
+    temporary = path.with_name(f".{path.stem}.{uuid4().hex[:8]}.part{path.suffix}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        _flush(temporary)
+        os.replace(temporary, path)
+    except OSError as error:
+        if _concerns_another_file(error, path, temporary):
+            raise
+        raise FramePackError(_explain(path, error)) from error
+    finally:
+        with suppress(OSError):  # the first error is the one to tell
+            temporary.unlink()
+
+
+def size_text(size: int) -> str:
+    """A number of bytes as people read it: 999 bytes, 1.2 MB, 9.9 GB."""
+    if size < 1000:
+        return f"{size} bytes"
+    for unit in ("kB", "MB", "GB"):
+        size /= 1000
+        if size < 1000 or unit == "GB":
+            break
+    return f"{size:.1f} {unit}"
+
+
+def _flush(path: Path) -> None:
+    """Force the content to disk: a rename may outlive a power cut that the content does not."""
+    handle = os.open(path, os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _concerns_another_file(error: OSError, path: Path, temporary: Path) -> bool:
+    """Whether the body failed on something else, for instance on a file that it reads."""
+    if error.errno in DISK_FULL or error.filename is None:
+        return False
+    name = Path(str(error.filename))
+    return name not in (temporary, path) and name not in path.parents
+
+
+def _explain(path: Path, error: OSError) -> str:
+    kept = "the file from before is unchanged" if path.exists() else "nothing was left half-written"
+    reason = error.strerror or str(error)
+    if error.errno not in DISK_FULL:
+        return f"cannot write {path}: {reason}; {kept}; choose another folder"
+    free = size_text(shutil.disk_usage(path.parent).free)
+    return (
+        f"cannot write {path}: {reason} ({free} free); {kept}, and files finished earlier are "
+        "safe; free some space and run again"
+    )

@@ -1,0 +1,180 @@
+"""Pictures: reading and writing files, sizes, cropping, and pixels to tensors and back."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from einops import rearrange
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, PngImagePlugin
+from torch import Tensor
+
+from .errors import FramePackError
+from .files import atomic_path
+
+Size = tuple[int, int]
+Pixels = NDArray[np.uint8]
+
+SIZE_STEP = 16  # 8 pixels a latent, 2 x 2 latents a token
+BUCKETS_640: tuple[Size, ...] = (
+    (416, 960), (448, 864), (480, 832), (512, 768), (544, 704), (576, 672), (608, 640),
+    (640, 608), (672, 576), (704, 544), (768, 512), (832, 480), (864, 448), (960, 416),
+)  # fmt: skip
+# What Pillow raises for files that are not pictures or are cut short.
+UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error)
+
+
+def load_image(path: str | Path) -> Pixels:
+    """Read a picture as uint8 [H, W, 3], turned upright by its EXIF orientation.
+
+    Greys, palettes and CMYK become RGB, 16-bit greys are scaled to 8 bits, and transparent pixels
+    are laid over white.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FramePackError(f"image {path}: no such file")
+    try:
+        with Image.open(path) as image:
+            image.load()
+            upright = ImageOps.exif_transpose(image)
+    except (*UNREADABLE, Image.DecompressionBombError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise FramePackError(
+            f"image {path}: cannot be read ({reason}); use a whole PNG, JPEG or WebP file"
+        ) from error
+    return np.array(_to_rgb(upright))
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):  # 16-bit greys, which convert("RGB") would clip at 255
+        image = Image.fromarray((np.asarray(image) / 257).clip(0, 255).round().astype(np.uint8))
+    if image.has_transparency_data:
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image.convert("RGBA"))
+    return image.convert("RGB")
+
+
+def save_png(path: Path, image: Pixels, metadata: dict[str, str] | None = None) -> None:
+    """Write uint8 [H, W, 3] as a PNG with text entries; the file appears whole or not at all."""
+    text = PngImagePlugin.PngInfo()
+    for key, value in (metadata or {}).items():
+        text.add_itxt(key, value)
+    with atomic_path(path) as temporary:
+        Image.fromarray(image).save(temporary, format="PNG", pnginfo=text)
+
+
+def resize_and_crop(
+    image: Pixels, width: int, height: int, *, resample: Literal["lanczos", "auto"] = "lanczos"
+) -> Pixels:
+    """Scale uint8 [H, W, 3] to cover width x height, then crop the middle.
+
+    "lanczos" is the rule of the FramePack demo. "auto" is that of musubi-tuner: Lanczos to enlarge,
+    the mean over the covered area otherwise, an odd margin's spare pixel cut at right or bottom.
+    """
+    source_height, source_width = image.shape[:2]
+    scale = max(width / source_width, height / source_height)
+    if resample == "lanczos":
+        resized = (round(source_width * scale), round(source_height * scale))
+        left, top = round((resized[0] - width) / 2), round((resized[1] - height) / 2)
+    else:
+        resized = (int(source_width * scale + 0.5), int(source_height * scale + 0.5))
+        left, top = (resized[0] - width) // 2, (resized[1] - height) // 2
+    if resized != (source_width, source_height):
+        by_area = resample == "auto" and scale <= 1
+        image = resize_area(image, *resized) if by_area else resize_lanczos(image, *resized)
+    return image[top : top + height, left : left + width].copy()
+
+
+def resize_lanczos(image: Pixels, width: int, height: int) -> Pixels:
+    """Pillow's Lanczos, which widens its kernel when it shrinks."""
+    return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.LANCZOS))
+
+
+def resize_area(image: Pixels, width: int, height: int) -> Pixels:
+    """Shrink: every new pixel is the mean of the old ones it covers, weighed by how far it does."""
+    rows = _coverage(image.shape[0], height)
+    columns = _coverage(image.shape[1], width)
+    mean = np.einsum("hy,yxc,wx->hwc", rows, image.astype(np.float32), columns, optimize=True)
+    return mean.round().clip(0, 255).astype(np.uint8)
+
+
+def _coverage(source: int, target: int) -> NDArray[np.float32]:
+    """[target, source] share of each new pixel's length that lies on each old pixel."""
+    edges = np.arange(target + 1) * (source / target)
+    pixels = np.arange(source)
+    ends = np.minimum(edges[1:, None], pixels + 1)
+    starts = np.maximum(edges[:-1, None], pixels)
+    overlap = (ends - starts).clip(min=0)
+    return (overlap / overlap.sum(1, keepdims=True)).astype(np.float32)
+
+
+def nearest_bucket(height: int, width: int, resolution: int = 640) -> Size:
+    """(height, width) nearest in shape, of the FramePack demo's list; the later one of a tie."""
+    if resolution != 640:
+        raise FramePackError(f"resolution {resolution} has no bucket list; use 640")
+    return min(reversed(BUCKETS_640), key=lambda size: abs(height * size[1] - width * size[0]))
+
+
+def _round_down(length: int, step: int = SIZE_STEP) -> int:
+    return length - length % step
+
+
+def size_for_area(width: int, height: int, area: int, step: int = SIZE_STEP) -> Size:
+    """(width, height) in multiples of step, of about that area, closest to the shape given."""
+    aspect = width / height
+    middle = _round_down(int((area * aspect) ** 0.5), step)
+    widths = [middle + step * i for i in range(-2, 3)]
+    sizes = [(w, _round_down(area // w, step)) for w in widths if w > 0]
+    return min((s for s in sizes if s[1] > 0), key=lambda size: abs(size[0] / size[1] - aspect))
+
+
+@dataclass(frozen=True)
+class BucketSelector:
+    """musubi-tuner's sizes of about width x height pixels, and which of them a picture gets."""
+
+    width: int
+    height: int
+    enable_bucket: bool = True
+    no_upscale: bool = False
+
+    @cached_property
+    def sizes(self) -> list[Size]:
+        """Every (width, height), the narrowest first; a single one without bucketing."""
+        if not self.enable_bucket:
+            return [(self.width, self.height)]
+        area = self.width * self.height
+        side = int(area**0.5)
+        widths = range(_round_down(side // 2), side + 1, SIZE_STEP)
+        narrow = {(w, _round_down(area // w)) for w in widths if w}
+        return sorted(narrow | {(h, w) for w, h in narrow})
+
+    def choose(self, width: int, height: int) -> Size:
+        """(width, height) of the nearest shape; with no_upscale a small picture keeps its size."""
+        small = width * height <= self.width * self.height
+        if self.enable_bucket and self.no_upscale and small:
+            if min(width, height) < SIZE_STEP:
+                raise FramePackError(
+                    f"image of {width}x{height}: smaller than {SIZE_STEP} pixels; allow enlarging"
+                )
+            return _round_down(width), _round_down(height)
+        aspect = width / height
+        return min(self.sizes, key=lambda size: abs(size[0] / size[1] - aspect))
+
+
+def to_tensor(pixels: Pixels) -> Tensor:
+    """uint8 [H, W, 3] or [N, H, W, 3] to float32 [1, 3, N, H, W] in -1..1."""
+    frames = torch.from_numpy(np.array(pixels, ndmin=4))
+    return rearrange(frames, "n h w c -> 1 c n h w").float() / 127.5 - 1
+
+
+def to_uint8(video: Tensor) -> Pixels:
+    """[1, 3, N, H, W] in -1..1 to uint8 [N, H, W, 3], rounded, with what lies outside clamped."""
+    frames = rearrange(video, "1 c n h w -> n h w c")
+    levels = ((frames.float() + 1) * 127.5).round().clamp(0, 255)
+    return levels.to("cpu", torch.uint8).numpy()
