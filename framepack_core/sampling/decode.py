@@ -1,0 +1,74 @@
+"""Latents to pixels: section by section with cross-faded joins, in one call, or frame by frame."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from ..runtime.errors import FramePackError
+
+Decode = Callable[[Tensor], Tensor]
+"""Scaled latents [1, 16, T, h, w] to pixels [1, 3, 4T - 3, 8h, 8w] in -1..1."""
+
+
+def decode_slices(total_latents: int, window: int) -> list[tuple[int, int]]:
+    """(start, stop) of the latents decoded together, one slice a section, in time order.
+
+    A slice is two windows long, so that each shares a window with its neighbour; the first also
+    holds the start image's latent, the last is the second half of the one before.
+    """
+    sections, rest = divmod(total_latents - 1, window)
+    if sections < 1 or rest:
+        raise FramePackError(
+            f"{total_latents} latent frames are not 1 + n x {window}: give the latent window size "
+            "they were made with, or decode them in one call (bulk)"
+        )
+    starts = [0, *range(window + 1, total_latents, window)]
+    return [(start, min((i + 2) * window + 1, total_latents)) for i, start in enumerate(starts)]
+
+
+def blend(first: Tensor, second: Tensor, overlap: int) -> Tensor:
+    """Join clips [B, C, F, H, W], fading the first out and the second in over `overlap` frames."""
+    if overlap <= 0:
+        return torch.cat([first, second.to(first)], dim=2)
+    if overlap > min(first.shape[2], second.shape[2]):
+        raise ValueError(
+            f"overlap {overlap} of clips of {first.shape[2]} and {second.shape[2]} frames"
+        )
+    weight = torch.linspace(1, 0, overlap, dtype=first.dtype, device=first.device)
+    weight = weight.view(1, 1, -1, 1, 1)
+    faded = weight * first[:, :, -overlap:] + (1 - weight) * second[:, :, :overlap]
+    return torch.cat([first[:, :, :-overlap], faded, second[:, :, overlap:]], dim=2).to(first)
+
+
+def decode_sections(decode: Decode, latents: Tensor, window: int) -> Iterator[Tensor]:
+    """Decode latents [1, 16, 1 + n * window, h, w] into clips that follow each other in time.
+
+    Neighbouring slices are cross-faded over 4 * window - 3 frames. A frame is shared by two slices
+    at most, so only the faded tail of one is held back for the next, however long the video is.
+    """
+    overlap = 4 * window - 3
+    *earlier, last = decode_slices(latents.shape[2], window)
+    tail: Tensor | None = None
+    for start, stop in earlier:
+        pixels = _append(tail, decode(latents[:, :, start:stop]), overlap)
+        yield pixels[:, :, :-overlap]
+        tail = pixels[:, :, -overlap:].clone()  # a view would keep the whole clip
+    yield _append(tail, decode(latents[:, :, slice(*last)]), overlap)
+
+
+def _append(tail: Tensor | None, pixels: Tensor, overlap: int) -> Tensor:
+    return pixels if tail is None else blend(tail, pixels, overlap)
+
+
+def decode_bulk(decode: Decode, latents: Tensor) -> Iterator[Tensor]:
+    """Decode all latents [1, 16, T, h, w] in one call: one clip of 4T - 3 frames."""
+    yield decode(latents)
+
+
+def decode_frames(decode: Decode, latents: Tensor) -> Iterator[Tensor]:
+    """Decode each latent of [1, 16, T, h, w] alone: T clips of one frame."""
+    for latent in latents.split(1, dim=2):
+        yield decode(latent)

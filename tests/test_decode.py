@@ -1,0 +1,96 @@
+"""Decoding by sections: what is decoded together, how it is joined, and how little is held."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+from framepack_core.runtime.errors import FramePackError
+from framepack_core.sampling.decode import (
+    blend,
+    decode_bulk,
+    decode_frames,
+    decode_sections,
+    decode_slices,
+)
+
+
+def random_latents(frames: int) -> Tensor:
+    return torch.randn(1, 16, frames, 1, 1, generator=torch.Generator().manual_seed(0))
+
+
+def causal_decode(latents: Tensor) -> Tensor:
+    """A stand-in for the VAE: one pixel frame for the first latent, four for every other one.
+
+    Its result depends on where a clip begins, as the real one's does.
+    """
+    running = latents[:, :3].cumsum(2)
+    return torch.cat([running[:, :, :1], running[:, :, 1:].repeat_interleave(4, dim=2)], dim=2)
+
+
+def backward_decode(latents: Tensor, window: int, sections: int) -> Tensor:
+    """The published algorithm: from the last section back, each joined to all that follows it."""
+    video = None
+    for k in reversed(range(sections)):
+        start = 0 if k == 0 else k * window + 1
+        stop = min(start + window * 2 + (k == 0), latents.shape[2])
+        clip = causal_decode(latents[:, :, start:stop])
+        video = clip if video is None else blend(clip, video, 4 * window - 3)
+    return video
+
+
+@pytest.mark.parametrize("window", [1, 2, 5, 9])
+@pytest.mark.parametrize("sections", [1, 2, 3, 6])
+def test_streamed_equals_the_backward_algorithm(window: int, sections: int) -> None:
+    latents = random_latents(1 + window * sections)
+    video = torch.cat(list(decode_sections(causal_decode, latents, window)), dim=2)
+    assert video.shape[2] == 4 * window * sections + 1
+    assert torch.equal(video, backward_decode(latents, window, sections))
+
+
+def test_slices_by_hand() -> None:
+    assert decode_slices(10, 9) == [(0, 10)]
+    assert decode_slices(19, 9) == [(0, 19), (10, 19)]
+    assert decode_slices(37, 9) == [(0, 19), (10, 28), (19, 37), (28, 37)]
+    assert decode_slices(16, 5) == [(0, 11), (6, 16), (11, 16)]
+
+
+def test_sections_come_out_as_they_are_decoded() -> None:
+    calls = 0
+
+    def counting(latents: Tensor) -> Tensor:
+        nonlocal calls
+        calls += 1
+        return causal_decode(latents)
+
+    clips: Iterator[Tensor] = decode_sections(counting, random_latents(37), 9)
+    lengths = []
+    for k, clip in enumerate(clips, start=1):
+        assert calls == k
+        lengths.append(clip.shape[2])
+    assert lengths == [40, 36, 36, 33]
+
+
+@pytest.mark.parametrize("frames", [1, 18, 20])
+def test_a_length_of_another_window_is_refused(frames: int) -> None:
+    with pytest.raises(FramePackError, match=f"{frames} latent frames are not 1 \\+ n x 9"):
+        decode_slices(frames, 9)
+
+
+def test_blend_fades_linearly() -> None:
+    first, second = torch.full((1, 1, 4, 1, 1), 8.0), torch.zeros(1, 1, 3, 1, 1)
+    assert blend(first, second, 3).flatten().tolist() == [8, 8, 4, 0]
+    assert blend(first, second, 0).shape[2] == 7
+    with pytest.raises(ValueError, match="overlap 4"):
+        blend(first, second, 4)
+
+
+def test_bulk_and_single_frames() -> None:
+    latents = random_latents(5)
+    (clip,) = decode_bulk(causal_decode, latents)
+    assert torch.equal(clip, causal_decode(latents))
+    frames = list(decode_frames(causal_decode, latents))
+    assert torch.equal(torch.cat(frames, dim=2), latents[:, :3])
