@@ -1,0 +1,109 @@
+"""Where results go: names, early checks, and frames written as they are decoded."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from argparse import Namespace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from ..runtime.errors import FramePackError
+from ..runtime.images import to_uint8
+from ..runtime.video import ImageSequenceWriter, VideoWriter, probe_encoder
+from ..sampling.sections import FPS
+
+LATENT_SUFFIX = "_latent"
+
+
+@dataclass(frozen=True)
+class Output:
+    """The files of one result: folder/name.mp4, folder/name/name_000.png, or the latents alone."""
+
+    folder: Path
+    name: str
+    kind: str = "video"
+    fps: float = FPS
+    crf: int = 16
+    codec: str = "libx264"
+    with_metadata: bool = True
+
+    @classmethod
+    def from_args(cls, args: Namespace, name: str, fps: float = FPS) -> Output:
+        return cls(
+            args.save_path,
+            name,
+            args.output_type,
+            args.fps or fps,
+            args.crf,
+            args.codec,
+            not args.no_metadata,
+        )
+
+    @property
+    def keeps_latents(self) -> bool:
+        return self.kind in ("latent", "both", "latent_images")
+
+    @property
+    def decodes(self) -> bool:
+        return self.kind != "latent"
+
+    @property
+    def makes_video(self) -> bool:
+        return self.kind in ("video", "both")
+
+    @property
+    def latent_path(self) -> Path:
+        return self.folder / f"{self.name}{LATENT_SUFFIX}.safetensors"
+
+    def check(self, latent_bytes: int) -> None:
+        """Refuse a folder that cannot be written, a full disk and an encoder that fails."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise FramePackError(
+                f"output folder {self.folder} cannot be made ({error.strerror}); name another"
+            ) from error
+        if not os.access(self.folder, os.W_OK):
+            raise FramePackError(f"output folder {self.folder} is read-only; name another folder")
+        if shutil.disk_usage(self.folder).free < latent_bytes:
+            raise FramePackError(
+                f"output folder {self.folder}: the disk is full, the latents alone need "
+                f"{latent_bytes / 1e6:.1f} MB; free some space"
+            )
+        if self.makes_video:
+            probe_encoder(self.codec)
+
+    def write(
+        self, clips: Iterable[Tensor], size: tuple[int, int], metadata: Mapping[str, str]
+    ) -> Path:
+        """Write clips [1, 3, F, H, W] in -1..1, one after another; the video or folder made.
+
+        size is (width, height).
+        """
+        path, writer = self._writer(size, metadata)
+        with writer:
+            for clip in clips:
+                for frame in to_uint8(clip):
+                    writer.write(frame)
+        return path
+
+    def _writer(
+        self, size: tuple[int, int], metadata: Mapping[str, str]
+    ) -> tuple[Path, VideoWriter | ImageSequenceWriter]:
+        text = {
+            "title": metadata.get("prompt", ""),
+            "comment": json.dumps(dict(metadata), sort_keys=True),
+        }
+        text = text if self.with_metadata and metadata else {}
+        if not self.makes_video:
+            path = self.folder / self.name
+            return path, ImageSequenceWriter(path, self.name, metadata=text)
+        path = self.folder / f"{self.name}.mp4"
+        width, height = size
+        options = {"fps": self.fps, "crf": self.crf, "codec": self.codec, "metadata": text}
+        return path, VideoWriter(path, width=width, height=height, **options)
