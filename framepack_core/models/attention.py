@@ -6,14 +6,21 @@ from collections.abc import Callable
 
 from einops import rearrange
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
 Attention = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 """(q, k, v [B, heads, L, head_dim], key mask [B, L] bool or None) -> [B, L, heads * head_dim]."""
 
+# cuDNN's backward of a masked attention reads outside its buffers (PyTorch 2.11, H100)
+MASKED_BACKENDS = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+
 
 def sdpa(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
     """PyTorch's own attention; keys that are False in `key_mask` [B, L] are not attended to."""
-    mask = None if key_mask is None else key_mask[:, None, None, :]
-    out = scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    if key_mask is None:
+        out = scaled_dot_product_attention(q, k, v)
+    else:
+        with sdpa_kernel(MASKED_BACKENDS):
+            out = scaled_dot_product_attention(q, k, v, attn_mask=key_mask[:, None, None, :])
     return rearrange(out, "b h l d -> b l (h d)")
