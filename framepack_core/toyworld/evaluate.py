@@ -1,0 +1,334 @@
+"""What the toy models can do, measured by tracking the shape in videos made by the pipeline itself.
+
+`python -m framepack_core.toyworld.evaluate` prints one table: each line a measure, its bar, and
+whether it is met. Clips are drawn from seeds that no training has used.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import get_args
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from ..models.build import load_dit, load_snapshot
+from ..models.dit import FramePackDiT
+from ..models.image import ImageEncoder
+from ..models.prompt import TextCondition, fit_length
+from ..models.text import TextEncoders
+from ..models.vae import AutoencoderKL
+from ..runtime.device import default_device, parse_device
+from ..sampling.decode import decode_sections
+from ..sampling.flow import FlowDenoiser, Guided
+from ..sampling.generate import SamplerConfig, SampleSection, SectionTask, generate, unipc_sampler
+from ..sampling.sections import WINDOW, Mode, plan_video
+from ..weights.layouts import F1_FOLDER
+from . import SNAPSHOT, render
+from .tracker import Track, motion, track
+
+LONG = 6  # sections of the long runs
+END_ERROR = 0.05 * render.SIZE  # pixels
+NEAR_JOIN = 9  # frames on both sides of a join that count as its neighbourhood
+
+
+@dataclass(frozen=True)
+class Toy:
+    """The models of a snapshot on one device."""
+
+    dits: Mapping[Mode, FramePackDiT]
+    vae: AutoencoderKL
+    text_encoders: TextEncoders
+    image_encoder: ImageEncoder
+    device: torch.device
+    dtype: torch.dtype
+
+    @classmethod
+    def load(cls, snapshot: Path, device: torch.device) -> Toy:
+        dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+        loaded = load_snapshot(snapshot, dtype=dtype, device=device)
+        f1 = load_dit(snapshot / F1_FOLDER, dtype=dtype, device=device)
+        dits: dict[Mode, FramePackDiT] = {"framepack": loaded.dit, "f1": f1}
+        return cls(dits, loaded.vae, loaded.text_encoders, loaded.image_encoder, device, dtype)
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One line of the table; the value has to be at least, or at most, the bar."""
+
+    name: str
+    value: float
+    bar: float
+    at_most: bool = False
+    percent: bool = True
+
+    @property
+    def met(self) -> bool:
+        return self.value <= self.bar if self.at_most else self.value >= self.bar
+
+    def __str__(self) -> str:
+        form = "{:6.1%}" if self.percent else "{:6.2f}"
+        value, bar = form.format(self.value), form.format(self.bar).strip()
+        sign = "<=" if self.at_most else ">="
+        return f"{'ok  ' if self.met else 'MISS'}  {value}  {sign} {bar:<7} {self.name}"
+
+
+@dataclass(frozen=True)
+class Video:
+    """Generated clips: pixels [B, 3, F, 64, 64] in -1..1 and what the tracker sees in them."""
+
+    pixels: Tensor
+    track: Track
+
+    @property
+    def sections(self) -> int:
+        return (self.pixels.shape[2] - 1) // render.SECTION_FRAMES
+
+
+@torch.no_grad()
+def make_videos(
+    toy: Toy,
+    mode: Mode,
+    starts: Tensor,
+    prompts: Sequence[str],
+    sections: int,
+    seeds: Sequence[int],
+    *,
+    steps: int = 25,
+    ends: Tensor | None = None,
+) -> Video:
+    """Videos of start images uint8 [B, 64, 64, 3], one prompt each; ends: end images alike."""
+    conditions = [toy.text_encoders.encode(prompt) for prompt in prompts]
+    embeds = [toy.image_encoder.encode(image.numpy()) for image in starts]
+    guided = Guided(join_texts(conditions, toy), torch.cat(embeds).to(toy.device, toy.dtype))
+    denoiser = FlowDenoiser(toy.dits[mode], toy.dtype)
+    sample = unipc_sampler(denoiser, guided, SamplerConfig(steps))
+    if ends is not None:
+        sample = _with_end(sample, encode_images(toy, ends))
+    plan = plan_video(mode, sections)
+    latents = generate(plan, sample, encode_images(toy, starts), list(seeds))
+
+    def decode(chunk: Tensor) -> Tensor:
+        return toy.vae.decode(chunk.to(toy.dtype)).float()
+
+    pixels = torch.cat(list(decode_sections(decode, latents, WINDOW)), dim=2).clamp(-1, 1)
+    return Video(pixels, track(pixels))
+
+
+def encode_images(toy: Toy, images: Tensor) -> Tensor:
+    """Latents [B, 16, 1, 8, 8] of pictures uint8 [B, 64, 64, 3], each encoded alone."""
+    pixels = rearrange(images.to(toy.device), "b h w c -> b c 1 h w").float() / 127.5 - 1
+    return toy.vae.encode(pixels.to(toy.dtype)).float()
+
+
+def join_texts(conditions: Sequence[TextCondition], toy: Toy) -> TextCondition:
+    """Prompts of any length as one masked batch."""
+    longest = max(c.text.shape[1] for c in conditions)
+    fitted = [fit_length(c.text, longest) for c in conditions]
+    text, mask = (torch.cat(parts) for parts in zip(*fitted, strict=True))
+    pooled = torch.cat([c.pooled for c in conditions])
+    return TextCondition(text.to(toy.dtype), pooled.to(toy.dtype), mask)
+
+
+def _with_end(sample: SampleSection, end: Tensor) -> SampleSection:
+    """Show the end image to the section that is made first, right behind it in time."""
+
+    def sample_towards_end(task: SectionTask) -> Tensor:
+        if task.order == 0:
+            start = task.context.clean[:, :, :1]
+            clean = torch.cat((start, end.to(start)), dim=2)
+            task = replace(task, context=replace(task.context, clean=clean))
+        return sample(task)
+
+    return sample_towards_end
+
+
+# Measures
+
+
+def evaluate(
+    toy: Toy, cases: int, modes: Sequence[Mode] = get_args(Mode), steps: int = 25
+) -> Iterator[Measure]:
+    """All measures, each over at least `cases` cases (a multiple of 16 spreads them evenly)."""
+    yield Measure("VAE: PSNR in dB, 73 frames", vae_psnr(toy, cases), 34, percent=False)
+    for mode in modes:
+        yield from _motion_measures(toy, mode, cases, steps)
+        yield from _long_measures(toy, mode, cases, steps)
+        if mode == "framepack":
+            yield from _end_measures(toy, cases, steps)
+
+
+@torch.no_grad()
+def vae_psnr(toy: Toy, cases: int, sections: int = 2) -> float:
+    """Mean PSNR of held-out clips, in dB."""
+    seeds = range(render.HELD_OUT, render.HELD_OUT + cases)
+    values = []
+    for rows in torch.arange(cases).split(8):
+        clips = render.draw([seeds[i] for i in rows.tolist()], sections, "changing")
+        pixels = render.render(clips, device=toy.device)
+        decoded = toy.vae.decode(toy.vae.encode(pixels.to(toy.dtype))).float().clamp(-1, 1)
+        error = (decoded - pixels).square().flatten(1).mean(1) / 4
+        values.append(-10 * error.log10())
+    return torch.cat(values).mean().item()
+
+
+@dataclass(frozen=True)
+class Cases:
+    """Held-out start images near the middle, each with a motion that its prompt asks for."""
+
+    clips: render.Clips
+    motions: tuple[str, ...]
+
+    @classmethod
+    def draw(cls, count: int, offset: int, motions: Sequence[str] = render.MOTIONS) -> Cases:
+        first = render.HELD_OUT + offset
+        clips = render.draw(range(first, first + count), 1, central=True)
+        return cls(clips, tuple(motions[i % len(motions)] for i in range(count)))
+
+    @property
+    def prompts(self) -> list[str]:
+        """Every caption variant in turn."""
+        return [
+            render.caption(
+                form, colour, render.MOTIONS.index(name), variant=i % render.CAPTION_VARIANTS
+            )
+            for i, (form, colour, name) in enumerate(
+                zip(self.clips.form.tolist(), self.clips.colour.tolist(), self.motions, strict=True)
+            )
+        ]
+
+    @property
+    def starts(self) -> Tensor:
+        return render.start_image(self.clips)
+
+    @property
+    def seeds(self) -> list[int]:
+        return [seed % 2**31 for seed in self.clips.seeds]
+
+    def opposites(self) -> Cases:
+        """The same start images with the opposite prompts."""
+        return replace(self, motions=tuple(render.OPPOSITE[name] for name in self.motions))
+
+
+def _motion_measures(toy: Toy, mode: Mode, cases: int, steps: int) -> Iterator[Measure]:
+    for sections in (1, 2):
+        drawn = Cases.draw(cases, 10_000 * sections)
+        video = _run(toy, mode, drawn, sections, steps)
+        yield Measure(
+            f"{mode}: motion follows the prompt, {sections} section(s)",
+            _share(a == b for a, b in zip(motion(video.track), drawn.motions, strict=True)),
+            0.95,
+        )
+        if sections == 1:
+            yield Measure(
+                f"{mode}: colour and form kept after 1 section", _kept(video, drawn), 0.95
+            )
+    forth = Cases.draw(cases, 30_000, tuple(render.OPPOSITE))
+    back = forth.opposites()
+    seen = [motion(_run(toy, mode, case, 1, steps).track) for case in (forth, back)]
+    flipped = zip(seen[0], seen[1], forth.motions, back.motions, strict=True)
+    yield Measure(
+        f"{mode}: the opposite prompt flips the motion",
+        _share((a, b) == (c, d) for a, b, c, d in flipped),
+        0.95,
+    )
+
+
+def _long_measures(toy: Toy, mode: Mode, cases: int, steps: int) -> Iterator[Measure]:
+    drawn = Cases.draw(cases, 40_000)
+    video = _run(toy, mode, drawn, LONG, steps)
+    kept = f"{mode}: colour and form kept after {LONG} sections"
+    yield Measure(kept, _kept(video, drawn), 0.90)
+    first, last = (_drift(video, section) for section in (1, LONG))
+    yield Measure(
+        f"{mode}: colour drift after {LONG} sections ({last:.4f}) over that after 1 ({first:.4f})",
+        last / max(first, 1e-6),
+        2.0,
+        at_most=True,
+        percent=False,
+    )
+    yield Measure(
+        f"{mode}: jump at a join over an ordinary step",
+        join_ratio(video),
+        1.5,
+        at_most=True,
+        percent=False,
+    )
+
+
+def _end_measures(toy: Toy, cases: int, steps: int) -> Iterator[Measure]:
+    for sections in (1, 2):
+        first = render.HELD_OUT + 50_000 * sections
+        clips = render.draw(range(first, first + cases), sections, "travel")
+        prompts = [texts[0] for texts in render.captions(clips)]
+        seeds = [seed % 2**31 for seed in clips.seeds]
+        starts, ends = render.start_image(clips), render.end_image(clips)
+        video = make_videos(
+            toy, "framepack", starts, prompts, sections, seeds, steps=steps, ends=ends
+        )
+        goal = clips.track[:, -1, :2].to(video.pixels)
+        error = (video.track.position[:, -1] - goal).norm(dim=-1)
+        found = (error <= END_ERROR) & video.track.present[:, -1]
+        yield Measure(
+            f"framepack: last frame within 5 % of the given end frame, {sections} section(s)",
+            found.float().mean().item(),
+            0.90,
+        )
+
+
+def _run(toy: Toy, mode: Mode, cases: Cases, sections: int, steps: int) -> Video:
+    return make_videos(toy, mode, cases.starts, cases.prompts, sections, cases.seeds, steps=steps)
+
+
+def _kept(video: Video, cases: Cases) -> float:
+    """Share of clips whose last frame shows the right colour and form."""
+    last = video.track[-1]
+    device = last.form.device
+    right = last.present & (last.form == cases.clips.form.to(device))
+    right &= last.colour_index == cases.clips.colour.to(device)
+    return right.float().mean().item()
+
+
+def _drift(video: Video, section: int) -> float:
+    """Mean distance in RGB between the shape's colour at the end of a section and at the start."""
+    colour = video.track.colour
+    frame = section * render.SECTION_FRAMES
+    return (colour[:, frame] - colour[:, 0]).norm(dim=-1).mean().item()
+
+
+def join_ratio(video: Video) -> float:
+    """Mean step over the joins, over the mean step of the frames around them; in x, y, radius."""
+    state = torch.cat((video.track.position, video.track.radius[..., None]), dim=-1)
+    steps = (state[:, 1:] - state[:, :-1]).norm(dim=-1)
+    joins = [section * render.SECTION_FRAMES for section in range(1, video.sections)]
+    near = sorted({j + d for j in joins for d in range(-NEAR_JOIN, NEAR_JOIN + 1)} - set(joins))
+    ordinary = steps[:, [i for i in near if i < steps.shape[1]]].mean()
+    return (steps[:, joins].mean() / ordinary.clamp(min=1e-6)).item()
+
+
+def _share(flags: Iterator[bool]) -> float:
+    values = list(flags)
+    return sum(values) / len(values)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--cases", type=int, default=64)
+    parser.add_argument("--steps", type=int, default=25)
+    parser.add_argument("--snapshot", type=Path, default=SNAPSHOT)
+    parser.add_argument("--modes", nargs="+", choices=get_args(Mode), default=get_args(Mode))
+    parser.add_argument("--device", type=str)
+    args = parser.parse_args(argv)
+    device = parse_device(args.device) if args.device else default_device()
+    toy = Toy.load(args.snapshot, device)
+    print(f"{args.snapshot.name}, {args.cases} held-out cases each, {args.steps} steps, {device}")
+    for measure in evaluate(toy, args.cases, args.modes, args.steps):
+        print(measure, flush=True)
+
+
+if __name__ == "__main__":
+    main()
