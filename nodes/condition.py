@@ -1,0 +1,195 @@
+"""What steers a video: the prompt, the fitted start image, and the start image as latents."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from comfy_api.latest import io, ui
+from torch import Tensor
+
+from ..framepack_core.models.prompt import END_OF_PROMPT, MAX_PROMPT_TOKENS, system_prefix
+from ..framepack_core.runtime.images import nearest_bucket, resize_and_crop, size_for_area
+from ..framepack_core.sampling.sections import SIZE_MULTIPLE, check_size
+from .host import show_text, to_image, to_latents, to_uint8
+from .types import CATEGORY, advanced, schema
+
+BUCKET, AREA, EXACT = "FramePack's sizes (640)", "area", "exact"
+MAX_SIZE = 4096
+
+
+class TextEncode(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="FPReelTextEncode",
+            display_name="FramePack Text Encode",
+            category=CATEGORY,
+            description="Encodes a prompt as FramePack was trained: plain text without weight "
+            "syntax, at most 256 tokens. CLIP Text Encode works too; it reads (word:1.2) and "
+            "embedding: with ComfyUI's own text encoders.",
+            search_aliases=["framepack prompt", "CLIPTextEncode"],
+            inputs=[
+                io.Clip.Input(
+                    "clip",
+                    tooltip="From Load FramePack Text Encoders or Snapshot, or ComfyUI's "
+                    "DualCLIPLoader with type hunyuan_video.",
+                ),
+                io.String.Input(
+                    "text",
+                    multiline=True,
+                    dynamic_prompts=True,
+                    tooltip="What happens in the video. Short sentences about motion work best.",
+                ),
+                advanced(
+                    io.String.Input(
+                        "system_prompt",
+                        multiline=True,
+                        optional=True,
+                        default="",
+                        tooltip="Replaces the instruction that FramePack puts before the prompt. "
+                        "Leave it empty for the one the model was trained with.",
+                    )
+                ),
+            ],
+            outputs=[io.Conditioning.Output(display_name="conditioning")],
+        )
+
+    @classmethod
+    def execute(cls, clip: Any, text: str, system_prompt: str = "") -> io.NodeOutput:
+        system = system_prompt or None
+        tokens = clip.tokenize(
+            text,
+            disable_weights=True,
+            system_prompt=system,
+            llama_template=native_template(system),
+        )
+        return io.NodeOutput(_cut(clip.encode_from_tokens_scheduled(tokens)))
+
+
+def native_template(system_prompt: str | None) -> str | None:
+    """The template as ComfyUI's own tokenizer takes it, or None for its default, which is ours."""
+    if system_prompt is None:
+        return None
+    prefix = system_prefix(system_prompt).replace("{", "{{").replace("}", "}}")
+    return prefix + "{}" + END_OF_PROMPT
+
+
+def _cut(conditioning: list[Any]) -> list[Any]:
+    """At most as many tokens as FramePack was trained with."""
+
+    def cut(extra: dict[str, Any]) -> dict[str, Any]:
+        mask = extra.get("attention_mask")
+        return extra if mask is None else extra | {"attention_mask": mask[:, :MAX_PROMPT_TOKENS]}
+
+    return [[words[:, :MAX_PROMPT_TOKENS], cut(extra)] for words, extra in conditioning]
+
+
+class Canvas(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        size = {"min": SIZE_MULTIPLE, "max": MAX_SIZE, "step": SIZE_MULTIPLE}
+        return schema(
+            node_id="FPReelCanvas",
+            display_name="FramePack Canvas",
+            category=CATEGORY,
+            description="Fits the start image to a size that FramePack can make: scaled to cover "
+            "it, the rest cropped evenly. An end image is fitted to the same size.",
+            search_aliases=["framepack resize", "framepack bucket", "image size", "resolution"],
+            inputs=[
+                io.Image.Input("image", tooltip="Start image, of any size."),
+                io.Combo.Input(
+                    "fit",
+                    options=[BUCKET, AREA, EXACT],
+                    default=BUCKET,
+                    tooltip=f"{BUCKET}: the size of FramePack's list nearest in shape, best "
+                    "quality. area: the image's own shape at about resolution x resolution pixels. "
+                    "exact: width x height.",
+                ),
+                io.Int.Input(
+                    "resolution",
+                    default=640,
+                    **size,
+                    tooltip="For area: the side of a square with as many pixels as the video. "
+                    "640 is what FramePack was trained at; smaller is faster.",
+                ),
+                io.Int.Input("width", default=640, **size, tooltip="For exact: multiple of 16."),
+                io.Int.Input("height", default=640, **size, tooltip="For exact: multiple of 16."),
+                io.Image.Input(
+                    "end_image", optional=True, tooltip="Last frame, fitted to the same size."
+                ),
+            ],
+            outputs=[
+                io.Image.Output(display_name="image"),
+                io.Image.Output(display_name="end_image"),
+                io.Int.Output(display_name="width"),
+                io.Int.Output(display_name="height"),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        image: Tensor,
+        fit: str,
+        resolution: int,
+        width: int,
+        height: int,
+        end_image: Tensor | None = None,
+    ) -> io.NodeOutput:
+        if fit == BUCKET:
+            height, width = nearest_bucket(image.shape[1], image.shape[2])
+        elif fit == AREA:
+            width, height = size_for_area(image.shape[2], image.shape[1], resolution**2)
+        check_size(width, height)
+        text = f"{width}x{height}"
+        show_text(cls.hidden.unique_id, text)
+        images = (None if x is None else _fitted(x, width, height) for x in (image, end_image))
+        return io.NodeOutput(*images, width, height, ui=ui.PreviewText(text))
+
+
+def _fitted(image: Tensor, width: int, height: int) -> Tensor:
+    (pixels,) = to_uint8(image[:1])
+    return to_image(resize_and_crop(pixels, width, height)[None])
+
+
+class StartFrame(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="FPReelStartFrame",
+            display_name="FramePack Start Frame",
+            category=CATEGORY,
+            description="Encodes the start image for the sampler: as the first latent frame, and "
+            "as what the model recognises in it.",
+            search_aliases=["framepack image encode", "start image", "first frame"],
+            inputs=[
+                io.Image.Input(
+                    "image",
+                    tooltip="Start image, with both sides multiples of 16 as FramePack Canvas "
+                    "makes them. Only the first of a batch is used.",
+                ),
+                io.Vae.Input(
+                    "vae",
+                    tooltip="A HunyuanVideo VAE, from Load FramePack VAE or Snapshot, or Load VAE.",
+                ),
+                io.ClipVision.Input(
+                    "clip_vision",
+                    tooltip="SigLIP, from Load FramePack Image Encoder or Snapshot, or Load CLIP "
+                    "Vision with sigclip_vision_patch14_384.",
+                ),
+            ],
+            outputs=[
+                io.Latent.Output(display_name="start_latent"),
+                io.ClipVisionOutput.Output(display_name="clip_vision_output"),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, image: Tensor, vae: Any, clip_vision: Any) -> io.NodeOutput:
+        image = image[:1, ..., :3]
+        check_size(image.shape[2], image.shape[1])
+        latent = {"samples": vae.encode(image)}
+        to_latents(latent, "vae")
+        # FramePack squashes the picture to the encoder's square instead of cropping it.
+        return io.NodeOutput(latent, clip_vision.encode_image(image, crop=False))

@@ -1,0 +1,206 @@
+"""Loaders: each model from the files that people have, or all of them from one snapshot."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from comfy_api.latest import io
+
+from ..framepack_core.runtime.device import parse_dtype
+from ..framepack_core.toyworld import SNAPSHOT
+from ..framepack_core.weights.layouts import find_snapshot
+from .encoders import FramePackCLIPVision, FramePackVAE, load_clip
+from .host import model_choices, model_path, snapshot_choices, snapshot_path
+from .model import load_model
+from .types import CATEGORY, advanced, schema
+
+LOADERS = f"{CATEGORY}/loaders"
+TOY_WORLD = "Toy World (built in)"
+AUTO = "auto"
+
+
+def precision_input() -> io.WidgetInput:
+    return advanced(
+        io.Combo.Input(
+            "precision",
+            options=[AUTO, "bf16", "fp16", "fp32"],
+            default=AUTO,
+            tooltip="Number type of the weights. auto follows ComfyUI's choice for your "
+            "hardware and its start options.",
+        )
+    )
+
+
+def _dtype(precision: str) -> torch.dtype | None:
+    return None if precision == AUTO else parse_dtype(precision)
+
+
+class LoadModel(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="FPReelLoadModel",
+            display_name="Load FramePack Model",
+            category=LOADERS,
+            description="Loads a FramePack or FramePack-F1 video model: a single file, any shard "
+            "of a sharded one, or a downloaded folder. The result is a normal MODEL: LoRA loaders, "
+            "samplers and Save Model work on it.",
+            search_aliases=["framepack", "framepack loader", "F1", "image to video", "i2v"],
+            inputs=[
+                io.Combo.Input(
+                    "model",
+                    options=model_choices("dit"),
+                    tooltip="A file in models/diffusion_models (of a sharded model its first "
+                    "shard), or a folder in models/diffusers.",
+                ),
+                precision_input(),
+            ],
+            outputs=[io.Model.Output(display_name="model")],
+        )
+
+    @classmethod
+    def execute(cls, model: str, precision: str) -> io.NodeOutput:
+        return io.NodeOutput(load_model(model_path("dit", model), _dtype(precision)))
+
+
+class LoadTextEncoders(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="FPReelLoadTextEncoders",
+            display_name="Load FramePack Text Encoders",
+            category=LOADERS,
+            description="Loads the two text encoders of FramePack. ComfyUI's own DualCLIPLoader "
+            "with type hunyuan_video can be used instead.",
+            search_aliases=["framepack clip", "llama", "llava", "text encoder"],
+            inputs=[
+                io.Combo.Input(
+                    "llama",
+                    options=model_choices("llama"),
+                    tooltip="LLaMA text encoder (llava_llama3_fp16.safetensors, or a text_encoder "
+                    "folder), in models/text_encoders or models/diffusers.",
+                ),
+                io.Combo.Input(
+                    "clip_l",
+                    options=model_choices("clip"),
+                    tooltip="CLIP-L text encoder (clip_l.safetensors, or a text_encoder_2 folder), "
+                    "in models/text_encoders or models/diffusers.",
+                ),
+                precision_input(),
+            ],
+            outputs=[io.Clip.Output(display_name="clip")],
+        )
+
+    @classmethod
+    def execute(cls, llama: str, clip_l: str, precision: str) -> io.NodeOutput:
+        paths = model_path("llama", llama), model_path("clip", clip_l)
+        return io.NodeOutput(load_clip(*paths, _dtype(precision)))
+
+
+class LoadVAE(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="FPReelLoadVAE",
+            display_name="Load FramePack VAE",
+            category=LOADERS,
+            description="Loads the HunyuanVideo VAE that FramePack uses. ComfyUI's own Load VAE "
+            "can be used instead; this one computes joins in time exactly as FramePack does.",
+            search_aliases=["framepack vae", "hunyuan video vae"],
+            inputs=[
+                io.Combo.Input(
+                    "vae",
+                    options=model_choices("vae"),
+                    tooltip="HunyuanVideo VAE in models/vae or models/diffusers, in any of its "
+                    "three naming schemes (original .pt, diffusers, ComfyUI).",
+                ),
+                precision_input(),
+            ],
+            outputs=[io.Vae.Output(display_name="vae")],
+        )
+
+    @classmethod
+    def execute(cls, vae: str, precision: str) -> io.NodeOutput:
+        return io.NodeOutput(FramePackVAE(model_path("vae", vae), _dtype(precision)))
+
+
+class LoadImageEncoder(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="FPReelLoadImageEncoder",
+            display_name="Load FramePack Image Encoder",
+            category=LOADERS,
+            description="Loads the SigLIP image encoder of FramePack. ComfyUI's own Load CLIP "
+            "Vision with sigclip_vision_patch14_384 can be used instead.",
+            search_aliases=["framepack clip vision", "siglip", "sigclip"],
+            inputs=[
+                io.Combo.Input(
+                    "image_encoder",
+                    options=model_choices("image_encoder"),
+                    tooltip="SigLIP in models/clip_vision (sigclip_vision_patch14_384.safetensors) "
+                    "or an image_encoder folder in models/diffusers.",
+                ),
+                precision_input(),
+            ],
+            outputs=[io.ClipVision.Output(display_name="clip_vision")],
+        )
+
+    @classmethod
+    def execute(cls, image_encoder: str, precision: str) -> io.NodeOutput:
+        path = model_path("image_encoder", image_encoder)
+        return io.NodeOutput(FramePackCLIPVision(path, _dtype(precision)))
+
+
+class LoadSnapshot(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="FPReelLoadSnapshot",
+            display_name="Load FramePack Snapshot",
+            category=LOADERS,
+            description="Loads everything FramePack needs from one folder with a sub-folder for "
+            "each model, or the tiny model that comes with this pack.",
+            search_aliases=["framepack all in one", "diffusers folder", "toy world"],
+            inputs=[
+                io.Combo.Input(
+                    "snapshot",
+                    options=[TOY_WORLD, *snapshot_choices()],
+                    default=TOY_WORLD,
+                    tooltip="A folder in models/diffusers that holds transformer, vae, "
+                    "text_encoder, text_encoder_2, tokenizer, tokenizer_2 and image_encoder. Toy "
+                    "World is a tiny model of moving shapes to try things out with.",
+                ),
+                io.Combo.Input(
+                    "model",
+                    options=["framepack", "f1"],
+                    default="framepack",
+                    tooltip="Which video model of the snapshot: framepack (made from the end "
+                    "backwards) or f1 (made forwards). Choose the same mode in FramePack Plan.",
+                ),
+                precision_input(),
+            ],
+            outputs=[
+                io.Model.Output(display_name="model"),
+                io.Clip.Output(display_name="clip"),
+                io.Vae.Output(display_name="vae"),
+                io.ClipVision.Output(display_name="clip_vision"),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, snapshot: str, model: str, precision: str) -> io.NodeOutput:
+        root = SNAPSHOT if snapshot == TOY_WORLD else snapshot_path(snapshot)
+        return io.NodeOutput(*_load_all(root, model == "f1", _dtype(precision)))
+
+
+def _load_all(root: Path, f1: bool, dtype: torch.dtype | None) -> tuple[Any, ...]:
+    folders = find_snapshot(root, f1=f1)
+    return (
+        load_model(folders["dit"], dtype),
+        load_clip(folders["llama"], folders["clip"], dtype),
+        FramePackVAE(folders["vae"], dtype),
+        FramePackCLIPVision(folders["image_encoder"], dtype),
+    )

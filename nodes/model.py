@@ -1,0 +1,266 @@
+"""The DiT as a native MODEL.
+
+It is built from ComfyUI's layers and owned by its ModelPatcher, so ComfyUI loads, streams, patches
+and saves it like any model of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, ClassVar
+
+import comfy.conds
+import comfy.latent_formats
+import comfy.ldm.modules.attention
+import comfy.model_base
+import comfy.model_management
+import comfy.model_patcher
+import comfy.patcher_extension
+import comfy.supported_models_base
+import torch
+from torch import Tensor, nn
+
+from ..framepack_core.models import build
+from ..framepack_core.models.dit import DiTConfig, FramePackDiT
+from ..framepack_core.models.packing import Context
+from ..framepack_core.models.prompt import TextCondition
+from ..framepack_core.runtime.errors import FramePackError
+from ..framepack_core.sampling.flow import GUIDANCE, TIME_SCALE
+
+mm = comfy.model_management
+
+LATENT_SCALE = comfy.latent_formats.HunyuanVideo().scale_factor
+IMAGE_TOKENS = 729  # of a 384 pixel picture in patches of 14
+SECTION_PREFIX = "framepack_"
+CONTEXT_FIELDS = tuple(field.name for field in fields(Context))
+STEP_CACHE = "framepack_step_cache"
+
+
+def section_conditions(
+    context: Context, latent_indices: Tensor, image_embeds: Tensor | None
+) -> dict[str, Tensor]:
+    """What a section adds to a conditioning, for `conditioning_set_values`; latents model-ready."""
+    values = vars(context) | {"latent_indices": latent_indices, "image_embeds": image_embeds}
+    return {SECTION_PREFIX + name: value for name, value in values.items() if value is not None}
+
+
+class HostAttention:
+    """ComfyUI's attention behind the core's signature; it also is where a run can be stopped."""
+
+    def __init__(self) -> None:
+        self.transformer_options: Mapping[str, Any] = {}
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
+        mm.throw_exception_if_processing_interrupted()
+        mask = None
+        if key_mask is not None:  # additive: not every kernel takes booleans
+            mask = torch.zeros_like(key_mask, dtype=q.dtype)
+            mask = mask.masked_fill(~key_mask, torch.finfo(q.dtype).min)[:, None, None, :]
+        return comfy.ldm.modules.attention.optimized_attention(
+            q,
+            k,
+            v,
+            heads=q.shape[1],
+            mask=mask,
+            skip_reshape=True,
+            transformer_options=self.transformer_options,
+        )
+
+
+class FramePackTransformer(FramePackDiT):
+    """The DiT with the constructor and the forward that ComfyUI expects of a diffusion model."""
+
+    def __init__(
+        self,
+        config: DiTConfig,
+        dtype: torch.dtype | None = None,
+        device: torch.device | None = None,
+        operations: Any = None,
+    ) -> None:
+        attention = HostAttention()
+        super().__init__(config, ops=operations, attention=attention, dtype=dtype, device=device)
+        self.dtype, self.host_attention = dtype, attention
+
+    def forward(
+        self,
+        x: Tensor,
+        timestep: Tensor,
+        context: Tensor,
+        y: Tensor | None = None,
+        guidance: float = GUIDANCE,
+        attention_mask: Tensor | None = None,
+        control: Any = None,
+        transformer_options: Mapping[str, Any] | None = None,
+        **section: Any,
+    ) -> Tensor:
+        """Velocity of x [B, 16, T, h, w] at timestep [B] = 1000 sigma.
+
+        context [B, L, C] is the encoded prompt, y [B, C] its pooled vector; `section` holds what
+        `section_conditions` made, all of it optional.
+        """
+        transformer_options = transformer_options or {}
+        wrappers = comfy.patcher_extension.get_all_wrappers(
+            comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, transformer_options
+        )
+        run = comfy.patcher_extension.WrapperExecutor.new_class_executor(
+            self._forward, self, wrappers
+        )
+        prompt = (context, y, guidance, attention_mask)
+        return run.execute(x, timestep, *prompt, control, transformer_options, **section)
+
+    def _forward(
+        self,
+        x: Tensor,
+        timestep: Tensor,
+        context: Tensor,
+        y: Tensor | None,
+        guidance: float,
+        attention_mask: Tensor | None,
+        control: Any,
+        transformer_options: Mapping[str, Any],
+        **section: Any,
+    ) -> Tensor:
+        values = {name: section.get(SECTION_PREFIX + name) for name in CONTEXT_FIELDS}
+        inputs = (
+            x,
+            timestep,
+            self._text(x, context, y, attention_mask),
+            torch.full_like(timestep, TIME_SCALE * guidance),
+            self._image_embeds(x, section.get(SECTION_PREFIX + "image_embeds")),
+            section.get(SECTION_PREFIX + "latent_indices"),
+            Context(**values),
+        )
+        self.host_attention.transformer_options = transformer_options
+        try:
+            cache = transformer_options.get(STEP_CACHE)
+            if cache is None:
+                return super().forward(*inputs)
+            tokens = self.embed(*inputs)
+            name = str(transformer_options.get("cond_or_uncond"))
+            latent = cache.transform(self, tokens, float(timestep.max()) / TIME_SCALE, name)
+            return self.unembed(latent, tokens.condition, x.shape)
+        finally:
+            self.host_attention.transformer_options = {}
+
+    def _text(
+        self, x: Tensor, text: Tensor, pooled: Tensor | None, mask: Tensor | None
+    ) -> TextCondition:
+        if text.shape[-1] != self.config.text_embed_dim:
+            raise FramePackError(
+                f"positive or negative prompt: encoded {text.shape[-1]} wide, the model needs "
+                f"{self.config.text_embed_dim}; encode it with FramePack's own text encoders"
+            )
+        if pooled is None:
+            pooled = x.new_zeros(x.shape[0], self.config.pooled_projection_dim)
+        return TextCondition(text, pooled, None if mask is None else mask > 0)
+
+    def _image_embeds(self, x: Tensor, image_embeds: Tensor | None) -> Tensor | None:
+        """Zeros stand in for a start image, as when a plain KSampler runs the model."""
+        if image_embeds is not None or not self.config.has_image_proj:
+            return image_embeds
+        return x.new_zeros(x.shape[0], IMAGE_TOKENS, self.config.image_proj_dim)
+
+
+class FramePackModelConfig(comfy.supported_models_base.BASE):
+    """What ComfyUI needs to know of the model besides its layers."""
+
+    unet_config: ClassVar[dict[str, Any]] = {}
+    unet_extra_config: ClassVar[dict[str, Any]] = {}
+    sampling_settings: ClassVar[dict[str, float]] = {"shift": 7.0}
+    latent_format = comfy.latent_formats.HunyuanVideo
+    memory_usage_factor = 1.8
+    supported_inference_dtypes: ClassVar[list[torch.dtype]] = [torch.bfloat16, torch.float32]
+    vae_key_prefix: ClassVar[list[str]] = ["vae."]
+    text_encoder_key_prefix: ClassVar[list[str]] = ["text_encoders."]
+
+    def __init__(self, config: DiTConfig) -> None:
+        super().__init__({"config": config})
+
+    def get_model(
+        self, state_dict: Any, prefix: str = "", device: torch.device | None = None
+    ) -> FramePackModel:
+        return FramePackModel(self, device)
+
+
+class FramePackModel(comfy.model_base.HunyuanVideo):
+    """Flow matching over the DiT; by its base class ComfyUI knows every LoRA naming that fits."""
+
+    def __init__(self, config: FramePackModelConfig, device: torch.device | None = None) -> None:
+        comfy.model_base.BaseModel.__init__(
+            self,
+            config,
+            comfy.model_base.ModelType.FLOW,
+            device=device,
+            unet_model=FramePackTransformer,
+        )
+        self.memory_usage_factor_conds = tuple(SECTION_PREFIX + name for name in _RATES)
+        self.memory_usage_shape_process = {
+            SECTION_PREFIX + name: _compressed(rate) for name, rate in _RATES.items()
+        }
+
+    def encode_adm(self, **conds: Any) -> Tensor | None:
+        return conds.get("pooled_output")
+
+    def extra_conds(self, **conds: Any) -> dict[str, Any]:
+        out = super().extra_conds(**conds)
+        # A number, because tensors are rounded to the model's dtype on the way.
+        out["guidance"] = comfy.conds.CONDConstant(float(conds.get("guidance", GUIDANCE)))
+        for name, value in conds.items():
+            if name.startswith(SECTION_PREFIX):
+                out[name] = comfy.conds.CONDRegular(value)
+        return out
+
+    def extra_conds_shapes(self, **conds: Any) -> dict[str, list[int]]:
+        out = super().extra_conds_shapes(**conds)
+        for name in self.memory_usage_factor_conds:
+            if conds.get(name) is not None:
+                out[name] = list(conds[name].shape)
+        return out
+
+
+_RATES = {"clean": 1, "clean_2x": 2, "clean_4x": 4}
+
+
+def _compressed(rate: int) -> Any:
+    """Latent shape to one with as many elements as the tokens that it becomes."""
+
+    def shape(latents: list[int]) -> list[float]:
+        batch, channels, frames, height, width = latents
+        return [batch, channels, frames / rate, height / rate, width / rate]
+
+    return shape
+
+
+def load_model(
+    path: Path, dtype: torch.dtype | None = None, *, disable_dynamic: bool = False
+) -> comfy.model_patcher.ModelPatcher:
+    """A MODEL from a file, shard, folder or snapshot; dtype None follows ComfyUI's settings.
+
+    The weights stay views of their files until ComfyUI moves them.
+    """
+    device, offload = mm.get_torch_device(), mm.unet_offload_device()
+    supported = FramePackModelConfig.supported_inference_dtypes if dtype is None else [dtype]
+    stored = dtype or mm.unet_dtype(device, -1, supported)
+    config, state = build.dit_state(path, dtype=stored)
+    model_config = FramePackModelConfig(config)
+    model_config.set_inference_dtype(stored, mm.unet_manual_cast(stored, device, supported))
+    model = model_config.get_model(state, device=torch.device("meta"))
+    model.diffusion_model.load_state_dict(state, strict=True, assign=True)
+    model.device = offload
+    patcher = managed(model, device, offload, disable_dynamic)
+    patcher.cached_patcher_init = (load_model, (path, dtype))  # how ComfyUI makes a second one
+    return patcher
+
+
+def managed(
+    model: nn.Module, device: torch.device, offload: torch.device, disable_dynamic: bool = False
+) -> comfy.model_patcher.ModelPatcher:
+    """Hand a loaded model to ComfyUI's memory management."""
+    if hasattr(mm, "archive_model_dtypes"):  # where ComfyUI stages weights in the dtype noted here
+        mm.archive_model_dtypes(model)
+    plain = comfy.model_patcher.ModelPatcher
+    # looked up late: ComfyUI swaps it at startup where it streams weights by itself
+    managed = plain if disable_dynamic else getattr(comfy.model_patcher, "CoreModelPatcher", plain)
+    return managed(model, load_device=device, offload_device=offload)

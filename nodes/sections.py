@@ -1,0 +1,118 @@
+"""The section plan: how long the video is and in which order its sections are made."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io, ui
+
+from ..framepack_core.runtime.errors import FramePackError
+from ..framepack_core.sampling.sections import (
+    FPS,
+    MAX_WINDOW,
+    WINDOW,
+    Plan,
+    plan_f1,
+    plan_framepack,
+    sections_for_seconds,
+)
+from .host import show_text
+from .types import CATEGORY, PlanSocket, advanced, schema
+
+SECTIONS, SECONDS = "sections", "seconds"
+
+
+class PlanVideo(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="FPReelPlan",
+            display_name="FramePack Plan",
+            category=CATEGORY,
+            description="Plans the sections of a video and shows their order and exact length "
+            "before anything runs.",
+            search_aliases=["framepack length", "section scheduler", "video length", "duration"],
+            inputs=[
+                io.Combo.Input(
+                    "mode",
+                    options=["framepack", "f1"],
+                    default="framepack",
+                    tooltip="framepack: the original model, made from the end backwards, which "
+                    "keeps quality over time. f1: FramePack-F1, made forwards, with freer motion. "
+                    "It must be the mode that the model was trained for.",
+                ),
+                io.Combo.Input(
+                    "length",
+                    options=[SECONDS, SECTIONS],
+                    default=SECONDS,
+                    tooltip="Which of the next two numbers says how long the video is.",
+                ),
+                io.Float.Input(
+                    "seconds",
+                    default=5.0,
+                    min=0.1,
+                    max=600.0,
+                    step=0.1,
+                    tooltip=f"Length at {FPS} frames a second, rounded to whole sections.",
+                ),
+                io.Int.Input(
+                    "sections",
+                    default=4,
+                    min=1,
+                    max=500,
+                    tooltip="Number of sections; each is 4 x window frames (36, or 1.2 seconds).",
+                ),
+                advanced(
+                    io.Int.Input(
+                        "window",
+                        default=WINDOW,
+                        min=1,
+                        max=MAX_WINDOW,
+                        tooltip=f"Latent frames a section. The models were trained at {WINDOW}; "
+                        "more needs more memory and can give smoother motion.",
+                    )
+                ),
+                advanced(
+                    io.String.Input(
+                        "paddings",
+                        optional=True,
+                        default="",
+                        tooltip="Only for framepack: how far each section stands from the start "
+                        "image, in windows, in the order made, such as 3,2,1,0. Empty is "
+                        "FramePack's own rule. All 0 gives more motion at the start.",
+                    )
+                ),
+            ],
+            outputs=[
+                PlanSocket.Output(display_name="plan"),
+                io.Int.Output(display_name="frames"),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(
+        cls, mode: str, length: str, seconds: float, sections: int, window: int, paddings: str = ""
+    ) -> io.NodeOutput:
+        if length == SECONDS:
+            sections = sections_for_seconds(seconds, window)
+        plan = _plan(mode, sections, window, paddings)
+        show_text(cls.hidden.unique_id, plan.describe())
+        return io.NodeOutput(plan, plan.frames, ui=ui.PreviewText(plan.describe()))
+
+
+def _plan(mode: str, sections: int, window: int, paddings: str) -> Plan:
+    if mode == "framepack":
+        return plan_framepack(sections, window, _numbers(paddings))
+    if paddings.strip():
+        raise FramePackError("paddings: f1 has none; clear the field or choose framepack as mode")
+    return plan_f1(sections, window)
+
+
+def _numbers(text: str) -> list[int] | None:
+    if not text.strip():
+        return None
+    try:
+        return [int(number) for number in text.split(",")]
+    except ValueError:
+        raise FramePackError(
+            f"paddings: {text!r} is not a list of whole numbers such as 3,2,1,0"
+        ) from None

@@ -1,0 +1,69 @@
+"""Fixtures that run the pack inside a real ComfyUI; without a checkout these tests are skipped."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE))
+
+from comfy_host import (  # noqa: E402
+    ComfyUI,
+    Server,
+    find_comfyui,
+    host_environment,
+    make_base,
+    serve,
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if HERE in item.path.parents and "comfy" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.comfy)
+
+
+@pytest.fixture(scope="session")
+def comfy() -> ComfyUI:
+    found = find_comfyui()
+    if isinstance(found, str):
+        pytest.skip(found)
+    return found
+
+
+@pytest.fixture(scope="session")
+def server(comfy: ComfyUI, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One server for all tests that talk HTTP."""
+    with serve(comfy, make_base(tmp_path_factory.mktemp("server") / "base")) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def node_info(server: Server) -> dict[str, Any]:
+    return server.get("/object_info")
+
+
+@pytest.fixture(scope="session")
+def inside(comfy: ComfyUI, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """Outcomes of all checks in inside_comfy.py, run once in ComfyUI's own Python."""
+    folder = tmp_path_factory.mktemp("inside")
+    base, report = make_base(folder / "base"), folder / "report.json"
+    command = [comfy.python, HERE / "inside_comfy.py", comfy.root, base, report]
+    done = subprocess.run(
+        [str(part) for part in command],
+        cwd=comfy.root,
+        env=host_environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=300,
+    )
+    assert report.is_file(), done.stdout[-6000:]
+    return json.loads(report.read_text(encoding="utf-8"))

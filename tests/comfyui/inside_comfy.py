@@ -1,0 +1,864 @@
+# ruff: noqa: E402  ComfyUI reads its arguments while it is imported
+"""Checks that need ComfyUI's objects, run in its own process: ROOT BASE REPORT [CHECK...].
+
+Every function named check_* runs once; the report says how each ended and what it measured.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import inspect
+import json
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache, partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+ROOT, BASE, REPORT = (Path(argument) for argument in sys.argv[1:4])
+CHOSEN = sys.argv[4:]
+sys.argv = ["main.py", "--cpu", "--base-directory", str(BASE)]
+sys.path.insert(0, str(ROOT))
+os.chdir(ROOT)
+
+import comfy.options
+
+comfy.options.enable_args_parsing()
+
+# Before `nodes`, which in older versions puts another module named `utils` first.
+import utils.extra_config  # noqa: F401  isort: skip
+import server  # noqa: F401  isort: skip
+
+import comfy.clip_vision
+import comfy.ldm.modules.attention
+import comfy.model_management as mm
+import comfy.model_patcher
+import comfy.samplers
+import comfy.sd
+import comfy.utils
+import latent_preview
+import torch
+
+import nodes
+
+PACK = BASE / "custom_nodes" / "comfyui-framepack-reel"
+META, CPU = torch.device("meta"), torch.device("cpu")
+STEPS = 4
+SETTINGS = {
+    "seed": 3,
+    "steps": STEPS,
+    "guidance": 10.0,
+    "cfg": 1.0,
+    "rescale": 0.0,
+    "shift": 0.0,
+    "solver": "unipc_bh1",
+    "step_cache": "off",
+    "cache_threshold": 0.0,
+}
+
+
+# Running nodes
+
+
+def pack(name: str) -> Any:
+    """A module of the loaded pack, such as "nodes.model"."""
+    init = str(PACK / "__init__.py")
+    root = next(name for name, m in sys.modules.items() if getattr(m, "__file__", None) == init)
+    return importlib.import_module(f"{root}.{name}")
+
+
+def run(node_id: str, **inputs: Any) -> tuple[Any, ...]:
+    """The outputs of a node of the old or the new kind."""
+    node = nodes.NODE_CLASS_MAPPINGS[node_id]
+    if not hasattr(node, "PREPARE_CLASS_CLONE"):
+        return getattr(node(), node.FUNCTION)(**inputs)
+    node.VALIDATE_CLASS()
+    clone = node.PREPARE_CLASS_CLONE(None)
+    clone.hidden = SimpleNamespace(unique_id="1", extra_pnginfo={"workflow": {"nodes": []}})
+    output = getattr(clone, node.FUNCTION)(**inputs)
+    return output.result or ()
+
+
+@cache
+def toy(mode: str = "framepack") -> SimpleNamespace:
+    """The built-in model."""
+    outputs = run(
+        "FPReelLoadSnapshot", snapshot="Toy World (built in)", model=mode, precision="auto"
+    )
+    return SimpleNamespace(**dict(zip(("model", "clip", "vae", "vision"), outputs, strict=True)))
+
+
+@cache
+def scene() -> SimpleNamespace:
+    """A start image and all that the sampler needs of it."""
+    image, prompt = run(
+        "FPReelToyWorldScene", shape="square", colour="green", motion="left", scene_seed=5
+    )
+    (positive,) = run("FPReelTextEncode", clip=toy().clip, text=prompt)
+    start, vision = run("FPReelStartFrame", image=image, vae=toy().vae, clip_vision=toy().vision)
+    return SimpleNamespace(
+        image=image, prompt=prompt, positive=positive, start=start, vision=vision
+    )
+
+
+def plan(mode: str = "framepack", sections: int = 2, window: int = 2) -> Any:
+    made, _ = run(
+        "FPReelPlan", mode=mode, length="sections", seconds=1.0, sections=sections, window=window
+    )
+    return made
+
+
+def sample(model: Any = None, **changes: Any) -> torch.Tensor:
+    """Unscaled latents of the sampler node."""
+    inputs = {
+        "model": model or toy().model,
+        "plan": changes.pop("plan", None) or plan(),
+        "positive": scene().positive,
+        "start_latent": scene().start,
+        "clip_vision_output": scene().vision,
+    }
+    (latent,) = run("FPReelSampler", **(inputs | SETTINGS | changes))
+    return latent["samples"]
+
+
+def headless(mode: str = "framepack", cfg: Any = None, **config: Any) -> torch.Tensor:
+    """The same video by the core alone, from the files on: no ComfyUI code in its path."""
+    build = pack("framepack_core.models.build")
+    flow, loop = pack("framepack_core.sampling.flow"), pack("framepack_core.sampling.generate")
+    images = pack("framepack_core.runtime.images")
+    snapshot = build.load_snapshot(
+        pack("framepack_core.toyworld").SNAPSHOT, f1=mode == "f1", dtype=torch.float32
+    )
+    (pixels,) = pack("nodes.host").to_uint8(scene().image)
+    with torch.no_grad():
+        start = snapshot.vae.encode(images.to_tensor(pixels))
+        embeds = snapshot.image_encoder.encode(pixels)
+        text = snapshot.text_encoders.encode(scene().prompt)
+        guided = flow.Guided(text, embeds, SETTINGS["guidance"])
+        if cfg is not None:
+            empty = flow.Guided(snapshot.text_encoders.encode(""), embeds, SETTINGS["guidance"])
+            cfg = flow.CFG(empty, *cfg)
+        sampler = loop.unipc_sampler(
+            flow.FlowDenoiser(snapshot.dit), guided, loop.SamplerConfig(STEPS, **config), cfg
+        )
+        latents = loop.generate(plan(mode), sampler, start, SETTINGS["seed"])
+    return latents / pack("nodes.model").LATENT_SCALE
+
+
+def error_of(action: Callable[[], Any]) -> str:
+    """The message of the FramePackError that an action must raise."""
+    kind = pack("framepack_core.runtime.errors").FramePackError
+    try:
+        action()
+    except kind as error:
+        return str(error)
+    raise AssertionError("no FramePackError was raised")
+
+
+def difference(a: torch.Tensor, b: torch.Tensor) -> float:
+    assert a.shape == b.shape, (a.shape, b.shape)
+    return float((a - b).abs().max())
+
+
+# The MODEL and ComfyUI's own nodes
+
+
+def check_sampler_gives_the_latents_of_the_headless_core() -> Any:
+    """Within 1e-4 of latents of about unit size: ComfyUI's attention sums in another order."""
+    measured = {mode: difference(sample_mode(mode), headless(mode)) for mode in ("framepack", "f1")}
+    assert max(measured.values()) < 1e-4, measured
+    return measured
+
+
+def sample_mode(mode: str) -> torch.Tensor:
+    return sample(toy(mode).model, plan=plan(mode))
+
+
+def check_cfg_and_rescale_give_the_latents_of_the_headless_core() -> Any:
+    (negative,) = run("FPReelTextEncode", clip=toy().clip, text="")
+    ours = sample(negative=negative, cfg=3.0, rescale=0.5)
+    measured = difference(ours, headless(cfg=(3.0, 0.5)))
+    assert measured < 1e-4, measured
+    assert difference(ours, sample()) > 1e-3
+    return measured
+
+
+def check_step_caches_give_the_latents_of_the_headless_core() -> Any:
+    caches = pack("framepack_core.sampling.step_cache")
+    tea = sample(step_cache="TeaCache", cache_threshold=0.9)
+    mag = sample(step_cache="MagCache", cache_threshold=0.9)
+    config = caches.MagCacheConfig(threshold=0.9)
+    measured = {
+        "tea": difference(tea, headless(step_cache=partial(caches.TeaCache, threshold=0.9))),
+        "mag": difference(mag, headless(step_cache=partial(caches.MagCache, config=config))),
+    }
+    assert max(measured.values()) < 1e-4, measured
+    assert difference(tea, sample()) > 0, "no step was skipped"
+    return measured
+
+
+def check_two_runs_with_one_seed_are_equal() -> None:
+    assert torch.equal(sample(), sample())
+    assert not torch.equal(sample(), sample(seed=4))
+
+
+def check_ksampler_runs_the_bare_model() -> None:
+    """No section conditions at all, and two runs agree."""
+    empty = {"samples": torch.zeros(1, 16, 3, 8, 8)}
+
+    def once() -> torch.Tensor:
+        (latent,) = run(
+            "KSampler",
+            model=toy().model,
+            seed=1,
+            steps=3,
+            cfg=2.0,
+            sampler_name="euler",
+            scheduler="simple",
+            positive=scene().positive,
+            negative=run("CLIPTextEncode", clip=toy().clip, text="")[0],
+            latent_image=empty,
+            denoise=1.0,
+        )
+        return latent["samples"]
+
+    first = once()
+    assert first.shape == (1, 16, 3, 8, 8) and first.isfinite().all() and first.std() > 0
+    assert torch.equal(first, once())
+
+
+def check_sampler_custom_advanced_runs_the_model_with_our_solver() -> None:
+    (sigmas,) = run("BasicScheduler", model=toy().model, scheduler="simple", steps=3, denoise=1.0)
+    (guider,) = run("BasicGuider", model=toy().model, conditioning=scene().positive)
+    (noise,) = run("RandomNoise", noise_seed=2)
+    latent, _ = run(
+        "SamplerCustomAdvanced",
+        noise=noise,
+        guider=guider,
+        sampler=pack("nodes.sample").unipc("bh2"),
+        sigmas=sigmas,
+        latent_image={"samples": torch.zeros(1, 16, 2, 8, 8)},
+    )
+    assert latent["samples"].isfinite().all() and latent["samples"].std() > 0
+
+
+def check_native_samplers_and_sigmas_go_into_our_sampler() -> None:
+    (euler,) = run("KSamplerSelect", sampler_name="euler")
+    (sigmas,) = run("BasicScheduler", model=toy().model, scheduler="beta", steps=3, denoise=1.0)
+    latents = sample(sampler=euler, sigmas=sigmas)
+    assert latents.isfinite().all() and difference(latents, sample()) > 1e-3
+
+
+def check_flux_guidance_wins_over_the_input() -> None:
+    (guided,) = run("FluxGuidance", conditioning=scene().positive, guidance=2.0)
+    assert torch.equal(sample(positive=guided), sample(guidance=2.0))
+    assert not torch.equal(sample(guidance=2.0), sample())
+
+
+LORA_TARGETS = ("transformer_blocks.0.attn.to_q", "single_transformer_blocks.1.proj_mlp")
+
+
+def lora(naming: str) -> dict[str, torch.Tensor]:
+    """A rank 2 LoRA on two layers, named as one of the trainers does."""
+    state = toy().model.model.diffusion_model.state_dict()
+    generator, tensors = torch.Generator().manual_seed(0), {}
+    for module in LORA_TARGETS:
+        rows, columns = state[f"{module}.weight"].shape
+        down = torch.randn(2, columns, generator=generator)
+        up = torch.randn(rows, 2, generator=generator)
+        if naming == "musubi":
+            key = "lora_unet_" + module.replace(".", "_")
+            tensors |= {f"{key}.lora_down.weight": down, f"{key}.lora_up.weight": up}
+            tensors[f"{key}.alpha"] = torch.tensor(2.0)
+        else:
+            key = {"diffusers": "transformer.", "native": "diffusion_model."}[naming] + module
+            tensors |= {f"{key}.lora_A.weight": down, f"{key}.lora_B.weight": up}
+    return tensors
+
+
+def check_lora_loader_applies_every_naming() -> None:
+    folder = BASE / "models" / "loras"
+    folder.mkdir(exist_ok=True)
+    results = []
+    for naming in ("musubi", "diffusers", "native"):
+        comfy.utils.save_torch_file(lora(naming), str(folder / f"{naming}.safetensors"))
+        with_lora = partial(
+            run, "LoraLoaderModelOnly", model=toy().model, lora_name=f"{naming}.safetensors"
+        )
+        (model,) = with_lora(strength_model=0.5)
+        assert len(model.patches) == len(LORA_TARGETS), (naming, sorted(model.patches))
+        results.append(sample(model))
+    base = sample()
+    assert difference(results[0], base) > 1e-2
+    assert all(torch.equal(results[0], other) for other in results[1:])
+
+
+def check_model_save_round_trip() -> None:
+    """A saved model holds the checkpoint's names, and loads again to the same video."""
+    run("ModelSave", model=toy().model, filename_prefix="saved/toy")
+    (saved,) = (BASE / "output" / "saved").glob("toy*.safetensors")
+    folder = BASE / "models" / "diffusion_models" / "again"
+    folder.mkdir(parents=True)
+    saved.rename(folder / "model.safetensors")
+    config = pack("framepack_core.toyworld").SNAPSHOT / "transformer" / "config.json"
+    (folder / "config.json").write_bytes(config.read_bytes())
+    (again,) = run("FPReelLoadModel", model="again/model.safetensors", precision="auto")
+    assert torch.equal(sample(again), sample())
+
+
+def check_second_patcher_for_comfyui_is_the_same_model() -> None:
+    """Training, hooks and several GPUs make theirs from `cached_patcher_init`."""
+    make, arguments = toy().model.cached_patcher_init[:2]
+    again = make(*arguments, disable_dynamic=True)
+    assert again.model is not toy().model.model
+    mine, theirs = (p.model.diffusion_model.state_dict() for p in (toy().model, again))
+    assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+
+
+# Memory
+
+
+def networks() -> dict[str, Any]:
+    return {
+        "model": toy().model,
+        "vae": toy().vae.patcher,
+        "clip": toy().clip.patcher,
+        "vision": toy().vision.patcher,
+    }
+
+
+def check_every_weight_is_in_a_castable_layer() -> None:
+    for kind, patcher in networks().items():
+        bare = [
+            name
+            for name, module in patcher.model.named_modules()
+            if next(module.parameters(recurse=False), None) is not None
+            and not hasattr(module, "comfy_cast_weights")
+        ]
+        assert not bare, f"{kind}: {bare}"
+
+
+def check_partial_load_strands_nothing() -> Any:
+    """With the meta device as the GPU: a forward mixes devices if anything was left behind."""
+    measured = {}
+    for kind, (model, forward) in ruinable_networks().items():
+        size = mm.module_size(model)
+        loaded = comfy.model_patcher.ModelPatcher(model, META, CPU)
+        loaded.patch_model(META, lowvram_model_memory=size // 2)
+        here = sum(p.nbytes for p in model.parameters() if p.device == CPU)
+        stranded = [
+            name
+            for name, module in model.named_modules()
+            for parameter in module.parameters(recurse=False)
+            if parameter.device == CPU and not hasattr(module, "comfy_cast_weights")
+        ]
+        assert 0 < here < size, f"{kind}: not a partial load ({here} of {size} bytes)"
+        assert not stranded, f"{kind}: {stranded}"
+        with plain_attention():
+            assert forward().device == META
+        measured[kind] = round(here / size, 2)
+    return measured
+
+
+@contextmanager
+def plain_attention() -> Iterator[None]:
+    """ComfyUI's default on a CPU asks the device for its free memory, which meta has not."""
+    kernels = comfy.ldm.modules.attention
+    original = kernels.optimized_attention
+    kernels.optimized_attention = kernels.attention_pytorch
+    try:
+        yield
+    finally:
+        kernels.optimized_attention = original
+
+
+def ruinable_networks() -> dict[str, tuple[torch.nn.Module, Callable[[], torch.Tensor]]]:
+    """Networks that nothing else uses, each with a call on the meta device."""
+    own = toy.__wrapped__()
+    tokens = own.clip.tokenize("a red circle moves left")
+    model, stage, vision = own.model.model, own.clip.cond_stage_model, own.vision
+    move = pack("nodes.encoders").move_buffers
+
+    def model_forward() -> torch.Tensor:
+        history = {"framepack_clean": 2, "framepack_clean_2x": 2, "framepack_clean_4x": 16}
+        conds = {name: meta(1, 16, frames, 8, 8) for name, frames in history.items()}
+        conds |= {f"{name}_indices": index(frames) for name, frames in history.items()}
+        config = model.diffusion_model.config
+        return model.diffusion_model(
+            meta(1, 16, 2, 8, 8),
+            meta(1),
+            meta(1, 5, config.text_embed_dim),
+            y=meta(1, config.pooled_projection_dim),
+            framepack_image_embeds=meta(1, 9, config.image_proj_dim),
+            framepack_latent_indices=index(2),
+            **conds,
+        )
+
+    def clip_forward() -> torch.Tensor:
+        # transformers asks the values of LLaMA's positions, which meta has not
+        move(stage, META)
+        assert all(buffer.device == META for buffer in stage.buffers())
+        return stage.clip(tokens.clip_ids.to(META))
+
+    def vision_forward() -> torch.Tensor:
+        move(vision.model, META)
+        return vision.model(meta(1, 3, vision.image_size, vision.image_size))
+
+    vae = own.vae.first_stage_model
+    return {
+        "model": (model, model_forward),
+        "vae": (vae, lambda: vae.decode(meta(1, 16, 2, 8, 8))),
+        "clip": (stage, clip_forward),
+        "vision": (vision.model, vision_forward),
+    }
+
+
+def meta(*shape: int) -> torch.Tensor:
+    return torch.zeros(shape, device=META)
+
+
+def index(frames: int) -> torch.Tensor:
+    return torch.zeros((1, frames), dtype=torch.long, device=META)
+
+
+def check_weights_stay_in_their_file() -> Any:
+    """Loading a model of 300 MB takes next to no memory of its own."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return "only measured on Linux"
+
+    def private() -> float:
+        (line,) = (text for text in status.read_text().splitlines() if "RssAnon" in text)
+        return int(line.split()[1]) / 1024
+
+    dit, files = pack("framepack_core.models.dit"), pack("framepack_core.weights.files")
+    config = dit.DiTConfig(num_attention_heads=6, num_layers=3, num_single_layers=6)
+    shapes = dit.FramePackDiT(config, device="meta").state_dict()
+    tensors = {name: torch.zeros(t.shape) for name, t in shapes.items()}
+    path = BASE / "models" / "diffusion_models" / "large.safetensors"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    files.save_weights(path, tensors)
+    size = sum(t.nbytes for t in tensors.values()) / 2**20
+    del tensors
+    before = private()
+    (model,) = run("FPReelLoadModel", model=path.name, precision="auto")
+    mm.load_models_gpu([model])
+    grown = private() - before
+    path.unlink()
+    assert size > 300 and grown < 0.1 * size, (size, grown)
+    return f"{grown:.0f} of {size:.0f} MB"
+
+
+def check_loading_where_comfyui_streams_weights_itself() -> str:
+    """Its layers then have no weights until the file's are assigned, and note their dtype."""
+    streaming = getattr(comfy, "memory_management", None)
+    if streaming is None:
+        return "this version has no such mode"
+    streaming.aimdo_enabled = True
+    try:
+        own = toy.__wrapped__()
+    finally:
+        streaming.aimdo_enabled = False
+    for kind, module in {
+        "model": own.model.model.diffusion_model,
+        "vae": own.vae.first_stage_model,
+        "clip": own.clip.cond_stage_model,
+        "vision": own.vision.model,
+    }.items():
+        mine, whole = module.state_dict(), networks()[kind].model.state_dict()
+        whole = {name.removeprefix("diffusion_model."): t for name, t in whole.items()}
+        assert all(torch.equal(tensor, whole[name]) for name, tensor in mine.items()), kind
+        for name, layer in module.named_modules():
+            noted = getattr(layer, "weight_comfy_model_dtype", None)
+            if getattr(layer, "weight", None) is not None:
+                assert noted == layer.weight.dtype, (kind, name, noted)
+    return "loaded"
+
+
+def check_memory_estimate_counts_the_history() -> None:
+    """By tokens: 4x latents cost a 64th of what as many target latents do."""
+    required = toy().model.model.memory_required
+    shape = [1, 16, 9, 80, 80]
+    alone = required(shape)
+    shapes = {"framepack_clean": [[1, 16, 2, 80, 80]], "framepack_clean_4x": [[1, 16, 16, 80, 80]]}
+    assert abs(required(shape, shapes) / alone - (9 + 2 + 16 / 64) / 9) < 1e-6
+
+
+# Progress, previews, interrupt
+
+
+@contextmanager
+def progress_hook(hook: Callable[..., None]) -> Iterator[None]:
+    comfy.utils.set_progress_bar_global_hook(hook)
+    try:
+        yield
+    finally:
+        comfy.utils.set_progress_bar_global_hook(None)
+
+
+def check_progress_runs_over_all_sections_with_previews() -> Any:
+    seen: list[tuple[int, int, Any]] = []
+
+    def hook(value: int, total: int, preview: Any, node_id: Any = None) -> None:
+        seen.append((value, total, preview))
+
+    before = latent_preview.args.preview_method
+    latent_preview.args.preview_method = latent_preview.LatentPreviewMethod.Latent2RGB
+    try:
+        with progress_hook(hook):
+            sample()
+    finally:
+        latent_preview.args.preview_method = before
+    total = 2 * STEPS
+    assert [s[:2] for s in seen] == [(i + 1, total) for i in range(total)], seen
+    kind, picture, _ = seen[-1][2]
+    assert kind == "JPEG" and picture.size == (8 * 2, 8), picture.size  # both frames of the window
+    with progress_hook(hook):
+        sample()
+    assert seen[-1][2] is None  # as the user's preview method says
+    return picture.size
+
+
+def check_interrupt_stops_within_one_attention_call() -> Any:
+    """The run is stopped inside the forward in which the request came."""
+    calls: list[float] = []
+    kernel = comfy.ldm.modules.attention
+    original = kernel.optimized_attention
+
+    def counted(*args: Any, **kwargs: Any) -> torch.Tensor:
+        calls.append(time.monotonic())
+        if len(calls) == 7:
+            mm.interrupt_current_processing()
+        return original(*args, **kwargs)
+
+    kernel.optimized_attention = counted
+    try:
+        sample()
+    except mm.InterruptProcessingException:
+        return len(calls)
+    finally:
+        kernel.optimized_attention = original
+        mm.interrupt_current_processing(False)
+        assert len(calls) == 7, calls
+    raise AssertionError("the run was not interrupted")
+
+
+# The picture
+
+
+def check_canvas_fits_both_images() -> None:
+    image, end = torch.rand(1, 300, 500, 4), torch.rand(2, 90, 90, 3)
+
+    def canvas(fit: str, **sizes: int) -> tuple[Any, ...]:
+        sizes = {"resolution": 320, "width": 48, "height": 96} | sizes
+        return run("FPReelCanvas", image=image, end_image=end, fit=fit, **sizes)
+
+    fits = [canvas("FramePack's sizes (640)"), canvas("area"), canvas("exact")]
+    assert [fitted[2:] for fitted in fits] == [(832, 480), (416, 240), (48, 96)]
+    for start, last, width, height in fits:
+        assert start.shape == last.shape == (1, height, width, 3)
+
+
+# VAE, CLIP and CLIP_VISION
+
+
+def check_native_vae_nodes_work_on_our_vae() -> Any:
+    build = pack("framepack_core.models.build")
+    core = build.load_vae(pack("framepack_core.toyworld").SNAPSHOT / "vae", dtype=torch.float32)
+    scale = pack("nodes.model").LATENT_SCALE
+    frames = torch.rand(5, 64, 64, 3, generator=torch.Generator().manual_seed(1))
+    (latent,) = run("VAEEncode", pixels=frames, vae=toy().vae)
+    with torch.no_grad():
+        expected = core.encode(frames.movedim(-1, 0)[None] * 2 - 1)
+        pixels = core.decode(expected)
+    assert difference(latent["samples"] * scale, expected) < 1e-4
+    (images,) = run("VAEDecode", samples=latent, vae=toy().vae)
+    expected_images = ((pixels + 1) / 2).clamp(0, 1)[0].movedim(0, -1)
+    measured = difference(images, expected_images)
+    assert measured < 1e-4, measured
+    (tiled,) = run(
+        "VAEDecodeTiled",
+        vae=toy().vae,
+        samples=latent,
+        tile_size=64,
+        overlap=16,
+        temporal_size=64,
+        temporal_overlap=8,
+    )
+    assert difference(tiled, images) < 1e-4  # one tile covers it
+    return measured
+
+
+def check_saved_vae_loads_again() -> None:
+    sd = toy().vae.get_sd()
+    names = build_names("vae")
+    assert set(sd) == names
+
+
+def build_names(component: str) -> set[str]:
+    weights, layouts = (pack(f"framepack_core.weights.{n}") for n in ("files", "layouts"))
+    found = layouts.find_component(pack("framepack_core.toyworld").SNAPSHOT, component)
+    return set(weights.open_weights(found.weights))
+
+
+def check_decode_node_joins_sections_as_the_core_does() -> Any:
+    decode = pack("framepack_core.sampling.decode")
+    latents = sample(plan=plan(sections=3))
+    vae = toy().vae.first_stage_model
+    with torch.no_grad():
+        clips = list(decode.decode_sections(vae.decode, latents, 2))
+    expected = ((torch.cat(clips, 2) + 1) / 2).clamp(0, 1)[0].movedim(0, -1)
+    latent = {"samples": latents, "framepack_window": 2}
+    (images,) = run(
+        "FPReelDecode", latent=latent, vae=toy().vae, mode="sections", tile_size=0, window=0
+    )
+    assert images.shape == (25, 64, 64, 3)
+    measured = difference(images, expected)
+    assert measured < 1e-4, measured
+    (whole,) = run(
+        "FPReelDecode", latent=latent, vae=toy().vae, mode="whole", tile_size=32, window=0
+    )
+    assert whole.shape == images.shape
+    return measured
+
+
+def check_decode_takes_the_largest_tile_that_fits() -> None:
+    latents = torch.zeros(1, 16, 19, 80, 80)
+    tile = pack("nodes.decode")._tile_that_fits
+
+    def vae(limit: int) -> Any:
+        """Needs all memory and more above `limit` pixels a side."""
+        memory = mm.get_total_memory(CPU)
+        return SimpleNamespace(
+            device=CPU,
+            vae_dtype=torch.float32,
+            memory_used_decode=lambda shape, dtype: memory * shape[-1] * 8 // (limit + 1),
+            spacial_compression_decode=lambda: 8,
+        )
+
+    chosen = {limit: tile(vae(limit), latents) for limit in (640, 639, 256, 200, 64)}
+    assert chosen == {640: 0, 639: 256, 256: 256, 200: 192, 64: 128}, chosen
+
+
+def check_latents_go_to_files_and_back() -> None:
+    latent = {"samples": sample(), "framepack_window": 2}
+    run("FPReelSaveLatent", latent=latent, filename_prefix="latents/test")
+    (loaded,) = run("FPReelLoadLatent", file="latents/test_00001_.safetensors [output]")
+    assert difference(loaded["samples"], latent["samples"]) < 1e-5
+    assert loaded["framepack_window"] == 2
+    files = pack("framepack_core.weights.files").open_weights(
+        BASE / "output" / "latents" / "test_00001_.safetensors"
+    )
+    assert files.metadata["workflow"] == json.dumps({"nodes": []})
+
+
+def check_clip_text_encode_equals_ours() -> None:
+    (native,) = run("CLIPTextEncode", clip=toy().clip, text=scene().prompt)
+    ((words, extra),) = native
+    ((own, own_extra),) = scene().positive
+    assert torch.equal(words, own)
+    assert torch.equal(extra["pooled_output"], own_extra["pooled_output"])
+    (other,) = run(
+        "FPReelTextEncode", clip=toy().clip, text=scene().prompt, system_prompt="Describe it:"
+    )
+    assert not torch.equal(other[0][0], own)
+
+
+def check_native_clip_is_given_plain_text_and_cut() -> None:
+    """A stand-in for DualCLIPLoader's, whose tokenizer files a source checkout lacks."""
+    asked: dict[str, Any] = {}
+
+    class Stub:
+        def tokenize(self, text: str, **options: Any) -> str:
+            asked.update(options, text=text)
+            return text
+
+        def encode_from_tokens_scheduled(self, tokens: str) -> list[Any]:
+            mask = torch.ones(1, 300, dtype=torch.long)
+            extra = {"pooled_output": torch.zeros(1, 768), "attention_mask": mask}
+            return [[torch.zeros(1, 300, 4096), extra]]
+
+    (((words, extra),),) = run("FPReelTextEncode", clip=Stub(), text="(a:1.2) b")
+    assert words.shape == (1, 256, 4096) and extra["attention_mask"].shape == (1, 256)
+    assert asked["disable_weights"] is True and asked["text"] == "(a:1.2) b"
+    assert asked["llama_template"] is None
+    run("FPReelTextEncode", clip=Stub(), text="b", system_prompt="Use {braces}.")
+    filled = asked["llama_template"].format("PROMPT")
+    assert "Use {braces}." in filled and filled.endswith("PROMPT<|eot_id|>")
+
+
+def check_native_hunyuan_tokenizer_takes_our_template() -> None:
+    """The default one is character for character ours."""
+    from comfy.text_encoders.hunyuan_video import HunyuanVideoTokenizer
+
+    seen: list[str] = []
+    record = SimpleNamespace(tokenize_with_weights=lambda text, *a, **k: seen.append(text) or [[]])
+    tokenizer = HunyuanVideoTokenizer.__new__(HunyuanVideoTokenizer)
+    tokenizer.clip_l = tokenizer.llama = record
+    literal = inspect.getsource(HunyuanVideoTokenizer.__init__).split('"""')[1]
+    tokenizer.llama_template = literal.encode().decode("unicode_escape")
+    template = pack("nodes.condition").native_template
+    prompt = pack("framepack_core.models.prompt")
+    tokenizer.tokenize_with_weights("a cat", disable_weights=True, llama_template=None)
+    tokenizer.tokenize_with_weights(
+        "a cat", disable_weights=True, llama_template=template(prompt.SYSTEM_PROMPT)
+    )
+    assert seen[1] == seen[3] == prompt.system_prefix() + "a cat<|eot_id|>"
+
+
+def check_native_clip_vision_agrees_with_ours() -> Any:
+    """The same weights in ComfyUI's SigLIP; its resizing differs, so at the encoder's own size."""
+    config = json.loads(
+        (pack("framepack_core.toyworld").SNAPSHOT / "image_encoder/config.json").read_text()
+    )
+    config |= {"model_type": "siglip_vision_model", "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    path = BASE / "siglip.json"
+    path.write_text(json.dumps(config))
+    native = comfy.clip_vision.ClipVisionModel(str(path))
+    names = pack("framepack_core.weights.names")
+    own = toy().vision.model.state_dict()
+    state = {
+        f"vision_model.{k}": own[v] for k, v in names.to_internal("image_encoder", own).items()
+    }
+    missing, unexpected = native.load_sd(state)
+    assert not unexpected, unexpected
+    assert not [name for name in missing if "head" not in name and "projector" not in name], missing
+    size = toy().vision.image_size
+    image = torch.randint(0, 256, (1, size, size, 3)).float() / 255
+    (ours,) = run("CLIPVisionEncode", clip_vision=toy().vision, image=image, crop="none")
+    (theirs,) = run("CLIPVisionEncode", clip_vision=native, image=image, crop="none")
+    measured = difference(ours.last_hidden_state, theirs.last_hidden_state)
+    assert measured < 2e-3, measured  # ComfyUI keeps this encoder in fp16
+    sample(clip_vision_output=theirs)
+    return measured
+
+
+def check_native_vae_works_in_our_nodes() -> None:
+    """ComfyUI builds its HunyuanVideo VAE at the released size only, so its weights are blank."""
+    vae = pack("framepack_core.models.vae")
+    shapes = vae.AutoencoderKL(vae.VAEConfig(), device="meta").state_dict()
+    native = comfy.sd.VAE(sd={name: torch.zeros(t.shape) for name, t in shapes.items()})
+    image = torch.rand(1, 16, 16, 3)
+    start, _ = run("FPReelStartFrame", image=image, vae=native, clip_vision=toy().vision)
+    assert start["samples"].shape == (1, 16, 1, 2, 2)
+    latent = {"samples": torch.randn(1, 16, 3, 2, 2), "framepack_window": 1}
+    (images,) = run(
+        "FPReelDecode", latent=latent, vae=native, mode="sections", tile_size=0, window=0
+    )
+    assert images.shape == (9, 16, 16, 3)
+
+
+# Input that cannot work
+
+
+def check_bad_input_is_named() -> Any:
+    image = scene().image
+    wide = SimpleNamespace(last_hidden_state=torch.zeros(1, 729, 7))
+    sd_latent = {"samples": torch.zeros(1, 4, 8, 8)}
+    video = {"samples": torch.zeros(1, 16, 3, 8, 8)}
+    other = [[torch.zeros(1, 3, 9), {"pooled_output": torch.zeros(1, 64)}]]
+    odd = {"samples": torch.zeros(1, 16, 1, 7, 8)}
+    stranger = SimpleNamespace(model=torch.nn.Linear(1, 1))
+    start = partial(run, "FPReelStartFrame", vae=toy().vae, clip_vision=toy().vision)
+    make = partial(
+        run, "FPReelPlan", mode="f1", length="sections", seconds=1.0, sections=1, window=9
+    )
+    messages = {
+        "72x72": error_of(lambda: start(image=torch.zeros(1, 72, 72, 3))),
+        "clip_vision_output: not connected": error_of(lambda: sample(clip_vision_output=None)),
+        "clip_vision_output: 7 wide": error_of(lambda: sample(clip_vision_output=wide)),
+        "start_latent: latents of shape": error_of(lambda: sample(start_latent=sd_latent)),
+        "start_latent: 3 latent frames": error_of(lambda: sample(start_latent=video)),
+        "multiples of 16": error_of(lambda: sample(start_latent=odd)),
+        "encoded 9 wide": error_of(lambda: sample(positive=other)),
+        "negative: cfg 3.0": error_of(lambda: sample(cfg=3.0)),
+        "sigmas:": error_of(lambda: sample(sigmas=torch.tensor([0.5, 0.0]))),
+        "model: a Linear": error_of(lambda: sample(stranger)),
+        "65x64": error_of(
+            lambda: run(
+                "FPReelCanvas", image=image, fit="exact", resolution=64, width=65, height=64
+            )
+        ),
+        "paddings: f1 has none": error_of(lambda: make(paddings="1,0")),
+        "paddings: 'x' is not": error_of(lambda: make(mode="framepack", paddings="x")),
+        "vae: latents of shape": error_of(lambda: start(image=image, vae=ImageVAE())),
+        "are not 1 + n x 9": error_of(
+            lambda: run(
+                "FPReelDecode", latent=video, vae=toy().vae, mode="sections", tile_size=0, window=9
+            )
+        ),
+    }
+    wrong = {part: text for part, text in messages.items() if part not in text}
+    assert not wrong, wrong
+    return list(messages.values())
+
+
+class ImageVAE:
+    """Encodes like a VAE for pictures."""
+
+    def encode(self, pixels: torch.Tensor) -> torch.Tensor:
+        return torch.zeros(1, 4, 8, 8)
+
+
+def check_lora_given_as_a_model_is_named() -> str:
+    folder = BASE / "models" / "diffusion_models"
+    folder.mkdir(parents=True, exist_ok=True)
+    comfy.utils.save_torch_file(lora("musubi"), str(folder / "lora.safetensors"))
+    message = error_of(lambda: run("FPReelLoadModel", model="lora.safetensors", precision="auto"))
+    assert "is a LoRA" in message, message
+    return message
+
+
+# Files
+
+
+def check_choices_show_a_sharded_model_once_and_folders() -> None:
+    import folder_paths
+
+    models = BASE / "models"
+    for name in (
+        "diffusion_models/m/model-00001-of-00002.safetensors",
+        "diffusion_models/m/model-00002-of-00002.safetensors",
+        "diffusers/me/reel/transformer/a.safetensors",
+        "diffusers/me/reel/vae/a.safetensors",
+        "diffusers/me/FramePackI2V_HY/a-00001-of-00003.safetensors",
+    ):
+        (models / name).parent.mkdir(parents=True, exist_ok=True)
+        (models / name).touch()
+    folder_paths.filename_list_cache.clear()
+    host = pack("nodes.host")
+    choices = host.model_choices("dit")
+    shards = [name for name in choices if name.startswith("m/")]
+    assert shards == ["m/model-00001-of-00002.safetensors"]
+    assert {"me/reel/transformer", "me/FramePackI2V_HY"} <= set(choices)
+    assert "me/reel/vae" not in choices and "me/reel/vae" in host.model_choices("vae")
+    assert host.snapshot_choices() == ["me/reel"]
+    assert host.model_path("dit", "me/FramePackI2V_HY").is_dir()
+    error_of(lambda: host.model_path("dit", "../../custom_nodes"))
+
+
+def main() -> None:
+    asyncio.run(nodes.init_builtin_extra_nodes())
+    assert asyncio.run(nodes.load_custom_node(str(PACK)))
+    checks = {n.removeprefix("check_"): f for n, f in globals().items() if n.startswith("check_")}
+    report = {}
+    for name, check in checks.items():
+        if CHOSEN and name not in CHOSEN:
+            continue
+        start = time.monotonic()
+        try:
+            with torch.inference_mode():  # as ComfyUI's executor does
+                outcome = {"ok": True, "measured": check()}
+        except Exception:
+            outcome = {"ok": False, "error": traceback.format_exc()}
+        report[name] = outcome | {"seconds": round(time.monotonic() - start, 2)}
+    REPORT.write_text(json.dumps(report, indent=1, default=str), encoding="utf-8")
+
+
+main()

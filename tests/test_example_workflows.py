@@ -1,0 +1,49 @@
+"""The example workflows as files; tests/comfyui runs them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+WORKFLOWS = sorted((ROOT / "example_workflows").glob("*.json"))
+
+
+@pytest.fixture(params=WORKFLOWS, ids=lambda path: path.stem)
+def workflow(request: pytest.FixtureRequest) -> dict[str, Any]:
+    return json.loads(request.param.read_text(encoding="utf-8"))
+
+
+def test_the_four_workflows_are_there() -> None:
+    names = ["framepack_f1", "framepack_i2v", "toyworld_f1", "toyworld_i2v"]
+    assert [path.stem for path in WORKFLOWS] == names
+
+
+def test_only_our_nodes_and_core_ones(workflow: dict[str, Any]) -> None:
+    for node in workflow["nodes"]:
+        if node["type"] != "MarkdownNote":
+            ours = node["type"].startswith("FPReel")
+            pack = "comfyui-framepack-reel" if ours else "comfy-core"
+            assert node["properties"]["cnr_id"] == pack, node["type"]
+
+
+def test_reads_from_left_to_right(workflow: dict[str, Any]) -> None:
+    """Every link goes right, or down within a column; no two nodes overlap."""
+    boxes = {node["id"]: (*node["pos"], *node["size"]) for node in workflow["nodes"]}
+    for _, source, _, target, _, _ in workflow["links"]:
+        assert boxes[source][:2] < boxes[target][:2] and boxes[source][0] <= boxes[target][0]
+    for a, (ax, ay, aw, ah) in boxes.items():
+        for b, (bx, by, bw, bh) in boxes.items():
+            apart = ax + aw <= bx or bx + bw <= ax or ay + ah <= by or by + bh <= ay
+            assert a == b or apart, f"nodes {a} and {b} overlap"
+
+
+def test_links_agree_from_both_ends(workflow: dict[str, Any]) -> None:
+    nodes = {node["id"]: node for node in workflow["nodes"]}
+    for link, source, slot, target, place, kind in workflow["links"]:
+        output, given = nodes[source]["outputs"][slot], nodes[target]["inputs"][place]
+        assert link in output["links"] and given["link"] == link
+        assert output["type"] == given["type"] == kind
