@@ -36,19 +36,30 @@ def load_image(path: str | Path) -> Pixels:
     Greys, palettes and CMYK become RGB, 16-bit greys are scaled to 8 bits, and transparent pixels
     are laid over white.
     """
+    return np.array(_to_rgb(_open_upright(path)))
+
+
+def load_image_rgba(path: str | Path) -> Pixels:
+    """Read a picture as uint8 [H, W, 4], upright, with the colours stored below transparency."""
+    image = _open_upright(path)
+    if not image.has_transparency_data:
+        image = _to_rgb(image)
+    return np.array(image.convert("RGBA"))
+
+
+def _open_upright(path: str | Path) -> Image.Image:
     path = Path(path)
     if not path.is_file():
         raise FramePackError(f"image {path}: no such file")
     try:
         with Image.open(path) as image:
             image.load()
-            upright = ImageOps.exif_transpose(image)
+            return ImageOps.exif_transpose(image)
     except (*UNREADABLE, Image.DecompressionBombError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise FramePackError(
             f"image {path}: cannot be read ({reason}); use a whole PNG, JPEG or WebP file"
         ) from error
-    return np.array(_to_rgb(upright))
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

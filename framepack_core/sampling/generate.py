@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -12,9 +12,9 @@ from ..models.packing import Context
 from ..runtime.device import cpu_generator
 from ..runtime.errors import FramePackError
 from .flow import CFG, FlowDenoiser, Guided
-from .history import History
+from .history import History, like_start
+from .plan import Direction, Plan, Section
 from .schedule import dynamic_shift, flow_sigmas
-from .sections import Plan, Section
 from .step_cache import StepCacheFactory
 from .unipc import Variant, sample_unipc
 
@@ -53,18 +53,20 @@ def generate(
     start: Tensor,
     seed: int | Sequence[int],
     on_section: OnSection | None = None,
+    *,
+    existing: Tensor | None = None,
 ) -> Tensor:
     """Make every section of a plan and return the latents [B, C, 1 + n W, h, w].
 
-    start [B, C, 1, h, w]: the start image's latent, model-ready. seed: one for the run, or one a
-    sample. `on_section` follows each section; it may raise to stop.
+    start [B, C, 1, h, w]: the start image's latent, model-ready; images of the plan are such
+    latents too, of one sample or of all. seed: one for the run, or one a sample. `on_section`
+    follows each section; it may raise to stop. existing: the video of a plan that extends one.
     """
     _check_start(start)
-    history = History(plan, start)
+    history = History(plan, start, existing)
     shape = (start.shape[0], start.shape[1], plan.window, *start.shape[3:])
-    for order, (section, noise) in enumerate(
-        zip(plan.sections, section_noise(shape, seed), strict=False)
-    ):
+    noises = plan_noise(plan, shape, seed)
+    for order, (section, noise) in enumerate(zip(plan.sections, noises, strict=True)):
         task = SectionTask(
             section,
             order,
@@ -73,15 +75,47 @@ def generate(
             history.context(section),
         )
         latents = sample_section(task).to(start)
-        if not torch.isfinite(latents).all():
-            raise FramePackError(
-                f"section {section.index}: the model returned values that are not finite; try "
-                "another precision (bf16 or fp32) or attention, and check LoRA strengths"
-            )
+        check_finite(latents, f"section {section.index}")
         history.append(section, latents)
         if on_section is not None:
             on_section(SectionDone(section, order, latents, history.video()))
     return history.video()
+
+
+def extend(
+    plan: Plan,
+    sample_section: SampleSection,
+    existing: Tensor,
+    seed: int | Sequence[int],
+    direction: Direction = "forward",
+    start: Tensor | None = None,
+    on_section: OnSection | None = None,
+) -> Tensor:
+    """Put the sections of a plan after or before finished latents: [B, C, T + n W, h, w].
+
+    existing [B, C, T, h, w] stays as it is, but for its latent 0, which `start` replaces when the
+    video grows backward. start [B, C, 1, h, w]: what the sections see as the start image; by
+    default latent 0, and the last one where the framepack mode goes on from it.
+    """
+    plan = plan.extending(existing.shape[2], direction)
+    if start is None:
+        goes_on = plan.mode == "framepack" and not plan.backward
+        start = existing[:, :, -1:] if goes_on else existing[:, :, :1]
+    start = like_start(start, existing[:, :, :1], "start")
+    return generate(plan, sample_section, start, seed, on_section, existing=existing)
+
+
+def plan_noise(plan: Plan, shape: tuple[int, ...], seed: int | Sequence[int]) -> Iterator[Tensor]:
+    """Starting noise of each section of a plan, in the order made.
+
+    The run's generator draws for a section with a seed of its own too, so that this changes no
+    other section's noise.
+    """
+    for section, noise in zip(plan.sections, section_noise(shape, seed), strict=False):
+        if section.seed is not None:
+            own = section.seed if isinstance(seed, int) else [section.seed] * shape[0]
+            noise = next(section_noise(shape, own))
+        yield noise
 
 
 def section_noise(shape: tuple[int, ...], seed: int | Sequence[int]) -> Iterator[Tensor]:
@@ -100,6 +134,15 @@ def section_noise(shape: tuple[int, ...], seed: int | Sequence[int]) -> Iterator
     generators = [cpu_generator(s) for s in seeds]
     while True:
         yield torch.cat([torch.randn((1, *shape[1:]), generator=g) for g in generators])
+
+
+def check_finite(latents: Tensor, name: str) -> None:
+    """Refuse what a model made if any value is infinite or not a number."""
+    if not torch.isfinite(latents).all():
+        raise FramePackError(
+            f"{name}: the model returned values that are not finite; try another precision (bf16 "
+            "or fp32) or attention, and check LoRA strengths"
+        )
 
 
 def _check_start(start: Tensor) -> None:
@@ -148,21 +191,26 @@ def unipc_sampler(
     cfg: CFG | None = None,
     on_step: Callable[[StepInfo], None] | None = None,
 ) -> SampleSection:
-    """Sections by UniPC on a denoiser, without a host; `on_step` may raise to stop."""
+    """Sections by UniPC on a denoiser, without a host; `on_step` may raise to stop.
+
+    What a section has of its own (a TextCondition, image embeddings, a guidance) replaces that of
+    `guided`.
+    """
 
     @torch.no_grad()
     def sample(task: SectionTask) -> Tensor:
         sigmas = config.sigmas(task.noise.shape)
         step_cache = config.step_cache(sigmas) if config.step_cache else None
+        section_guided, section_cfg = guide_section(task.section, guided, cfg)
 
         def denoise(x: Tensor, sigma: Tensor) -> Tensor:
             return denoiser.denoise(
                 x,
                 sigma,
-                guided,
+                section_guided,
                 latent_indices=task.latent_indices,
                 context=task.context,
-                cfg=cfg,
+                cfg=section_cfg,
                 step_cache=step_cache,
             )
 
@@ -173,3 +221,13 @@ def unipc_sampler(
         return sample_unipc(denoise, task.noise, sigmas, variant=config.variant, on_step=report)
 
     return sample
+
+
+def guide_section(section: Section, guided: Guided, cfg: CFG | None) -> tuple[Guided, CFG | None]:
+    """The run's guidance with what a section has of its own; a negative prompt stays the run's."""
+    own = {"image_embeds": section.image_embeds, "guidance": section.guidance}
+    own = {name: value for name, value in own.items() if value is not None}
+    if cfg is not None:
+        cfg = replace(cfg, negative=cfg.negative._replace(**own))
+    text = guided.text if section.prompt is None else section.prompt
+    return guided._replace(text=text, **own), cfg

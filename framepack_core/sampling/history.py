@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from ..models.packing import Context
-from .sections import HISTORY, HISTORY_LENGTH, Plan, Section
+from ..runtime.errors import FramePackError
+from .plan import HISTORY, HISTORY_LENGTH, Plan, Section
 
 
 class History:
@@ -15,12 +16,36 @@ class History:
     Where nothing is finished yet the model sees zeros, as it did in training.
     """
 
-    def __init__(self, plan: Plan, start: Tensor) -> None:
-        """`start` [B, C, 1, h, w]: the start image's latent."""
+    def __init__(self, plan: Plan, start: Tensor, existing: Tensor | None = None) -> None:
+        """`start` [B, C, 1, h, w]: the start image's latent, in sight of every section.
+
+        existing [B, C, T, h, w]: the video that the plan extends. A video extended backward loses
+        its latent 0, which stands for one frame where all others stand for four.
+        """
+        if plan.existing != (1 if existing is None else existing.shape[2]):
+            raise FramePackError(
+                f"existing: the plan goes on from {plan.existing} latent frames; give the video "
+                "that it was made for"
+            )
         self.plan, self.start = plan, start
+        self._end = _end_latent(plan, start)
+        self._images = {
+            section.index: like_start(section.image, start, f"the image of section {section.index}")
+            for section in plan.sections
+            if section.image is not None
+        }
+        forward = existing is not None and not plan.backward
+        self._before = existing.to(start) if forward else self._images.get(0, start)
         blank = start.new_zeros(start.shape[0], start.shape[1], HISTORY_LENGTH, *start.shape[3:])
-        self._frames = torch.cat([blank, start], dim=2) if plan.mode == "f1" else blank
-        self._finished = 1 if plan.mode == "f1" else 0
+        if plan.mode == "f1":
+            self._frames, self._finished = torch.cat([blank, self._before], 2), plan.existing
+        elif plan.backward:
+            self._frames = torch.cat([existing[:, :, 1:].to(start), blank], dim=2)
+            self._finished = plan.existing - 1
+        else:
+            if self._end is not None and plan.end.policy == "persistent":
+                blank[:, :, :1] = self._end
+            self._frames, self._finished = blank, 0
 
     def context(self, section: Section) -> Context:
         """The start image and the neighbouring frames, near ones in detail, far ones compressed."""
@@ -33,18 +58,20 @@ class History:
             near, clean_2x, clean_4x = self._frames[:, :, :HISTORY_LENGTH].split(
                 [one, two, four], dim=2
             )
+            if self._end is not None and not self._finished:
+                near = self._end
         return Context(
-            clean=torch.cat([self.start, near], dim=2),
-            clean_indices=self._tensor(section.clean_indices),
+            clean=torch.cat([self._images.get(section.index, self.start), near], dim=2),
+            clean_indices=index_tensor(section.clean_indices, self.start),
             clean_2x=clean_2x,
-            clean_2x_indices=self._tensor(section.clean_2x_indices),
+            clean_2x_indices=index_tensor(section.clean_2x_indices, self.start),
             clean_4x=clean_4x,
-            clean_4x_indices=self._tensor(section.clean_4x_indices),
+            clean_4x_indices=index_tensor(section.clean_4x_indices, self.start),
         )
 
     def latent_indices(self, section: Section) -> Tensor:
         """Positions [1, W] of the section's own latents."""
-        return self._tensor(section.latent_indices)
+        return index_tensor(section.latent_indices, self.start)
 
     def append(self, section: Section, latents: Tensor) -> None:
         """Take in a finished section [B, C, W, h, w]."""
@@ -52,7 +79,7 @@ class History:
             self._frames = torch.cat([self._frames, latents], dim=2)
         else:
             if section.index == 0:
-                latents = torch.cat([self.start, latents], dim=2)
+                latents = torch.cat([self._before, latents], dim=2)
             self._frames = torch.cat([latents, self._frames], dim=2)
         self._finished += latents.shape[2]
 
@@ -62,5 +89,23 @@ class History:
             return self._frames[:, :, HISTORY_LENGTH:]
         return self._frames[:, :, : self._finished]
 
-    def _tensor(self, indices: tuple[int, ...]) -> Tensor:
-        return torch.tensor([indices], dtype=torch.long, device=self.start.device)
+
+def index_tensor(indices: tuple[int, ...], like: Tensor) -> Tensor:
+    """Frame indices [1, T] on the device of a tensor."""
+    return torch.tensor([indices], dtype=torch.long, device=like.device)
+
+
+def like_start(latent: Tensor, start: Tensor, name: str) -> Tensor:
+    """One image's latent [1 or B, C, 1, h, w] for the whole batch of a start [B, C, 1, h, w]."""
+    if latent.shape[0] not in (1, start.shape[0]) or latent.shape[1:] != start.shape[1:]:
+        raise FramePackError(
+            f"{name}: its latent is {list(latent.shape)}, but has to be {list(start.shape)}; fit "
+            "it to the video's size before it is encoded"
+        )
+    return latent.to(start).expand_as(start)
+
+
+def _end_latent(plan: Plan, start: Tensor) -> Tensor | None:
+    if plan.end is None:
+        return None
+    return plan.end.strength * like_start(plan.end.image, start, "the end image")

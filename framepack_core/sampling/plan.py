@@ -1,0 +1,279 @@
+"""A section plan as data: which frames are made in which order, and what each section sees.
+
+Integers and the host's handles, no tensors. Time is counted in latent frames; latent 0 is the start
+image, section s (0 first) covers latents 1 + s W to (s + 1) W. Indices are the positions that the
+model's rotary embedding gets (arXiv 2504.12626).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from ..runtime.errors import FramePackError
+from .spec import SectionSpec, section_range
+
+Mode = Literal["framepack", "f1"]
+EndPolicy = Literal["persistent", "first_section"]
+Direction = Literal["forward", "backward"]
+Handle = Literal["prompt", "image", "image_embeds"]
+Encode = Callable[[Any], Any]
+
+FPS = 30  # the rate FramePack was trained at; seconds mean this and nothing else
+HISTORY = (1, 2, 16)  # latents kept at 1x, 2x and 4x
+HISTORY_LENGTH = sum(HISTORY)
+MAX_SEED = 2**64 - 1
+LABEL = 40  # characters of a prompt that a description shows
+
+
+@dataclass(frozen=True)
+class Section:
+    """One section to be made: its place in time and the indices of all that the model sees.
+
+    What it has of its own may be None, for the run's. The first three are the host's handles, such
+    as a text and a path; generate() needs them encoded. An image stands before the section, in the
+    start image's place: at padding 0 the section goes on from it, else it is a reference.
+    """
+
+    index: int
+    latent_indices: tuple[int, ...]
+    clean_indices: tuple[int, ...]
+    clean_2x_indices: tuple[int, ...]
+    clean_4x_indices: tuple[int, ...]
+    padding: int | None = None  # framepack: how many windows lie between it and the start image
+    prompt: Any = None
+    image: Any = None
+    image_embeds: Any = None  # SigLIP's view of an image
+    seed: int | None = None
+    guidance: float | None = None
+
+    @classmethod
+    def framepack(cls, index: int, padding: int, window: int) -> Section:
+        """A section of inverted anti-drifting: `padding` empty windows after the start image."""
+        _check_padding(padding)
+        first = 1 + padding * window
+        after = first + window
+        return cls(
+            index=index,
+            latent_indices=index_run(first, window),
+            clean_indices=(0, after),
+            clean_2x_indices=index_run(after + 1, HISTORY[1]),
+            clean_4x_indices=index_run(after + 1 + HISTORY[1], HISTORY[2]),
+            padding=padding,
+        )
+
+
+OWN = ("prompt", "image", "image_embeds", "seed", "guidance")
+
+
+@dataclass(frozen=True)
+class EndImage:
+    """What the video should end with; `image` is the host's handle, then its latent.
+
+    policy: "persistent" leaves the latent behind the last section, in sight of all that are made
+    later, as musubi-tuner; "first_section" shows it to the section made first alone, as diffusers.
+    strength multiplies the latent: 0 is no end image.
+    """
+
+    image: Any
+    policy: EndPolicy = "persistent"
+    strength: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.policy not in ("persistent", "first_section"):
+            raise FramePackError(
+                f"end image: policy {self.policy!r} is unknown; use 'persistent' or 'first_section'"
+            )
+        if not 0 <= self.strength <= 1:
+            raise FramePackError(f"end image: strength {self.strength} is not from 0 to 1")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A whole video, its sections in the order in which they are made.
+
+    existing: latent frames that are there before the run, which is the start image or a video to
+    extend; with `backward` the sections come before that video, else after it.
+    """
+
+    mode: Mode
+    window: int
+    sections: tuple[Section, ...]
+    end: EndImage | None = None
+    existing: int = 1
+    backward: bool = False
+
+    def __post_init__(self) -> None:
+        if self.mode == "f1" and self.end is not None:
+            raise FramePackError(
+                "end image: F1 makes a video forwards and never sees what comes after; take the "
+                "end image out, or use the framepack mode and model"
+            )
+        if self.mode == "f1" and self.backward:
+            raise FramePackError(
+                "direction: F1 only extends forward; use the framepack mode and model to extend "
+                "backward"
+            )
+        if self.backward and self.end is not None:
+            raise FramePackError(
+                "end image: a video extended backward has its end already; take the end image out"
+            )
+
+    @property
+    def latent_frames(self) -> int:
+        return self.existing + self.window * len(self.sections)
+
+    @property
+    def frames(self) -> int:
+        return 4 * self.latent_frames - 3
+
+    @property
+    def seconds(self) -> float:
+        return self.frames / FPS
+
+    def frames_of(self, section: Section) -> tuple[int, int]:
+        """First and last video frame of a section; frame 0 is the start image."""
+        length = 4 * self.window
+        first = 1 + section.index * length + (0 if self.backward else 4 * (self.existing - 1))
+        return first, first + length - 1
+
+    def with_overrides(
+        self,
+        sections: str,
+        *,
+        prompt: Any = None,
+        image: Any = None,
+        image_embeds: Any = None,
+        padding: int | None = None,
+        seed: int | None = None,
+        guidance: float | None = None,
+    ) -> Plan:
+        """Give sections ("0", "-1", "0-2", by time) something of their own; None leaves it."""
+        chosen = section_range(sections, len(self.sections))
+        _check_own(seed, guidance)
+        own = dict(zip(OWN, (prompt, image, image_embeds, seed, guidance), strict=True))
+        own = {name: value for name, value in own.items() if value is not None}
+
+        def change(section: Section) -> Section:
+            if padding is not None:
+                section = self._with_padding(section, padding)
+            return replace(section, **own)
+
+        return self._each(lambda s: change(s) if s.index in chosen else s)
+
+    def scheduled(self, spec: SectionSpec, *fields: Handle) -> Plan:
+        """Give every section its text of a spec; those with the text of section 0 keep the run's.
+
+        So the run's own prompt or start image is `spec.resolve(len(plan.sections))[0]`.
+        """
+        texts = spec.resolve(len(self.sections))
+        return self._each(
+            lambda s: (
+                s
+                if texts[s.index] == texts[0]
+                else replace(s, **dict.fromkeys(fields, texts[s.index]))
+            )
+        )
+
+    def with_end(self, image: Any, policy: EndPolicy = "persistent", strength: float = 1.0) -> Plan:
+        """The plan of a video that should end with an image."""
+        return replace(self, end=EndImage(image, policy, strength))
+
+    def extending(self, existing: int, direction: Direction = "forward") -> Plan:
+        """The plan of sections after or before a video of `existing` latent frames."""
+        if direction not in ("forward", "backward"):
+            raise FramePackError(f"direction: {direction!r} is unknown; use forward or backward")
+        if existing < 2:
+            raise FramePackError(f"extend: a video of {existing} latent frames; give 2 or more")
+        return replace(self, existing=existing, backward=direction == "backward")
+
+    def handles(self, field: Handle) -> list[Any]:
+        """What the sections have of their own in a field, in order of time, each once."""
+        found = [getattr(s, field) for s in sorted(self.sections, key=lambda s: s.index)]
+        if field == "image" and self.end is not None:
+            found.append(self.end.image)
+        return list(dict.fromkeys(handle for handle in found if handle is not None))
+
+    def encoded(self, **encode: Encode) -> Plan:
+        """The plan with its handles put through functions of the host, by field."""
+
+        def change(section: Section) -> Section:
+            own = {name: getattr(section, name) for name in encode}
+            made = {n: encode[n](handle) for n, handle in own.items() if handle is not None}
+            return replace(section, **made)
+
+        plan = self._each(change)
+        if plan.end is None or "image" not in encode:
+            return plan
+        return replace(plan, end=replace(plan.end, image=encode["image"](plan.end.image)))
+
+    def _each(self, change: Callable[[Section], Section]) -> Plan:
+        return replace(self, sections=tuple(change(section) for section in self.sections))
+
+    def _with_padding(self, section: Section, padding: int) -> Section:
+        if self.mode != "framepack":
+            raise FramePackError(f"padding: {self.mode} has none; leave it out")
+        moved = Section.framepack(section.index, padding, self.window)
+        return replace(moved, **{name: getattr(section, name) for name in OWN})
+
+    def describe(self, width: int | None = None, height: int | None = None) -> str:
+        """What will be made, as text: size and length, then one line a section."""
+        size = f"{width}x{height}, " if width and height else ""
+        lines = [
+            f"{self.mode}: {size}{self.frames} frames, {self.seconds:.2f} s at {FPS} fps, "
+            f"{len(self.sections)} sections of {4 * self.window} frames (window {self.window})"
+        ]
+        if self.existing > 1:
+            place = "before" if self.backward else "after"
+            lines[0] += f", {place} {4 * self.existing - 3} existing frames"
+        for order, section in enumerate(self.sections, 1):
+            first, last = self.frames_of(section)
+            lines.append(
+                f"  made {order}: section {section.index}, frames {first}-{last} "
+                f"({first / FPS:.2f}-{last / FPS:.2f} s){_describe_own(section)}"
+            )
+        if self.end is not None:
+            policy = self.end.policy.replace("_", " ")
+            lines.append(
+                f"  end image {_label(self.end.image)}, {policy}, strength {self.end.strength:g}"
+            )
+        return "\n".join(lines)
+
+
+def _describe_own(section: Section) -> str:
+    own = {
+        "padding": section.padding,
+        "prompt": _label(section.prompt),
+        "image": _label(section.image),
+        "seed": section.seed,
+        "guidance": section.guidance,
+    }
+    return "".join(f", {name} {value}" for name, value in own.items() if value is not None)
+
+
+def _label(handle: Any) -> str | None:
+    """A text itself; of a host's object its `label`, if it has one; None of None."""
+    if handle is None:
+        return None
+    label = handle if isinstance(handle, str) else getattr(handle, "label", None)
+    if label is None:
+        return "of its own"
+    return repr(label if len(label) <= LABEL else f"{label[:LABEL]}...")
+
+
+def index_run(first: int, count: int) -> tuple[int, ...]:
+    return tuple(range(first, first + count))
+
+
+def _check_padding(padding: int) -> None:
+    if not isinstance(padding, int) or padding < 0:
+        raise FramePackError(f"paddings: {padding!r} is not a whole number of 0 or more")
+
+
+def _check_own(seed: int | None, guidance: float | None) -> None:
+    if seed is not None and not 0 <= seed <= MAX_SEED:
+        raise FramePackError(f"seed: {seed} is out of range; use 0 to {MAX_SEED}")
+    if guidance is not None and not 0 <= guidance < math.inf:
+        raise FramePackError(f"guidance: {guidance} is not a number of 0 or more")

@@ -1,0 +1,142 @@
+"""Prompts of the samples that a training run makes: a .txt, .toml or .json file.
+
+A .txt file has a prompt line each, where --f counts frames and --g is the distilled guidance, as in
+musubi-tuner. A .toml file has [[prompt.subset]] tables over the settings that they share in
+[prompt], a .json file a list of tables or lines; a table has the names of SamplePrompt's fields.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..runtime.errors import FramePackError
+from .prompt_lines import (
+    ABOVE_ZERO,
+    COUNT,
+    SCALE,
+    SHARED_OPTIONS,
+    Option,
+    parse_options,
+    read_prompt_file,
+    read_text,
+    set_option,
+)
+
+
+@dataclass(frozen=True)
+class SamplePrompt:
+    """One sample of a training run; None is the trainer's default."""
+
+    prompt: str
+    width: int | None = None
+    height: int | None = None
+    frame_count: int | None = None
+    video_sections: int | None = None
+    seed: int | None = None
+    sample_steps: int | None = None
+    guidance_scale: float | None = None  # the distilled one
+    cfg_scale: float | None = None
+    discrete_flow_shift: float | None = None
+    negative_prompt: str | None = None
+    image_path: str | None = None
+    end_image_path: str | None = None
+    control_image_path: tuple[str, ...] | None = None
+    control_image_mask_path: tuple[str, ...] | None = None
+    one_frame: str | None = None
+
+    def check(self) -> None:
+        """Raise for what no sample can be made without."""
+        if self.image_path is None:
+            raise FramePackError(
+                f"sample {self.prompt!r}: no start image; FramePack needs one (--i, image_path)"
+            )
+
+
+OPTIONS = {
+    **SHARED_OPTIONS,
+    "f": Option("frame_count", COUNT),
+    "s": Option("sample_steps", COUNT),
+    "g": Option("guidance_scale", SCALE),
+    "l": Option("cfg_scale", SCALE),
+    "fs": Option("discrete_flow_shift", ABOVE_ZERO),
+    "of": SHARED_OPTIONS["of"]._replace(field="one_frame"),
+}
+_BY_FIELD = {option.field: option for option in OPTIONS.values()}
+_BOOKKEEPING = {"enum", "subset"}  # keys of musubi-tuner's own that say nothing
+
+
+def parse_sample_line(line: str) -> SamplePrompt:
+    """Read a sample of a line; errors name the option."""
+    return SamplePrompt(**parse_options(line, OPTIONS))
+
+
+def load_sample_prompts(path: str | Path) -> list[SamplePrompt]:
+    """All samples of a file; errors name the file and the place in it."""
+    path = Path(path)
+    if path.suffix == ".txt":
+        return [_read_at(f"{path} line {i}", line) for i, line in read_prompt_file(path)]
+    items = _reader(path)(path)
+    return [_read_at(f"{path} prompt {i}", item) for i, item in enumerate(items, 1)]
+
+
+def _read_at(place: str, item: Any) -> SamplePrompt:
+    try:
+        return parse_sample_line(item) if isinstance(item, str) else _read_table(item)
+    except FramePackError as error:
+        raise FramePackError(f"{place}: {error}") from None
+
+
+def _read_table(table: Any) -> SamplePrompt:
+    if not isinstance(table, dict):
+        raise FramePackError(f"{table!r} is neither a line nor a table")
+    if not isinstance(table.get("prompt"), str):
+        raise FramePackError("prompt: missing, or no text")
+    values: dict[str, Any] = {"prompt": table["prompt"]}
+    for key in table:
+        if key == "prompt" or key in _BOOKKEEPING:
+            continue
+        option = _BY_FIELD.get(key)
+        if option is None:
+            raise FramePackError(f"{key}: unknown; known are prompt, {', '.join(_BY_FIELD)}")
+        several = option.repeats and isinstance(table[key], list)
+        for value in table[key] if several else [table[key]]:
+            if isinstance(value, bool) or not isinstance(value, str | int | float):
+                raise FramePackError(f"{key}: {value!r} is neither a text nor a number")
+            set_option(values, option, str(value), key)
+    return SamplePrompt(**values)
+
+
+def _reader(path: Path) -> Callable[[Path], list[Any]]:
+    readers = {".toml": _read_toml, ".json": _read_json}
+    if path.suffix not in readers:
+        raise FramePackError(f"{path}: sample prompts are a .txt, .toml or .json file")
+    return readers[path.suffix]
+
+
+def _read_toml(path: Path) -> list[Any]:
+    try:
+        import tomllib
+    except ModuleNotFoundError:  # Python 3.10
+        import tomli as tomllib
+    try:
+        shared = tomllib.loads(read_text(path)).get("prompt")
+    except tomllib.TOMLDecodeError as error:
+        raise FramePackError(f"{path}: not TOML ({error})") from None
+    subsets = shared.pop("subset", None) if isinstance(shared, dict) else None
+    if not isinstance(subsets, list) or not all(isinstance(s, dict) for s in subsets):
+        raise FramePackError(f"{path}: no [[prompt.subset]] in it; write one for each prompt")
+    return [{**shared, **subset} for subset in subsets]
+
+
+def _read_json(path: Path) -> list[Any]:
+    try:
+        items = json.loads(read_text(path))
+    except json.JSONDecodeError as error:
+        raise FramePackError(f"{path}: not JSON ({error})") from None
+    if not isinstance(items, list):
+        raise FramePackError(f"{path}: it should hold a list of prompts")
+    return items
