@@ -108,8 +108,8 @@ def test_default_network_has_the_released_shapes():
 
 
 def test_config_ignores_what_does_not_shape_the_network():
-    values = {"_class_name": "X", "act_fn": "silu", "block_out_channels": [4, 8]}
-    assert VAEConfig.from_dict(values) == VAEConfig(block_out_channels=(4, 8))
+    values = {"_class_name": "X", "act_fn": "silu", "block_out_channels": [32, 64]}
+    assert VAEConfig.from_dict(values) == VAEConfig(block_out_channels=(32, 64))
 
 
 @pytest.mark.parametrize("frames, latents", [(1, 1), (5, 2), (9, 3)])
@@ -263,3 +263,8 @@ def test_tiled_draw_is_seeded():
         tiled_encode(vae, pixels, 32, generator=torch.Generator().manual_seed(s)) for s in (1, 1, 2)
     )
     assert torch.equal(first, again) and not torch.equal(first, other)
+
+
+def test_a_config_that_contradicts_itself_is_refused() -> None:
+    with pytest.raises(FramePackError, match="cannot be divided into norm_num_groups 8"):
+        VAEConfig.from_dict({"block_out_channels": [4, 8, 8, 8], "norm_num_groups": 8})

@@ -45,7 +45,13 @@ class VAEConfig:
         known = {f.name: values[f.name] for f in fields(cls) if f.name in values}
         if "block_out_channels" in known:
             known["block_out_channels"] = tuple(known["block_out_channels"])
-        return cls(**known)
+        config = cls(**known)
+        if any(channels % config.norm_num_groups for channels in config.block_out_channels):
+            raise FramePackError(
+                f"config: block_out_channels {config.block_out_channels} cannot be divided into "
+                f"norm_num_groups {config.norm_num_groups}; use the VAE's own config.json"
+            )
+        return config
 
     def strides(self) -> list[tuple[int, int, int]]:
         """The (time, height, width) stride that follows each encoder block, the last one's 1.
