@@ -181,11 +181,12 @@ def sample_mode(mode: str) -> torch.Tensor:
 
 
 def check_cfg_and_rescale_give_the_latents_of_the_headless_core() -> Any:
+    """Within 1e-3: a CFG scale of 3 multiplies what the attentions' rounding differs by."""
     (negative,) = run("FPReelTextEncode", clip=toy().clip, text="")
     ours = sample(negative=negative, cfg=3.0, rescale=0.5)
     measured = difference(ours, headless(cfg=(3.0, 0.5)))
-    assert measured < 1e-4, measured
-    assert difference(ours, sample()) > 1e-3
+    assert measured < 1e-3, measured
+    assert difference(ours, sample()) > 1e-2
     return measured
 
 
