@@ -25,7 +25,7 @@ from ..models.vae import AutoencoderKL
 from ..runtime.device import default_device, parse_device
 from ..sampling.decode import decode_sections
 from ..sampling.flow import FlowDenoiser, Guided
-from ..sampling.generate import SamplerConfig, SampleSection, SectionTask, generate, unipc_sampler
+from ..sampling.generate import SamplerConfig, generate, unipc_sampler
 from ..sampling.sections import WINDOW, Mode, plan_video
 from ..weights.layouts import F1_FOLDER
 from . import SNAPSHOT, render
@@ -107,9 +107,9 @@ def make_videos(
     guided = Guided(join_texts(conditions, toy), torch.cat(embeds).to(toy.device, toy.dtype))
     denoiser = FlowDenoiser(toy.dits[mode], toy.dtype)
     sample = unipc_sampler(denoiser, guided, SamplerConfig(steps))
-    if ends is not None:
-        sample = _with_end(sample, encode_images(toy, ends))
     plan = plan_video(mode, sections)
+    if ends is not None:
+        plan = plan.with_end(encode_images(toy, ends))
     latents = generate(plan, sample, encode_images(toy, starts), list(seeds))
 
     def decode(chunk: Tensor) -> Tensor:
@@ -132,19 +132,6 @@ def join_texts(conditions: Sequence[TextCondition], toy: Toy) -> TextCondition:
     text, mask = (torch.cat(parts) for parts in zip(*fitted, strict=True))
     pooled = torch.cat([c.pooled for c in conditions])
     return TextCondition(text.to(toy.dtype), pooled.to(toy.dtype), mask)
-
-
-def _with_end(sample: SampleSection, end: Tensor) -> SampleSection:
-    """Show the end image to the section that is made first, right behind it in time."""
-
-    def sample_towards_end(task: SectionTask) -> Tensor:
-        if task.order == 0:
-            start = task.context.clean[:, :, :1]
-            clean = torch.cat((start, end.to(start)), dim=2)
-            task = replace(task, context=replace(task.context, clean=clean))
-        return sample(task)
-
-    return sample_towards_end
 
 
 # Measures

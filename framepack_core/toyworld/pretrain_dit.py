@@ -70,7 +70,7 @@ class Settings:
 
     clips: int = 16384
     batch: int = 512
-    peak: float = 6e-3
+    peak: float = 2e-3
     compile: bool = True
     dit: DiTConfig = DIT
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 MOMENTUM = 0.95
 EMA_EVERY = 8  # steps
-PLAIN_RATE = 0.5
+PLAIN_RATE = 0.3
 
 
 class Optimizer:
