@@ -13,6 +13,7 @@ from ..runtime.device import cpu_generator
 from ..runtime.errors import FramePackError
 from .flow import CFG, FlowDenoiser, Guided
 from .history import History, like_start
+from .ledger import LedgerRun
 from .plan import Direction, Plan, Section
 from .schedule import dynamic_shift, flow_sigmas
 from .step_cache import StepCacheFactory
@@ -35,12 +36,16 @@ class SectionTask:
 
 @dataclass(frozen=True)
 class SectionDone:
-    """A finished section: its latents [B, C, W, h, w] and the video so far in order of time."""
+    """A finished section: its latents [B, C, W, h, w] and the video so far in order of time.
+
+    stored: it was in the ledger and has not been made again.
+    """
 
     section: Section
     order: int
     latents: Tensor
     video: Tensor
+    stored: bool = False
 
 
 SampleSection = Callable[[SectionTask], Tensor]
@@ -55,12 +60,14 @@ def generate(
     on_section: OnSection | None = None,
     *,
     existing: Tensor | None = None,
+    ledger: LedgerRun | None = None,
 ) -> Tensor:
     """Make every section of a plan and return the latents [B, C, 1 + n W, h, w].
 
     start [B, C, 1, h, w]: the start image's latent, model-ready; images of the plan are such
     latents too, of one sample or of all. seed: one for the run, or one a sample. `on_section`
     follows each section; it may raise to stop. existing: the video of a plan that extends one.
+    ledger: where finished sections are kept and found again.
     """
     _check_start(start)
     history = History(plan, start, existing)
@@ -74,11 +81,18 @@ def generate(
             history.latent_indices(section),
             history.context(section),
         )
-        latents = sample_section(task).to(start)
-        check_finite(latents, f"section {section.index}")
+        stored = None if ledger is None else ledger.load(order, shape)
+        if stored is None:
+            latents = sample_section(task).to(start)
+            check_finite(latents, f"section {section.index}")
+            if ledger is not None:
+                ledger.store(order, latents)
+        else:
+            latents = stored.to(start)
         history.append(section, latents)
         if on_section is not None:
-            on_section(SectionDone(section, order, latents, history.video()))
+            done = SectionDone(section, order, latents, history.video(), stored is not None)
+            on_section(done)
     return history.video()
 
 
@@ -90,6 +104,7 @@ def extend(
     direction: Direction = "forward",
     start: Tensor | None = None,
     on_section: OnSection | None = None,
+    ledger: LedgerRun | None = None,
 ) -> Tensor:
     """Put the sections of a plan after or before finished latents: [B, C, T + n W, h, w].
 
@@ -102,7 +117,7 @@ def extend(
         goes_on = plan.mode == "framepack" and not plan.backward
         start = existing[:, :, -1:] if goes_on else existing[:, :, :1]
     start = like_start(start, existing[:, :, :1], "start")
-    return generate(plan, sample_section, start, seed, on_section, existing=existing)
+    return generate(plan, sample_section, start, seed, on_section, existing=existing, ledger=ledger)
 
 
 def plan_noise(plan: Plan, shape: tuple[int, ...], seed: int | Sequence[int]) -> Iterator[Tensor]:

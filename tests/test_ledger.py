@@ -1,0 +1,173 @@
+"""The ledger: stopped runs go on, changes start afresh where they matter, damage heals."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import guided, randn, tiny_dit
+
+from framepack_core.runtime.errors import FramePackError
+from framepack_core.sampling.flow import FlowDenoiser
+from framepack_core.sampling.generate import SamplerConfig, generate, unipc_sampler
+from framepack_core.sampling.ledger import Ledger, LedgerRun, fingerprint
+from framepack_core.sampling.plan import Plan
+from framepack_core.sampling.sections import plan_f1, plan_framepack
+
+WINDOW = 2
+START = randn(1, 16, 1, 4, 4, seed=3)
+
+
+class Killed(Exception):
+    pass
+
+
+def run(
+    plan: Plan, ledger: LedgerRun | None = None, seed: int = 1, stop_before: int | None = None
+) -> tuple[torch.Tensor, list[int]]:
+    """The latents and the orders of the sections that were really made."""
+    sampler = unipc_sampler(FlowDenoiser(tiny_dit()), guided(), SamplerConfig(2))
+    made: list[int] = []
+
+    def sample(task):
+        if task.order == stop_before:
+            raise Killed
+        made.append(task.order)
+        return sampler(task)
+
+    return generate(plan, sample, START, seed, ledger=ledger), made
+
+
+def settings(**changed) -> dict:
+    return {"seed": 1, "prompt": "p", "start image": START} | changed
+
+
+@pytest.mark.parametrize("plan", [plan_framepack(3, WINDOW), plan_f1(3, WINDOW)])
+@pytest.mark.parametrize("stop_before", [0, 1, 2])
+def test_a_stopped_run_goes_on_to_the_same_bits(plan, stop_before, tmp_path) -> None:
+    expected, _ = run(plan)
+    with pytest.raises(Killed):
+        run(plan, Ledger(tmp_path).open(plan, settings()), stop_before=stop_before)
+    again = Ledger(tmp_path).open(plan, settings())
+    assert again.finished == stop_before
+    latents, made = run(plan, again)
+    assert torch.equal(latents, expected)
+    assert made == list(range(stop_before, 3))
+    assert run(plan, Ledger(tmp_path).open(plan, settings()))[1] == []
+
+
+def test_a_changed_setting_starts_afresh_and_is_named(tmp_path) -> None:
+    plan = plan_framepack(2, WINDOW)
+    run(plan, Ledger(tmp_path).open(plan, settings()))
+    changed = Ledger(tmp_path).open(plan, settings(prompt="q"))
+    assert changed.finished == 0
+    assert changed.messages == [
+        "ledger: nothing of the last run fits, since it had another prompt; all 2 sections are made"
+    ]
+    assert Ledger(tmp_path).open(plan, settings()).finished == 2
+
+
+def test_one_section_rolled_again_keeps_those_made_before_it(tmp_path) -> None:
+    plan = plan_framepack(3, WINDOW)
+    first, _ = run(plan, Ledger(tmp_path).open(plan, settings()))
+    rolled = plan.with_overrides("1", seed=99)
+    latents, made = run(rolled, Ledger(tmp_path).open(rolled, settings()))
+    assert made == [1, 2]
+    last = slice(1 + 2 * WINDOW, None)
+    assert torch.equal(latents[:, :, last], first[:, :, last])
+    assert not torch.equal(latents, first)
+
+
+def test_f1_is_extended_later_from_what_is_there(tmp_path) -> None:
+    short, long = plan_f1(2, WINDOW), plan_f1(3, WINDOW)
+    run(short, Ledger(tmp_path).open(short, settings()))
+    latents, made = run(long, Ledger(tmp_path).open(long, settings()))
+    assert made == [2]
+    assert torch.equal(latents, run(long)[0])
+
+
+def test_a_damaged_entry_is_set_aside_and_made_again(tmp_path) -> None:
+    plan = plan_framepack(2, WINDOW)
+    expected, _ = run(plan, Ledger(tmp_path).open(plan, settings()))
+    entry = Ledger(tmp_path).entries()[0].path
+    entry.write_bytes(entry.read_bytes()[:-10])
+    ledger = Ledger(tmp_path).open(plan, settings())
+    latents, made = run(plan, ledger)
+    assert len(made) == 1 and torch.equal(latents, expected)
+    assert "is damaged" in ledger.messages[-1]
+    assert entry.with_name(entry.name + ".damaged").is_file()
+
+
+def test_old_entries_are_pruned_by_the_limit_but_never_this_run(tmp_path) -> None:
+    plan = plan_framepack(2, WINDOW)
+    run(plan, Ledger(tmp_path).open(plan, settings()))
+    old = {entry.path for entry in Ledger(tmp_path).entries()}
+    for path in old:
+        os.utime(path, (1, 1))
+    size = sum(path.stat().st_size for path in old)
+    small = Ledger(tmp_path, limit=size)
+    run(plan, small.open(plan, settings(prompt="q")), seed=2)
+    left = {entry.path for entry in small.entries()}
+    assert len(left) == 2 and not left & old
+    assert "2 sections" in small.describe()
+    run(plan, Ledger(tmp_path, limit=0).open(plan, settings(prompt="r")))
+    assert len(Ledger(tmp_path).entries()) == 2
+    with pytest.raises(FramePackError, match="limit of -1"):
+        Ledger(tmp_path, limit=-1)
+
+
+def test_no_partial_file_is_left_when_the_disk_is_full(tmp_path, monkeypatch) -> None:
+    plan = plan_framepack(2, WINDOW)
+    ledger = Ledger(tmp_path).open(plan, settings())
+    before = set(tmp_path.iterdir())
+
+    def full(*_args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(FramePackError, match="No space left"):
+        run(plan, ledger)
+    assert set(tmp_path.iterdir()) == before
+
+
+def test_unreadable_history_of_runs_is_no_obstacle(tmp_path) -> None:
+    (tmp_path / "runs.json").write_text('{"half')
+    plan = plan_framepack(1, WINDOW)
+    assert Ledger(tmp_path).open(plan, settings()).messages == []
+
+
+def test_fingerprints_tell_contents_apart(tmp_path: Path) -> None:
+    file = tmp_path / "a"
+    file.write_bytes(bytes(10**7))
+    first = fingerprint(file)
+    with file.open("r+b") as handle:
+        handle.seek(10**7 - 1)
+        handle.write(b"x")
+    assert fingerprint(file) != first
+    different = [
+        1,
+        1.0,
+        "1",
+        True,
+        None,
+        [1],
+        [[1]],
+        ["a", "b"],
+        ["ab"],
+        {"a": 1},
+        torch.tensor(1),
+        torch.tensor(1.0),
+        torch.tensor([1.0]),
+        torch.zeros(2, 3),
+        torch.zeros(3, 2),
+        torch.zeros(2, 3, dtype=torch.bfloat16),
+        plan_f1(2, WINDOW),
+        replace(plan_f1(2, WINDOW), window=3),
+    ]
+    assert len({fingerprint(value) for value in different}) == len(different)
+    assert fingerprint({"a": 1, "b": 2}) == fingerprint({"b": 2, "a": 1})
+    with pytest.raises(TypeError, match="no fingerprint of a object"):
+        fingerprint(object())
