@@ -15,7 +15,8 @@ import os
 import pickle
 import sys
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -115,15 +116,21 @@ class WeightFiles(Mapping[str, Tensor]):
         return self._owner[name].header.tensors[name]
 
     def load(
-        self, name: str, dtype: torch.dtype | None = None, device: torch.device | str = "cpu"
+        self,
+        name: str,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str = "cpu",
+        *,
+        copy: bool = False,
     ) -> Tensor:
         """The tensor for use: a view of the file if nothing has to change, else a copy.
 
-        dtype None keeps the file's type; integers and booleans keep it always.
+        dtype None keeps the file's type; integers and booleans keep it always. `copy` forbids the
+        view, whose pages would count as the process's memory once they are touched.
         """
         own = self.info(name).dtype
         dtype = dtype if dtype is not None and own.is_floating_point else own
-        if dtype == own and torch.device(device).type == "cpu":
+        if dtype == own and torch.device(device).type == "cpu" and not copy:
             return self[name]
         tensor = torch.empty(self.info(name).shape, dtype=dtype, device=device)
         self._owner[name].copy_to(name, tensor)
@@ -159,8 +166,9 @@ def read_header(path: Path | str) -> Header:
                 raise FramePackError(f"{path} {_not_weights(path, size)}")
             entries = json.loads(file.read(length))
         metadata = entries.pop(METADATA, None) or {}
+        metadata = {str(key): str(value) for key, value in metadata.items()}
         tensors = {name: _tensor_info(path, name, e, 8 + length) for name, e in entries.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise FramePackError(
             f"{path} has a damaged safetensors header ({error}): download it again"
         ) from None
@@ -175,25 +183,59 @@ def save_weights(
 
     Raises FramePackError where the disk is full, naming what is left intact.
     """
-    # Widest types first, as in files of the reference writer, keeps every tensor aligned.
-    names = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
-    entries: dict[str, Any] = {METADATA: dict(sorted(metadata.items()))} if metadata else {}
-    start = 0
-    for name in names:
-        tensor = tensors[name]
-        entries[name] = {
-            "dtype": DTYPE_NAMES[tensor.dtype],
-            "shape": list(tensor.shape),
-            "data_offsets": [start, start + tensor.nbytes],
-        }
-        start += tensor.nbytes
-    header = json.dumps(entries, separators=(",", ":")).encode()
-    header += b" " * (-len(header) % 8)
+    infos = {name: TensorInfo(x.dtype, tuple(x.shape)) for name, x in tensors.items()}
+    with writing_weights(path, infos, metadata) as write:
+        for name, tensor in tensors.items():
+            write(name, tensor)
+
+
+@contextmanager
+def writing_weights(
+    path: Path | str, infos: Mapping[str, TensorInfo], metadata: Mapping[str, str] | None = None
+) -> Iterator[Callable[[str, Tensor], None]]:
+    """Write a safetensors file one tensor at a time, in any order: `write(name, tensor)`.
+
+    All of `infos` must be written, as announced; the file appears once they are.
+    """
+    header, starts = _layout(infos, metadata)
+    left = set(infos)
     with atomic_path(path) as temporary, temporary.open("wb") as file:
-        file.write(len(header).to_bytes(8, "little") + header)
-        for name in names:
-            flat = tensors[name].detach().cpu().contiguous().reshape(-1)
+        file.write(header)
+
+        def write(name: str, tensor: Tensor) -> None:
+            if (tensor.dtype, tuple(tensor.shape)) != (infos[name].dtype, infos[name].shape):
+                raise ValueError(f"{name} is {tensor.dtype} {list(tensor.shape)}: {infos[name]}")
+            flat = tensor.detach().cpu().contiguous().reshape(-1)
+            file.seek(starts[name])
             file.write(flat.view(torch.uint8).numpy().data)
+            left.discard(name)
+
+        yield write
+        if left:
+            raise ValueError(f"not written: {sorted(left)}")
+
+
+def _layout(
+    infos: Mapping[str, TensorInfo], metadata: Mapping[str, str] | None
+) -> tuple[bytes, dict[str, int]]:
+    """The header of a file, and where in the file each tensor starts."""
+    entries: dict[str, Any] = {METADATA: dict(sorted(metadata.items()))} if metadata else {}
+    starts: dict[str, int] = {}
+    start = 0
+    # Widest types first, as in files of the reference writer, keeps every tensor aligned.
+    for name in sorted(infos, key=lambda name: (-infos[name].dtype.itemsize, name)):
+        info = infos[name]
+        starts[name], stop = start, start + info.nbytes
+        entries[name] = {
+            "dtype": DTYPE_NAMES[info.dtype],
+            "shape": list(info.shape),
+            "data_offsets": [start, stop],
+        }
+        start = stop
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    header = len(text).to_bytes(8, "little") + text
+    return header, {name: len(header) + start for name, start in starts.items()}
 
 
 class _Safetensors:
@@ -296,7 +338,8 @@ def _tensor_info(path: Path, name: str, entry: dict[str, Any], base: int) -> Ten
         )
     start, stop = entry["data_offsets"]
     info = TensorInfo(DTYPES[entry["dtype"]], tuple(entry["shape"]), base + start)
-    if min(0, start, *info.shape) < 0 or stop - start != info.nbytes:
+    whole = all(isinstance(n, int) for n in (start, stop, *info.shape))
+    if not whole or min(0, start, *info.shape) < 0 or stop - start != info.nbytes:
         raise ValueError(f"{name} of shape {list(info.shape)} at bytes {start} to {stop}")
     return info
 
@@ -361,7 +404,7 @@ def _torch_load(path: Path) -> dict[str, Tensor]:
             f"{path} holds more than tensors and could run code, so it was not opened: "
             "use the safetensors file of this model"
         ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError) as error:
+    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
         raise FramePackError(
             f"{path} cannot be read ({str(error).splitlines()[0]}): "
             "the download is incomplete, download it again"

@@ -7,12 +7,11 @@ beside the layer, without it where the form allows.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn.functional import linear
-from typing_extensions import Self
 
 Rows = tuple[tuple[int, int], ...]
 
@@ -23,6 +22,8 @@ class Delta:
     Arithmetic is in the type of the tensors: move them with `to` before.
     """
 
+    needs_base: ClassVar[bool] = False  # whether it depends on the weight, not only on its shape
+
     def delta(self, base: Tensor) -> Tensor:
         """The change of `base` [out, in], of its shape."""
         raise NotImplementedError
@@ -31,7 +32,7 @@ class Delta:
         """What the change adds to the output of a linear layer with weight `base` for input x."""
         return linear(x, self.delta(base).to(x.dtype))
 
-    def take(self, rows: Rows) -> Self:
+    def take(self, rows: Rows) -> Delta:
         """The change of these output rows only, in this order."""
         raise NotImplementedError
 
@@ -41,10 +42,10 @@ class Delta:
         values = {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]
         return {name: value for name, value in values.items() if isinstance(value, Tensor)}
 
-    def with_tensors(self, tensors: dict[str, Tensor]) -> Self:
+    def with_tensors(self, tensors: dict[str, Tensor]) -> Delta:
         return replace(self, **tensors)  # type: ignore[type-var]
 
-    def to(self, device: torch.device | str, dtype: torch.dtype) -> Self:
+    def to(self, device: torch.device | str, dtype: torch.dtype) -> Delta:
         """The same change with its factors there and in that type."""
         moved = {name: x.to(device=device, dtype=dtype) for name, x in self.tensors.items()}
         return self.with_tensors(moved)
@@ -59,7 +60,7 @@ class LowRank(Delta):
     scale: float = 1.0
 
     def delta(self, base: Tensor) -> Tensor:
-        return (self.scale * (self.up @ self.down)).reshape(base.shape)
+        return ((self.scale * self.up) @ self.down).reshape(base.shape)
 
     def branch(self, x: Tensor, base: Tensor) -> Tensor:
         down, up = self.down.to(x.dtype), self.up.to(x.dtype)
@@ -80,8 +81,8 @@ class Hadamard(Delta):
     scale: float = 1.0
 
     def delta(self, base: Tensor) -> Tensor:
-        product = (self.w1_a @ self.w1_b) * (self.w2_a @ self.w2_b)
-        return (self.scale * product).reshape(base.shape)
+        product = (self.scale * self.w1_a @ self.w1_b) * (self.w2_a @ self.w2_b)
+        return product.reshape(base.shape)
 
     def take(self, rows: Rows) -> Hadamard:
         return replace(self, w1_a=take_rows(self.w1_a, rows), w2_a=take_rows(self.w2_a, rows))
@@ -103,22 +104,24 @@ class Kronecker(Delta):
 
     def delta(self, base: Tensor) -> Tensor:
         w1, w2 = self._whole()
-        rows = self.rows or ((0, w1.shape[0] * w2.shape[0]),)
-        parts = [_kron_rows(w1, w2, start, stop) for start, stop in rows]
-        return (self.scale * torch.cat(parts)).reshape(base.shape)
+        if self.rows is None:
+            return torch.kron(w1, w2).reshape(base.shape)
+        parts = [_kron_rows(w1, w2, start, stop) for start, stop in self.rows]
+        return (parts[0] if len(parts) == 1 else torch.cat(parts)).reshape(base.shape)
 
     def branch(self, x: Tensor, base: Tensor) -> Tensor:
         if self.rows is not None:
             return super().branch(x, base)
         w1, w2 = (w.to(x.dtype) for w in self._whole())
         x = x.unflatten(-1, (w1.shape[1], w2.shape[1]))
-        return self.scale * torch.einsum("...mn,kn,lm->...lk", x, w2, w1).flatten(-2)
+        return torch.einsum("...mn,kn,lm->...lk", x, w2, w1).flatten(-2)
 
     def take(self, rows: Rows) -> Kronecker:
         return replace(self, rows=rows)
 
     def _whole(self) -> tuple[Tensor, Tensor]:
-        w1 = self.w1 if self.w1_b is None else self.w1 @ self.w1_b
+        """w1, with the scale, and w2."""
+        w1 = self.scale * (self.w1 if self.w1_b is None else self.w1 @ self.w1_b)
         w2 = self.w2 if self.w2_b is None else self.w2 @ self.w2_b
         return w1, w2
 
@@ -148,6 +151,7 @@ class Difference(Delta):
 class Replacement(Delta):
     """value - base: the weight itself (`.set_weight`)."""
 
+    needs_base = True
     value: Tensor
 
     def delta(self, base: Tensor) -> Tensor:
@@ -164,6 +168,7 @@ class Decomposed(Delta):
     magnitude [out, 1] holds the norm of every row, [1, in] that of every column.
     """
 
+    needs_base = True
     inner: Delta
     magnitude: Tensor
 
