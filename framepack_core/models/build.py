@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from transformers import CLIPTokenizer, PreTrainedTokenizerFast
 
 from ..runtime.errors import FramePackError
-from ..weights.files import WeightFiles, open_weights
+from ..weights.files import open_weights
+from ..weights.fp8 import Fp8Ops, Precision, ScaledFiles, is_block_linear
 from ..weights.layouts import (
     TITLES,
     TOKENIZERS,
@@ -29,6 +30,7 @@ from ..weights.layouts import (
     is_tokenizer,
 )
 from ..weights.names import explain_mismatch, to_internal
+from ..weights.state import ModelState, Source, Storage, Transform
 from .attention import Attention, sdpa
 from .dit import DiTConfig, FramePackDiT
 from .image import SIGLIP_CONFIG, ImageEncoder, siglip_model
@@ -37,7 +39,6 @@ from .vae import AutoencoderKL, VAEConfig
 
 HEAD_DIM = 128  # of the released DiT; no shape in a file tells it apart from the number of heads
 TOKENIZER_REPOSITORY = "hunyuanvideo-community/HunyuanVideo"
-FP8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 
 
 @dataclass(frozen=True)
@@ -77,14 +78,21 @@ def load_dit(
     device: torch.device | str = "cpu",
     ops: Any = nn,
     attention: Attention = sdpa,
+    precision: Precision = "auto",
+    transform: Transform | None = None,
 ) -> FramePackDiT:
     """The DiT of a file, shard, folder or snapshot; its output projection stays in fp32.
 
-    Raises FramePackError for files that are not a FramePack DiT, saying what they are.
+    precision: "auto" keeps weights that the file has in fp8, "full" makes them `dtype`, "fp8",
+    "fp8_e5m2" and "fp8_scaled" also quantise the linear layers of the blocks. transform changes
+    parameters as they are read, before they are quantised (`MergeLoras`). Raises FramePackError for
+    files that are not a FramePack DiT, saying what they are.
     """
-    config, state = dit_state(path, dtype=dtype, device=device)
+    options = {"precision": precision_for(precision, ops), "transform": transform}
+    config, state = open_dit(path, dtype=dtype, device=device, **options)
+    ops = Fp8Ops if ops is nn and state.holds_fp8() else ops
     model = FramePackDiT(config, ops=ops, attention=attention, dtype=dtype, device="meta")
-    return _fill(model, state, device)
+    return _fill(model, dict(state), device)
 
 
 def dit_state(
@@ -92,13 +100,67 @@ def dit_state(
     *,
     dtype: torch.dtype = torch.bfloat16,
     device: torch.device | str = "cpu",
+    precision: Precision = "full",
+    transform: Transform | None = None,
 ) -> tuple[DiTConfig, dict[str, Tensor]]:
-    """Config and tensors of a DiT under the names of `FramePackDiT`, for a host that builds it."""
+    """Config and tensors of a DiT under the names of `FramePackDiT`, for a host that builds it.
+
+    With a precision that keeps fp8, a weight `x.weight` with a scale comes with `x.scale_weight`.
+    """
+    config, state = open_dit(
+        path, dtype=dtype, device=device, precision=precision, transform=transform
+    )
+    return config, dict(state)
+
+
+def open_dit(
+    path: Path | str,
+    *,
+    dtype: torch.dtype = torch.bfloat16,
+    device: torch.device | str = "cpu",
+    precision: Precision = "full",
+    transform: Transform | None = None,
+    fp32: tuple[str, ...] = FramePackDiT.FP32_PARAMETERS,
+    copy: bool = False,
+) -> tuple[DiTConfig, ModelState]:
+    """Config of a DiT and its tensors, to be taken one at a time; `fp32` is not cast to `dtype`."""
     found, files = _open("dit", path)
     config = DiTConfig.from_dict(_config(found, files) or _dit_config_from_shapes(files))
     skeleton = FramePackDiT(config, device="meta")
-    fp32 = FramePackDiT.FP32_PARAMETERS
-    return config, _state("dit", files, skeleton, dtype, device, fp32)
+    storage = _dit_storage(skeleton, dtype, precision, fp32)
+    return config, _state("dit", files, skeleton, storage, device, transform, copy)
+
+
+def dit_state_of(
+    config: DiTConfig, source: Source, *, dtype: torch.dtype, precision: Precision = "full"
+) -> ModelState:
+    """The tensors of a DiT that a host holds under our names, for `write_dit`."""
+    skeleton = FramePackDiT(config, device="meta")
+    shapes = dit_shapes(config)
+    storage = _dit_storage(skeleton, dtype, precision, fp32=())
+    return ModelState(source, {name: name for name in shapes}, shapes, storage)
+
+
+def _dit_storage(
+    skeleton: FramePackDiT, dtype: torch.dtype, precision: Precision, fp32: tuple[str, ...]
+) -> Storage:
+    linears = _linear_weights(skeleton)
+    return Storage(dtype, precision, linears, frozenset(filter(is_block_linear, linears)), fp32)
+
+
+def dit_shapes(config: DiTConfig) -> dict[str, tuple[int, ...]]:
+    """Every parameter of a DiT with this config, and its shape: what a LoRA is read for."""
+    return {n: tuple(x.shape) for n, x in FramePackDiT(config, device="meta").state_dict().items()}
+
+
+def dit_config(path: Path | str) -> DiTConfig:
+    """The config of the DiT that a path leads to; no weights are read."""
+    return open_dit(path)[0]
+
+
+def precision_for(precision: Precision, ops: Any) -> Precision:
+    """What "auto" means with these layers: only our own know how to hold an fp8 weight."""
+    return "full" if precision == "auto" and ops is not nn else precision
 
 
 def load_vae(
@@ -111,8 +173,9 @@ def load_vae(
     """The VAE of a safetensors or .pt file, folder or snapshot, in any of its naming schemes."""
     found, files = _open("vae", path)
     config = VAEConfig.from_dict(_config(found, files) or {})
-    state = _state("vae", files, AutoencoderKL(config, device="meta"), dtype, device)
-    return _fill(AutoencoderKL(config, ops=ops, dtype=dtype, device="meta"), state, device)
+    skeleton = AutoencoderKL(config, device="meta")
+    state = _state("vae", files, skeleton, Storage(dtype), device)
+    return _fill(AutoencoderKL(config, ops=ops, dtype=dtype, device="meta"), dict(state), device)
 
 
 def load_text_encoders(
@@ -122,18 +185,23 @@ def load_text_encoders(
     dtype: torch.dtype = torch.bfloat16,
     device: torch.device | str = "cpu",
     ops: Any = nn,
+    tokenizers: Mapping[Component, Path] | None = None,
     allow_download: bool = False,
+    llama_precision: Precision = "auto",
 ) -> TextEncoders:
     """LLaMA and CLIP-L with their tokenizers.
 
-    Tokenizers lie beside or above the weights, or in the Hugging Face cache; `allow_download` lets
-    them be fetched. Raises FramePackError that says where to put them.
+    Tokenizers lie beside or above the weights, else in the folders of `tokenizers` if there are
+    any, or in the Hugging Face cache; `allow_download` lets them be fetched. Raises FramePackError
+    that says where to put them. llama_precision "fp8" casts LLaMA's linear layers, which then still
+    compute in `dtype`; the others are as for the DiT.
     """
     # Tokenizers first: they are what is most often not there, and cost nothing to look for.
-    llama_tokenizer = _tokenizer("llama", llama_path, allow_download)
-    clip_tokenizer = _tokenizer("clip", clip_path, allow_download)
+    tokenizers = tokenizers or {}
+    llama_tokenizer = _tokenizer("llama", llama_path, tokenizers.get("llama"), allow_download)
+    clip_tokenizer = _tokenizer("clip", clip_path, tokenizers.get("clip"), allow_download)
     return TextEncoders(
-        llama=_load_hugging_face("llama", llama_path, dtype, device, ops),
+        llama=_load_hugging_face("llama", llama_path, dtype, device, ops, llama_precision),
         clip=_load_hugging_face("clip", clip_path, dtype, device, ops),
         llama_tokenizer=llama_tokenizer,
         clip_tokenizer=clip_tokenizer,
@@ -204,20 +272,30 @@ def _load_hugging_face(
     dtype: torch.dtype,
     device: torch.device | str,
     ops: Any,
+    precision: Precision = "full",
 ) -> Any:
     found, files = _open(component, path)
     make, released = _HUGGING_FACE[component]
     model = make(_config(found, files) or released)
-    state = _state(component, files, model, dtype, device)
-    return _fill(replace_layers(model, ops), state, device)
+    linears = _linear_weights(model)
+    storage = Storage(dtype, precision_for(precision, ops), linears, linears)
+    state = _state(component, files, model, storage, device)
+    ops = Fp8Ops if ops is nn and state.holds_fp8() else ops
+    return _fill(replace_layers(model, ops), dict(state), device)
 
 
-def _open(component: Component, path: Path | str) -> tuple[ComponentFiles, WeightFiles]:
+def _linear_weights(model: nn.Module) -> frozenset[str]:
+    """The weights of linear layers: what can be held in fp8."""
+    layers = (name for name, m in model.named_modules() if isinstance(m, nn.Linear))
+    return frozenset(f"{name}.weight" for name in layers)
+
+
+def _open(component: Component, path: Path | str) -> tuple[ComponentFiles, ScaledFiles]:
     found = find_component(path, component)
-    return found, open_weights(found.weights)
+    return found, ScaledFiles(open_weights(found.weights))
 
 
-def _config(found: ComponentFiles, files: WeightFiles) -> dict[str, Any] | None:
+def _config(found: ComponentFiles, files: ScaledFiles) -> dict[str, Any] | None:
     """The config beside the file, else the one inside it (as our own saved models have)."""
     if found.config is not None or "config" not in files.metadata:
         return found.config
@@ -230,7 +308,7 @@ def _config(found: ComponentFiles, files: WeightFiles) -> dict[str, Any] | None:
         ) from None
 
 
-def _dit_config_from_shapes(files: WeightFiles) -> dict[str, Any]:
+def _dit_config_from_shapes(files: ScaledFiles) -> dict[str, Any]:
     """The config of a single-file DiT, which has the released head size if it is one at all."""
     names = to_internal("dit", files)
     shapes = {name: files.info(key).shape for name, key in names.items()}
@@ -267,45 +345,33 @@ def _count(names: Iterable[str], prefix: str) -> int:
 
 def _state(
     component: Component,
-    files: WeightFiles,
+    files: ScaledFiles,
     skeleton: nn.Module,
-    dtype: torch.dtype,
+    storage: Storage,
     device: torch.device | str,
-    fp32: tuple[str, ...] = (),
-) -> dict[str, Tensor]:
+    transform: Transform | None = None,
+    copy: bool = False,
+) -> ModelState:
     """The files' tensors under the names of `skeleton`, checked to be all of them and no more.
 
     The skeleton has plain torch layers: a host's own may create their parameters only when filled.
     """
-    shapes = {name: tensor.shape for name, tensor in skeleton.state_dict().items()}
-    _check_fp8(files)
+    shapes = {name: tuple(tensor.shape) for name, tensor in skeleton.state_dict().items()}
     if problem := explain_mismatch(component, files, shapes):
         raise FramePackError(f"{files.paths[0]} {problem}")
-    keys = to_internal(component, files)
-    targets = to_internal(component, shapes)
-    for name, target in targets.items():
-        _check_shape(component, files, keys[name], shapes[target])
-    return {
-        target: files.load(
-            keys[name], torch.float32 if target.startswith(fp32) else dtype, device
-        ).reshape(shapes[target])
-        for name, target in targets.items()
-    }
+    found, targets = to_internal(component, files), to_internal(component, shapes)
+    keys = {target: found[name] for name, target in targets.items()}
+    for target, key in keys.items():
+        _check_shape(component, files, key, shapes[target])
+    return ModelState(files, keys, shapes, storage, device, transform, copy)
 
 
-def _check_fp8(files: WeightFiles) -> None:
-    for name in files:
-        if files.info(name).dtype in FP8:
-            raise FramePackError(
-                f"{files.paths[0]} is an fp8 file ({files.info(name).dtype}), which is not "
-                "supported yet: use the bf16 or fp16 file of this model"
-            )
-
-
-def _check_shape(component: Component, files: WeightFiles, key: str, wanted: torch.Size) -> None:
+def _check_shape(
+    component: Component, files: ScaledFiles, key: str, wanted: tuple[int, ...]
+) -> None:
     shape = files.info(key).shape
     # ComfyUI's VAE has its attention's linear layers as 1x1x1 convolutions.
-    if shape != tuple(wanted) and shape != (*wanted, *(1,) * (len(shape) - len(wanted))):
+    if shape != wanted and shape != (*wanted, *(1,) * (len(shape) - len(wanted))):
         raise FramePackError(
             f"{files.paths[0]} does not fit this {TITLES[component]}: {key} is {list(shape)} "
             f"where the config says {list(wanted)}; put its own config.json beside it"
@@ -322,8 +388,12 @@ def _fill(model: Any, state: Mapping[str, Tensor], device: torch.device | str) -
     return model
 
 
-def _tokenizer(component: Component, path: Path | str, allow_download: bool) -> Tokenizer:
+def _tokenizer(
+    component: Component, path: Path | str, spare: Path | None, allow_download: bool
+) -> Tokenizer:
     folder = find_component(path, component).tokenizer
+    if folder is None and spare is not None and is_tokenizer(spare):
+        folder = spare
     folder = folder or _shared_tokenizer(component, path, allow_download)
     # The tokenizer.json of LLaMA 3 says all; the class its config names differs by version.
     kind = PreTrainedTokenizerFast if component == "llama" else CLIPTokenizer

@@ -149,4 +149,29 @@ DIFFERENCES: dict[str, str] = {
         "the reference merges into an fp8 weight in fp16 and so rounds twice; here it is done in "
         "fp32"
     ),
+    "[timestep-offset]": (
+        "the reference trains at timestep 1000 t + 1 where it samples at 1000 t; here both are "
+        "1000 t"
+    ),
+    "[bf16-sigma]": (
+        "the reference rounds the noise level, and the weights made of it, to bf16; here they are "
+        "fp32"
+    ),
+    "[bf16-loss]": ("the reference rounds the target to bf16; here loss and target are fp32"),
+    "[weight-grid]": (
+        "the reference weighs by the nearest of 1000 noise levels; here by the level itself"
+    ),
+    "[mode-at-0]": (
+        "the reference crashes if the mode weighting draws 0; here that is the last noise level"
+    ),
+    "[no-timestep-fits]": (
+        "the reference uses a level out of range where it finds none within; here that is an error"
+    ),
+    "[other-model-timesteps]": (
+        "the reference offers the timestep modes of other models; here they are unknown"
+    ),
+    "[train-default]": (
+        "the reference's default trains other levels than people use (its documentation says "
+        "shift 3), and another guidance than inference has; here the defaults are those of use"
+    ),
 }
