@@ -1,0 +1,309 @@
+"""LoRA, LoHa and LoKr beside the linear layers of a DiT, saved under musubi-tuner's names.
+
+An adapter adds its branch to the output of a layer, so the layer itself may be of any kind:
+quantised, streamed by a host, or plain.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from ..runtime.errors import FramePackError
+from ..weights.lora_delta import Delta, Hadamard, Kronecker, LowRank
+from ..weights.lora_names import underscored
+from .draws import generator
+
+Kind = Literal["lora", "loha", "lokr"]
+
+PREFIX = "lora_unet_"
+BLOCKS = ("transformer_blocks.", "single_transformer_blocks.")
+# Parameters, and so keys in a file, by the field of the delta that they fill.
+FACTORS: dict[str, dict[str, str]] = {
+    "lora": {"down": "lora_down.weight", "up": "lora_up.weight"},
+    "loha": {name: f"hada_{name}" for name in ("w1_a", "w1_b", "w2_a", "w2_b")},
+    "lokr": {"w1": "lokr_w1", "w2": "lokr_w2_a", "w2_b": "lokr_w2_b"},
+}
+LOKR_WHOLE = "lokr_w2"
+
+
+@dataclass(frozen=True)
+class AdapterConfig:
+    """What is trained beside which layers.
+
+    include, exclude: regular expressions searched in names such as transformer_blocks.0.attn.to_q;
+    without include all layers of the blocks but the modulations are taken. dropout: of the inputs
+    to the up-projection (LoRA alone); rank_dropout: of ranks, for LoHa and LoKr of output rows;
+    module_dropout: of whole adapters. factor: into what LoKr cuts the sides, -1 for most evenly.
+    """
+
+    kind: Kind = "lora"
+    rank: int = 32
+    alpha: float = 16.0
+    dropout: float = 0.0
+    rank_dropout: float = 0.0
+    module_dropout: float = 0.0
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    factor: int = -1
+
+    def __post_init__(self) -> None:
+        if self.kind not in FACTORS:
+            raise FramePackError(f"network: {self.kind!r} is unknown; use {', '.join(FACTORS)}")
+        if self.rank < 1 or not self.alpha > 0:
+            raise FramePackError(
+                f"rank {self.rank}, alpha {self.alpha:g}: both must be above 0; use 32 and 16"
+            )
+        for name in ("dropout", "rank_dropout", "module_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise FramePackError(f"{name}: {getattr(self, name)} is not from 0 to below 1")
+        if self.dropout and self.kind != "lora":
+            raise FramePackError(f"dropout: {self.kind} has none; use rank_dropout")
+
+
+class Adapter(nn.Module):
+    """The trained change of one linear layer [out, in]."""
+
+    def __init__(self, name: str, rows: int, columns: int, config: AdapterConfig) -> None:
+        super().__init__()
+        self.name, self.config = name, config
+        self.factors = nn.ParameterDict(_initial(config, rows, columns, generator("adapter", name)))
+        whole = config.kind == "lokr" and "w2_b" not in self.factors
+        self.alpha = float(config.rank) if whole else config.alpha
+        self.scale = self.alpha / config.rank
+
+    def delta(self) -> Delta:
+        """The change as it would be read back from a file."""
+        kinds = {"lora": LowRank, "loha": Hadamard, "lokr": Kronecker}
+        return kinds[self.config.kind](**dict(self.factors.items()), scale=self.scale)
+
+    def branch(self, x: Tensor, step_seed: int | None) -> Tensor | float:
+        """What it adds to the layer's output for input x; a step's seed decides its dropouts."""
+        config = self.config
+        if step_seed is None or not (
+            config.dropout or config.rank_dropout or config.module_dropout
+        ):
+            return self._plain(x)
+        # A generator of its own, so that the second forward of gradient checkpointing drops the
+        # same as the first.
+        draws = generator(step_seed, self.name, device=x.device)
+        if torch.rand((), generator=draws, device=x.device) < config.module_dropout:
+            return 0.0
+        if config.kind != "lora":
+            out = self._plain(x)
+            return out * _kept(out.shape[-1:], config.rank_dropout, draws, out)
+        hidden = linear(x, self.factors["down"].to(x.dtype))
+        hidden = hidden * _kept(hidden.shape, config.dropout, draws, hidden)
+        ranks = (hidden.shape[0], *[1] * (hidden.ndim - 2), hidden.shape[-1])
+        hidden = hidden * _kept(ranks, config.rank_dropout, draws, hidden)
+        return self.scale * linear(hidden, self.factors["up"].to(x.dtype))
+
+    def _plain(self, x: Tensor) -> Tensor:
+        """The branch without dropout; LoHa's needs no more of the layer than its shape."""
+        delta = self.delta()
+        if isinstance(delta, Hadamard):
+            shape = x.new_empty(delta.w1_a.shape[0], delta.w1_b.shape[1], device="meta")
+            return linear(x, delta.delta(shape).to(x.dtype))
+        return delta.branch(x, x)
+
+    def keys(self) -> dict[str, str]:
+        """Keys in a file, without the module's name, by factor."""
+        keys = dict(FACTORS[self.config.kind])
+        if self.config.kind == "lokr" and "w2_b" not in self.factors:
+            keys["w2"] = LOKR_WHOLE
+        return {name: keys[name] for name in self.factors}
+
+
+class Adapters(nn.Module):
+    """All adapters of a DiT, by the name of the layer."""
+
+    def __init__(self, modules: Mapping[str, Adapter], config: AdapterConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.by_name = nn.ModuleDict({underscored(name): a for name, a in modules.items()})
+        self._step_seed: int | None = None
+
+    @classmethod
+    def create(cls, dit: nn.Module, config: AdapterConfig) -> Adapters:
+        """Adapters that change nothing yet; the same in every run."""
+        layers = select_layers(dit, config.include, config.exclude)
+        return cls(
+            {
+                name: Adapter(name, layer.out_features, layer.in_features, config)
+                for name, layer in layers.items()
+            },
+            config,
+        )
+
+    @contextmanager
+    def attached(self, dit: nn.Module) -> Iterator[None]:
+        """Let the adapters act on a DiT."""
+        layers = dict(dit.named_modules())
+        hooks = [
+            layers[adapter.name].register_forward_hook(self._hook(adapter))
+            for adapter in self._adapters()
+        ]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    @contextmanager
+    def training_step(self, seed: int) -> Iterator[None]:
+        """Let dropouts act, as this seed decides; outside of it there are none."""
+        self._step_seed = seed
+        try:
+            yield
+        finally:
+            self._step_seed = None
+
+    def named_tensors(self) -> dict[str, nn.Parameter]:
+        """What is trained, by its key in a file."""
+        return {
+            f"{PREFIX}{underscored(adapter.name)}.{key}": adapter.factors[name]
+            for adapter in self._adapters()
+            for name, key in adapter.keys().items()
+        }
+
+    def file_tensors(self, dtype: torch.dtype) -> dict[str, Tensor]:
+        """All that a file holds, in a type, on the CPU."""
+        tensors = {n: p.detach().to("cpu", dtype) for n, p in self.named_tensors().items()}
+        for adapter in self._adapters():
+            key = f"{PREFIX}{underscored(adapter.name)}.alpha"
+            tensors[key] = torch.tensor(adapter.alpha, dtype=dtype)
+        return tensors
+
+    @torch.no_grad()
+    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take over the tensors of a file that was trained with the same settings."""
+        own = self.named_tensors()
+        given = {name for name in tensors if not name.endswith(".alpha")}
+        if given != set(own):
+            odd = sorted(given ^ set(own))[0]
+            raise FramePackError(
+                f"adapter: {odd} is in only one of the file and this run; train with the network, "
+                "rank and patterns that the file was trained with"
+            )
+        for name, parameter in own.items():
+            if parameter.shape != tensors[name].shape:
+                raise FramePackError(
+                    f"adapter: {name} is {list(tensors[name].shape)} in the file and "
+                    f"{list(parameter.shape)} in this run; use the rank of the file"
+                )
+            parameter.copy_(tensors[name])
+
+    def _adapters(self) -> Iterator[Adapter]:
+        for module in self.by_name.values():
+            assert isinstance(module, Adapter)
+            yield module
+
+    def _hook(self, adapter: Adapter):
+        def add(_layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            return output + adapter.branch(inputs[0], self._step_seed)
+
+        return add
+
+
+def select_layers(
+    dit: nn.Module, include: Sequence[str] = (), exclude: Sequence[str] = ()
+) -> dict[str, nn.Linear]:
+    """The linear layers of the blocks by name; without patterns all but the modulations.
+
+    Raises FramePackError for a pattern that is invalid or found in no name.
+    """
+    layers = {
+        name: layer
+        for name, layer in dit.named_modules()
+        if isinstance(layer, nn.Linear) and name.startswith(BLOCKS)
+    }
+    if include:
+        kept = set().union(*(_matching(pattern, layers, "include") for pattern in include))
+    else:
+        kept = {name for name in layers if "norm" not in name}
+    for pattern in exclude:
+        kept -= _matching(pattern, layers, "exclude")
+    if not kept:
+        raise FramePackError("include, exclude: the patterns leave no layer to train; loosen them")
+    return {name: layer for name, layer in layers.items() if name in kept}
+
+
+def _matching(pattern: str, names: Mapping[str, object], purpose: str) -> set[str]:
+    try:
+        expression = re.compile(pattern)
+    except re.error as error:
+        raise FramePackError(
+            f"{purpose} pattern {pattern!r} is not a regular expression ({error}); mend it"
+        ) from None
+    found = {name for name in names if expression.search(name)}
+    if not found:
+        raise FramePackError(
+            f"{purpose} pattern {pattern!r} matches no layer; they are named like "
+            f"{next(iter(names), '')}"
+        )
+    return found
+
+
+def factorize(size: int, factor: int = -1) -> tuple[int, int]:
+    """The most even (small, large) divisors of a size; with a factor, small or large is it.
+
+    Where the factor does not divide the size, small is at most the factor.
+    """
+    if factor > 0 and size % factor == 0:
+        return min(factor, size // factor), max(factor, size // factor)
+    limit = min(math.isqrt(size), factor if factor > 0 else size)
+    small = next(n for n in range(limit, 0, -1) if size % n == 0)
+    return small, size // small
+
+
+def _initial(
+    config: AdapterConfig, rows: int, columns: int, draws: torch.Generator
+) -> dict[str, nn.Parameter]:
+    """Factors whose product is zero, in fp32."""
+    rank = config.rank
+
+    def normal(*shape: int, std: float = 1.0) -> Tensor:
+        return std * torch.randn(shape, generator=draws)
+
+    def uniform(*shape: int) -> Tensor:  # Kaiming's with a = sqrt(5), as torch's own layers
+        bound = 1 / math.sqrt(shape[1])
+        return (2 * torch.rand(shape, generator=draws) - 1) * bound
+
+    if config.kind == "lora":
+        found = {"up": torch.zeros(rows, rank), "down": uniform(rank, columns)}
+    elif config.kind == "loha":
+        found = {
+            "w1_a": normal(rows, rank, std=0.1),
+            "w1_b": normal(rank, columns),
+            "w2_a": torch.zeros(rows, rank),
+            "w2_b": normal(rank, columns),
+        }
+    else:
+        (out_1, out_2), (in_1, in_2) = (
+            factorize(rows, config.factor),
+            factorize(columns, config.factor),
+        )
+        found = {"w1": uniform(out_1, in_1)}
+        if rank < max(out_2, in_2) / 2:
+            found |= {"w2": uniform(out_2, rank), "w2_b": torch.zeros(rank, in_2)}
+        else:
+            found["w2"] = torch.zeros(out_2, in_2)
+    return {name: nn.Parameter(tensor) for name, tensor in found.items()}
+
+
+def _kept(
+    shape: Sequence[int], dropped: float, draws: torch.Generator, like: Tensor
+) -> Tensor | float:
+    """1 / (1 - dropped) where something is kept, 0 where it is dropped."""
+    if not dropped:
+        return 1.0
+    kept = torch.rand(tuple(shape), generator=draws, device=like.device) >= dropped
+    return kept.to(like.dtype) / (1 - dropped)

@@ -1,0 +1,220 @@
+"""Batches from cache files: which items a step sees is a function of (seed, step)."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from itertools import zip_longest
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..models.packing import Context
+from ..models.prompt import TextCondition
+from ..runtime.errors import FramePackError
+from ..weights.files import open_weights, read_header
+from .cache import empty_path, text_path
+from .cache_files import IMAGE, POOLED, TEXT, TEXT_MASK, cached_mode, end_path, load_cache, show_end
+from .dataset import TrainingSet, TrainMode
+from .draws import draw_seed
+from .timesteps import LatentShape
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One section or picture of a clip on disk, and the captions that it can be shown with."""
+
+    clip: Path
+    latents: Path
+    text: Path
+    empty: Path
+    batch_size: int = 1
+    repeats: int = 1
+    end: Path | None = None
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one pass trains on; latents [B, C, T, h, w]; the context as a sampler would give it."""
+
+    latents: Tensor
+    text: TextCondition
+    image_embeds: Tensor
+    latent_indices: Tensor
+    context: Context
+
+    @property
+    def shape(self) -> LatentShape:
+        frames, height, width = self.latents.shape[2:]
+        return frames, height, width
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same on a device."""
+
+        context = {
+            name: None if value is None else value.to(device)
+            for name, value in vars(self.context).items()
+        }
+        return Batch(
+            self.latents.to(device),
+            text_to(self.text, device),
+            self.image_embeds.to(device),
+            self.latent_indices.to(device),
+            Context(**context),
+        )
+
+
+def text_to(text: TextCondition, device: torch.device | str) -> TextCondition:
+    """A condition on a device."""
+    mask = None if text.mask is None else text.mask.to(device)
+    return TextCondition(text.text.to(device), text.pooled.to(device), mask)
+
+
+def find_samples(found: TrainingSet, mode: TrainMode) -> list[Sample]:
+    """The samples of a training set, all cached for `mode`.
+
+    Raises FramePackError naming the first file that is missing or made for another mode.
+    """
+    found.check_mode(mode)
+    samples = []
+    for item in found.items:
+        for path, caption in zip(item.paths, item.captions, strict=True):
+            sample = Sample(
+                item.source.path,
+                path,
+                text_path(item, caption),
+                empty_path(item),
+                item.dataset.batch_size,
+                item.dataset.num_repeats,
+                end_path(path) if end_path(path).is_file() else None,
+            )
+            _check_sample(sample, mode)
+            samples.append(sample)
+    return samples
+
+
+def _check_sample(sample: Sample, mode: TrainMode) -> None:
+    for path, what in ((sample.latents, "latents"), (sample.text, "captions")):
+        if not path.is_file():
+            raise FramePackError(f"{path} is not there: cache the {what} of this data set first")
+    if (other := cached_mode(sample.latents)) != mode:
+        raise FramePackError(
+            f"{sample.latents} is a cache for the mode {other}, not {mode}; cache it for {mode} in "
+            "a folder of its own, or train that mode"
+        )
+
+
+class Batches:
+    """Batches by number: every epoch goes through all samples, in an order of its own."""
+
+    def __init__(self, samples: Sequence[Sample], seed: int = 0) -> None:
+        if not samples:
+            raise FramePackError("data set: there is nothing to train on")
+        self.samples, self.seed = list(samples), seed
+        self._groups: dict[tuple[object, ...], list[Sample]] = {}
+        for sample in self.samples:
+            self._groups.setdefault(_group(sample), []).extend([sample] * sample.repeats)
+        self._order = lru_cache(maxsize=2)(self._shuffled)
+
+    def __len__(self) -> int:
+        """Batches an epoch."""
+        return sum(-(-len(group) // group[0].batch_size) for group in self._groups.values())
+
+    def pick(self, number: int) -> list[Sample]:
+        """The samples of the number-th batch, 0 first; an epoch is len(self) of them."""
+        epoch, place = divmod(number, len(self))
+        return self._order(epoch)[place]
+
+    def load(self, number: int, dropped: Sequence[bool] = (), ended: Sequence[bool] = ()) -> Batch:
+        """The number-th batch.
+
+        Where `dropped` says so a sample's caption is the empty one, where `ended` does it sees the
+        end frame, if it can.
+        """
+        samples = self.pick(number)
+        flags = zip_longest(samples, dropped, ended, fillvalue=False)
+        return collate([_load(*sample_flags) for sample_flags in flags])
+
+    def _shuffled(self, epoch: int) -> list[list[Sample]]:
+        shuffle = random.Random(draw_seed("epoch", self.seed, epoch)).shuffle
+        batches = []
+        for group in self._groups.values():
+            samples = list(group)
+            shuffle(samples)
+            size = group[0].batch_size
+            batches += [samples[i : i + size] for i in range(0, len(samples), size)]
+        shuffle(batches)
+        return batches
+
+
+def _group(sample: Sample) -> tuple[object, ...]:
+    """What samples of one batch have in common: their data set, names and shapes of tensors."""
+    tensors = read_header(sample.latents).tensors
+    shapes = sorted((name, info.shape) for name, info in tensors.items())
+    return (sample.latents.parent, *shapes)
+
+
+def _load(sample: Sample, dropped: bool, ended: bool) -> dict[str, Tensor]:
+    tensors = load_cache(sample.latents)
+    if ended and sample.end is not None:
+        tensors = show_end(tensors, open_weights(sample.end))
+    return {**tensors, **_load_text(sample.empty if dropped else sample.text)}
+
+
+def _load_text(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise FramePackError(f"{path} is not there: cache the captions of this data set again")
+    return load_cache(path)
+
+
+def collate(samples: Sequence[Mapping[str, Tensor]]) -> Batch:
+    """One batch of cached tensors that have the same shapes."""
+    stacked = {name: torch.stack([s[name] for s in samples]) for name in samples[0]}
+    return Batch(
+        stacked["latents"],
+        _text(stacked[TEXT], stacked[POOLED], stacked[TEXT_MASK].bool()),
+        stacked[IMAGE],
+        stacked["latent_indices"],
+        batch_context(stacked),
+    )
+
+
+def _text(text: Tensor, pooled: Tensor, mask: Tensor) -> TextCondition:
+    """Words cut to the longest prompt; a mask stays only where lengths differ."""
+    lengths = mask.sum(1)
+    longest = int(lengths.max())
+    ragged = bool((lengths != longest).any())
+    return TextCondition(text[:, :longest], pooled, mask[:, :longest] if ragged else None)
+
+
+def batch_context(tensors: Mapping[str, Tensor]) -> Context:
+    """The context of cached tensors [B, ...]; coarse latents that are not stored are blank."""
+    clean = tensors["latents_clean"]
+    context = Context(clean, tensors["clean_latent_indices"])
+    for rate in ("2x", "4x"):
+        indices = tensors.get(f"clean_latent_{rate}_indices")
+        if indices is None:
+            continue
+        latents = tensors.get(f"latents_clean_{rate}")
+        if latents is None:
+            latents = clean.new_zeros(*clean.shape[:2], indices.shape[1], *clean.shape[3:])
+        context = replace(context, **{f"clean_{rate}": latents, f"clean_{rate}_indices": indices})
+    return context
+
+
+def split_validation(samples: Sequence[Sample], clips: int) -> tuple[list[Sample], list[Sample]]:
+    """(training, held out) samples; held out is all of the last `clips` clips."""
+    names = list(dict.fromkeys(sample.clip for sample in samples))
+    if clips >= len(names):
+        raise FramePackError(
+            f"validation_clips: {clips} of {len(names)} clips would leave nothing to train on; "
+            "hold fewer out"
+        )
+    held = set(names[len(names) - clips :])
+    return (
+        [sample for sample in samples if sample.clip not in held],
+        [sample for sample in samples if sample.clip in held],
+    )

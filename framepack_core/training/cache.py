@@ -1,0 +1,371 @@
+"""Caching what the encoders make of a data set, so that training needs the DiT alone.
+
+The context of a section is cut by the sampler's own History, fed with the true latents: training
+sees what inference will see. A finished file is whole, so a run that was stopped goes on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..models.prompt import TextCondition, fit_length
+from ..runtime.errors import FramePackError
+from ..runtime.images import Pixels, load_image, resize_and_crop, to_tensor
+from ..sampling.history import History
+from ..sampling.ledger import fingerprint
+from ..sampling.masks import latent_mask, load_control, mask_latents
+from ..sampling.one_frame import one_frame_context
+from ..sampling.plan import HISTORY_LENGTH, Section
+from ..sampling.sections import plan_video
+from .cache_files import (
+    DIGEST,
+    IMAGE,
+    POOLED,
+    TEXT,
+    TEXT_MASK,
+    cached_header,
+    cached_mode,
+    end_path,
+    save_end,
+    save_latent_cache,
+    save_text_cache,
+    to_half,
+)
+from .dataset import TEXT_SUFFIX, ImageItem, Item, TrainingSet, TrainMode, VideoItem
+from .media import pictures
+
+TEXT_TOKENS = 512
+EMPTY_STEM = "empty-caption"  # the text that caption dropout puts in a caption's place
+
+
+@dataclass(frozen=True)
+class LatentEncoders:
+    """vae: pixels [B, 3, F, H, W] in -1..1 to scaled latents, the mean; image: uint8 [H, W, 3] to
+    SigLIP tokens [1, N, C]; identity: says which models they are, for the digest."""
+
+    vae: Callable[[Tensor], Tensor]
+    image: Callable[[Pixels], Tensor]
+    identity: str
+
+
+@dataclass(frozen=True)
+class TextEncoder:
+    """encode: a caption to its condition; identity: which models and system prompt they are."""
+
+    encode: Callable[[str], TextCondition]
+    identity: str
+
+
+@dataclass(frozen=True)
+class CacheProgress:
+    """After an item: how many of `total` are done, and how many of those were encoded now."""
+
+    done: int
+    total: int
+    encoded: int
+    name: str
+
+
+OnItem = Callable[[CacheProgress], None]
+
+
+@dataclass(frozen=True)
+class OneFrameOptions:
+    """Which blank contexts a one-frame cache leaves out."""
+
+    no_2x: bool = False
+    no_4x: bool = False
+
+
+# --- latents --------------------------------------------------------------------------------------
+
+
+def cache_latents(
+    found: TrainingSet,
+    mode: TrainMode,
+    encoders: LatentEncoders,
+    *,
+    one_frame: OneFrameOptions = OneFrameOptions(),
+    batch_size: int = 1,
+    skip_existing: bool = True,
+    end_frames: bool = False,
+    on_item: OnItem | None = None,
+) -> CacheProgress:
+    """Encode every item whose files are missing or stale; other files are left alone.
+
+    end_frames: also keep the last frame of each crop, for training with end images (framepack).
+    `on_item` follows each item; it may raise to stop, and the next call goes on from there.
+    Raises FramePackError if the folder holds caches of these items in another mode.
+    """
+    if end_frames and mode != "framepack":
+        raise FramePackError(f"end_frames: {mode} never sees what comes after; leave them out")
+    check_cached(found, mode)
+    stale = []
+    for item in found.items:
+        digest = latent_digest(item, mode, encoders.identity, one_frame)
+        current = _is_current(item, digest) and (not end_frames or _has_ends(item, digest))
+        if not (skip_existing and current):
+            stale.append((item, digest))
+    progress = CacheProgress(len(found.items) - len(stale), len(found.items), 0, "")
+    for batch in _batches(stale, batch_size):
+        if mode == "one_frame":
+            for item, digest in batch:
+                _encode_image(item, digest, encoders, one_frame)
+        else:
+            _encode_videos(batch, mode, encoders, end_frames)
+        for item, _ in batch:
+            progress = _advance(progress, item.name, on_item)
+    return progress
+
+
+def latent_digest(item: Item, mode: TrainMode, identity: str, options: OneFrameOptions) -> str:
+    """A digest of all that the files of an item depend on."""
+    source = item.source
+    about = {"mode": mode, "window": item.dataset.window, "size": item.size, "models": identity}
+    if isinstance(item, VideoItem):
+        frames = pictures(source.path) if source.path.is_dir() else [source.path]
+        crop = (item.first, item.frames, item.dataset.source_fps)
+        return fingerprint({**about, "frames": frames, "crop": crop})
+    indices = item.plan(no_2x=options.no_2x, no_4x=options.no_4x)
+    return fingerprint({**about, "images": [source.path, *item.controls], "indices": indices})
+
+
+def check_cached(found: TrainingSet, mode: TrainMode) -> None:
+    """Refuse items that are cached for another mode already; looks at files alone."""
+    found.check_mode(mode)
+    for path in (path for item in found.items for path in item.paths):
+        if cached_header(path) is not None and (other := cached_mode(path)) != mode:
+            raise FramePackError(
+                f"{path} is a cache for the mode {other}, not {mode}; give each mode a "
+                "cache_directory of its own, or empty this one"
+            )
+
+
+def _is_current(item: Item, digest: str) -> bool:
+    """Whether all files of an item are there and fit.
+
+    A file of musubi-tuner's has no digest: it counts if its name and window fit.
+    """
+    headers = [cached_header(path) for path in item.paths]
+    if any(header is None for header in headers):
+        return False
+    frames = item.dataset.window if isinstance(item, VideoItem) else 1
+    return all(
+        header.metadata.get(DIGEST, digest) == digest
+        and any(name.startswith(f"latents_{frames}x") for name in header.tensors)
+        for header in headers
+        if header is not None
+    )
+
+
+def _batches(
+    items: Sequence[tuple[Item, str]], batch_size: int
+) -> Iterator[list[tuple[Item, str]]]:
+    """Neighbours of one shape, at most batch_size together."""
+    batch: list[tuple[Item, str]] = []
+    for entry in items:
+        if batch and (len(batch) == batch_size or _shape(entry[0]) != _shape(batch[0][0])):
+            yield batch
+            batch = []
+        batch.append(entry)
+    if batch:
+        yield batch
+
+
+def _shape(item: Item) -> tuple[object, ...]:
+    if isinstance(item, VideoItem):
+        return (item.size, item.used_frames, item.dataset.window)
+    return (item.size, len(item.controls))
+
+
+def _has_ends(item: Item, digest: str) -> bool:
+    """Whether the end frame is there for every section that can see it."""
+    headers = [cached_header(end_path(item.paths[section])) for section, _ in _end_slots(item)]
+    return all(h is not None and h.metadata.get(DIGEST) == digest for h in headers)
+
+
+def _end_slots(item: Item) -> Iterator[tuple[int, int]]:
+    """(section, how many frames of the history lie before the end of the video)."""
+    for section in range(item.sections):
+        slot = (item.sections - 1 - section) * item.dataset.window
+        if slot < HISTORY_LENGTH:
+            yield section, slot
+
+
+def _encode_videos(
+    batch: list[tuple[Item, str]], mode: TrainMode, encoders: LatentEncoders, end_frames: bool
+) -> None:
+    pixels = [item.load() for item, _ in batch]
+    latents = encoders.vae(torch.cat([to_tensor(x) for x in pixels]))
+    for (item, digest), frames, z in zip(batch, pixels, latents, strict=True):
+        half = to_half(z[None], item.name)
+        image = to_half(encoders.image(frames[0])[0], item.name)
+        _save_sections(item, mode, half, image, digest)
+        if end_frames:
+            end = to_half(encoders.vae(to_tensor(frames[-1]))[0], item.name)
+            for section, slot in _end_slots(item):
+                save_end(item.paths[section], end, slot, digest)
+
+
+def _save_sections(
+    item: VideoItem, mode: TrainMode, latents: Tensor, image: Tensor, digest: str
+) -> None:
+    """One file a section, from latents [1, C, 1 + n W, h, w] of the whole crop."""
+    window = item.dataset.window
+    for section, tensors in section_tensors(mode, latents, window):
+        save_latent_cache(
+            item.paths[section.index],
+            {**tensors, IMAGE: image},
+            size=item.size,
+            digest=digest,
+            mode=mode,
+            frame_count=item.frames,
+        )
+
+
+def section_tensors(
+    mode: TrainMode, latents: Tensor, window: int
+) -> Iterator[tuple[Section, dict[str, Tensor]]]:
+    """Every section of true latents [1, C, 1 + n W, h, w], with the context a sampler gives it."""
+    plan = plan_video(mode, (latents.shape[2] - 1) // window, window)
+    history = History(plan, latents[:, :, :1])
+    for section in plan.sections:
+        context = history.context(section)
+        first = 1 + section.index * window
+        target = latents[:, :, first : first + window]
+        history.append(section, target)
+        yield (
+            section,
+            {
+                "latents": target[0],
+                "latents_clean": context.clean[0],
+                "latents_clean_2x": context.clean_2x[0],
+                "latents_clean_4x": context.clean_4x[0],
+                **_index_tensors(section),
+            },
+        )
+
+
+def _index_tensors(section: Section) -> dict[str, Tensor]:
+    """Frame indices; those of a context that is left out are left out."""
+    indices = {
+        "latent_indices": section.latent_indices,
+        "clean_latent_indices": section.clean_indices,
+        "clean_latent_2x_indices": section.clean_2x_indices,
+        "clean_latent_4x_indices": section.clean_4x_indices,
+    }
+    return {name: torch.tensor(values) for name, values in indices.items() if values}
+
+
+def _encode_image(
+    item: ImageItem, digest: str, encoders: LatentEncoders, options: OneFrameOptions
+) -> None:
+    """Controls and target, each encoded alone; blank 2x and 4x latents are not stored."""
+    section = item.plan(no_2x=options.no_2x, no_4x=options.no_4x)
+    width, height = item.size
+    pixels, masks = [], []
+    for path in item.controls:
+        control, mask = load_control(path)
+        pixels.append(resize_and_crop(control, width, height, resample="auto"))
+        masks.append(None if mask is None else _fit_mask(mask, width, height))
+    pixels.append(resize_and_crop(load_image(item.source.path), width, height, resample="auto"))
+    *controls, target = (encoders.vae(to_tensor(x)).cpu() for x in pixels)
+    clean = one_frame_context(section, mask_latents(torch.cat(controls, dim=2), masks)).clean
+    tensors = {
+        "latents": to_half(target[0], item.name),
+        "latents_clean": to_half(clean[0], item.name),
+        IMAGE: to_half(encoders.image(pixels[0])[0], item.name),
+        **_index_tensors(section),
+    }
+    save_latent_cache(
+        item.paths[0], tensors, size=item.source_size, digest=digest, mode="one_frame"
+    )
+
+
+def _fit_mask(mask: Pixels, width: int, height: int) -> Tensor:
+    """A mask cropped as its image, in one resizing to the bucket and another to the latent."""
+    grey = np.repeat(mask[..., None], 3, axis=2)
+    cropped = resize_and_crop(grey, width, height, resample="auto")[..., 0]
+    return latent_mask(cropped, width, height)
+
+
+# --- text -----------------------------------------------------------------------------------------
+
+
+def text_path(item: Item, caption: str) -> Path:
+    """The cache of a caption; a section's own caption has a file of its own beside the clip's."""
+    name = item.source.stem
+    if caption != item.source.caption:
+        name += f"-{hashlib.sha256(caption.encode()).hexdigest()[:8]}"
+    return item.dataset.cache / f"{name}{TEXT_SUFFIX}"
+
+
+def empty_path(item: Item) -> Path:
+    """The cache of the empty caption in the folder of an item."""
+    return item.dataset.cache / f"{EMPTY_STEM}{TEXT_SUFFIX}"
+
+
+def cache_text(
+    found: TrainingSet,
+    encoder: TextEncoder,
+    *,
+    skip_existing: bool = True,
+    on_item: OnItem | None = None,
+) -> CacheProgress:
+    """Encode every caption whose file is missing or stale, and the empty one for dropout."""
+    # The clip's own caption too, even if no section is left to it: other trainers read that one.
+    files = {
+        text_path(item, text): text
+        for item in found.items
+        for text in (item.source.caption, *item.captions)
+    }
+    files |= {empty_path(item): "" for item in found.items}
+    stale = {
+        path: caption
+        for path, caption in files.items()
+        if not (skip_existing and _is_text_current(path, caption, encoder.identity))
+    }
+    progress = CacheProgress(len(files) - len(stale), len(files), 0, "")
+    for path, caption in stale.items():
+        tensors = text_tensors(encoder.encode(caption), str(path))
+        save_text_cache(path, tensors, caption, text_digest(caption, encoder.identity))
+        progress = _advance(progress, path.name, on_item)
+    return progress
+
+
+def text_tensors(condition: TextCondition, what: str) -> dict[str, Tensor]:
+    """A condition of one prompt, its words padded to 512 tokens."""
+    text, mask = fit_length(condition.text, TEXT_TOKENS)
+    return {
+        TEXT: to_half(text[0], what),
+        TEXT_MASK: mask[0].cpu(),
+        POOLED: to_half(condition.pooled[0], what),
+    }
+
+
+def text_digest(caption: str, identity: str) -> str:
+    return fingerprint({"caption": caption, "models": identity})
+
+
+def _is_text_current(path: Path, caption: str, identity: str) -> bool:
+    """A file of musubi-tuner's has no digest: it counts if it is of the same caption."""
+    header = cached_header(path)
+    if header is None:
+        return False
+    digest = text_digest(caption, identity)
+    same = header.metadata.get("caption1") == caption
+    return same and header.metadata.get(DIGEST, digest) == digest
+
+
+def _advance(progress: CacheProgress, name: str, on_item: OnItem | None) -> CacheProgress:
+    progress = CacheProgress(progress.done + 1, progress.total, progress.encoded + 1, name)
+    if on_item is not None:
+        on_item(progress)
+    return progress

@@ -1,0 +1,98 @@
+"""Everything a stopped run goes on from, in one file that is there whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.optim import Optimizer
+
+from ..runtime.errors import FramePackError
+from ..runtime.files import atomic_path
+from .adapters import Adapters
+
+FORMAT = 1
+# Settings that a resumed run may change: they say how long and where, not what is learned.
+FREE = {
+    *("output_dir", "output_name", "steps", "epochs", "resume", "keep_last", "save_dtype"),
+    *("save_every_steps", "save_every_epochs", "sample_every_steps", "sample_every_epochs"),
+    *("sample_at_first", "gradient_checkpointing", "blocks_to_swap"),
+}
+
+
+@dataclass
+class Progress:
+    """How far a run is: updates done, and a record of each."""
+
+    step: int = 0
+    log: list[dict[str, float]] = field(default_factory=list)
+
+
+def save_state(
+    path: Path,
+    progress: Progress,
+    adapters: Adapters,
+    optimizer: Optimizer,
+    settings: dict[str, Any],
+) -> None:
+    """Write a run's state."""
+    state = {
+        "format": FORMAT,
+        "step": progress.step,
+        "log": progress.log,
+        "adapter": {name: p.detach().cpu() for name, p in adapters.named_tensors().items()},
+        "optimizer": optimizer.state_dict(),
+        "settings": json.dumps(settings, default=str),
+    }
+    with atomic_path(path) as temporary:
+        torch.save(state, temporary)
+
+
+def load_state(
+    path: Path, adapters: Adapters, optimizer: Optimizer, settings: dict[str, Any]
+) -> Progress:
+    """Take a run's state over; raises FramePackError if it is of another run or damaged."""
+    if not path.is_file():
+        raise FramePackError(
+            f"{path} is not there: there is nothing to resume; start without resume, or give the "
+            "output_dir and output_name of the run"
+        )
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        if state["format"] != FORMAT:
+            raise FramePackError(f"{path} is of another version; start without resume")
+        earlier = json.loads(state["settings"])
+    except (RuntimeError, KeyError, EOFError, ValueError, pickle.UnpicklingError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise FramePackError(
+            f"{path} is damaged ({reason}); train on from the last adapter file instead"
+        ) from None
+    _check_settings(path, earlier, json.loads(json.dumps(settings, default=str)))
+    adapters.load_tensors(state["adapter"])
+    optimizer.load_state_dict(state["optimizer"])
+    return Progress(state["step"], state["log"])
+
+
+def _check_settings(path: Path, earlier: dict[str, Any], now: dict[str, Any]) -> None:
+    for name in sorted(set(earlier) | set(now)):
+        if name not in FREE and earlier.get(name) != now.get(name):
+            raise FramePackError(
+                f"resume: {path} was trained with {name} = {earlier.get(name)}, not "
+                f"{now.get(name)}; set it back, or start a new run under another output_name"
+            )
+
+
+def write_log(path: Path, log: list[dict[str, float]]) -> None:
+    """The whole log as lines of JSON."""
+    with atomic_path(path) as temporary:
+        temporary.write_text("".join(json.dumps(entry) + "\n" for entry in log), encoding="utf-8")
+
+
+def append_log(path: Path, entry: dict[str, float]) -> None:
+    """One more line."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(entry) + "\n")

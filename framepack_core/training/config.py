@@ -1,0 +1,86 @@
+"""Settings of a training run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+from ..sampling.flow import GUIDANCE
+from .adapters import AdapterConfig
+from .dataset import TrainMode
+from .schedules import Scheduler
+from .settings import Settings
+from .timesteps import Timesteps
+
+
+class TrainConfig(Settings):
+    """How an adapter is trained; a run with the same settings and seed is the same to the bit.
+
+    steps counts updates, of `accumulation` batches a process each; epochs, if given, wins over it.
+    warmup: updates, or below 1 a share of them. guidance: the distilled scale, as in inference.
+    caption_dropout, end_frame: how often the caption is left out, and how often the end frame is
+    shown (its latents must be cached). network_weights: an adapter to start from. blocks_to_swap:
+    how many blocks wait on the CPU. validation_clips: how many clips are held out. keep_last: how
+    many of the numbered files stay.
+    """
+
+    output_dir: Path
+    output_name: str = Field("framepack-lora", min_length=1, pattern=r"^[^/\\]+$")
+    mode: TrainMode = "framepack"
+    seed: NonNegativeInt = 42
+    steps: PositiveInt = 1600
+    epochs: PositiveInt | None = None
+    adapter: AdapterConfig = AdapterConfig()
+    network_weights: Path | None = None
+    timesteps: Timesteps = Timesteps()
+    guidance: NonNegativeFloat = GUIDANCE
+    caption_dropout: float = Field(0.0, ge=0, lt=1)
+    end_frame: float = Field(0.0, ge=0, le=1)
+
+    optimizer: str = "adamw"
+    optimizer_args: dict[str, Any] = Field(default_factory=dict)
+    learning_rate: PositiveFloat = 2e-4
+    scheduler: Scheduler = "constant"
+    warmup: NonNegativeFloat = 0
+    accumulation: PositiveInt = 1
+    max_grad_norm: NonNegativeFloat = 1.0
+    gradient_checkpointing: bool = True
+    blocks_to_swap: NonNegativeInt = 0
+
+    save_every_steps: PositiveInt | None = 250
+    save_every_epochs: PositiveInt | None = None
+    keep_last: PositiveInt | None = None
+    save_dtype: str = "bf16"
+    validation_clips: NonNegativeInt = 0
+    validate_every_steps: PositiveInt = 100
+    sample_every_steps: PositiveInt | None = None
+    sample_every_epochs: PositiveInt | None = None
+    sample_at_first: bool = False
+    resume: bool = False
+
+    def total_steps(self, batches: int, processes: int = 1) -> int:
+        """Updates of the whole run, of `batches` an epoch."""
+        if self.epochs is None:
+            return self.steps
+        return max(1, self.epochs * self.steps_an_epoch(batches, processes))
+
+    def steps_an_epoch(self, batches: int, processes: int = 1) -> int:
+        """Updates it takes to see everything once."""
+        return -(-batches // (self.accumulation * processes))
+
+    @property
+    def adapter_path(self) -> Path:
+        """The finished adapter."""
+        return self.output_dir / f"{self.output_name}.safetensors"
+
+    @property
+    def state_path(self) -> Path:
+        """What a stopped run goes on from."""
+        return self.output_dir / f"{self.output_name}-state.pt"
+
+    @property
+    def log_path(self) -> Path:
+        """A line of JSON for every update."""
+        return self.output_dir / f"{self.output_name}-log.jsonl"

@@ -1,0 +1,223 @@
+"""The description of a data set: musubi-tuner's TOML or JSON schema, or nothing but a folder.
+
+A key is looked up in its [[datasets]] table, then in [general], then in what the caller gives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, model_validator
+
+from ..runtime.errors import FramePackError
+from ..runtime.images import SIZE_STEP
+from ..sampling.sections import MAX_WINDOW, WINDOW
+from .settings import Settings, read_table, validate
+
+Extraction = Literal["head", "chunk", "slide", "uniform", "full"]
+FRAME_STEP = 4  # frames a latent
+FOLDER_DEFAULTS = {"enable_bucket": True, "resolution": 640}  # FramePack's own sizes
+
+
+def _size(value: Any) -> Any:
+    return (value, value) if isinstance(value, int) else value
+
+
+Size = Annotated[tuple[PositiveInt, PositiveInt], BeforeValidator(_size)]
+
+
+class General(Settings):
+    """What all data sets of a file share."""
+
+    caption_extension: str = ".txt"
+    batch_size: PositiveInt = 1
+    num_repeats: PositiveInt = 1
+    resolution: Size = (960, 544)
+    enable_bucket: bool = False
+    bucket_no_upscale: bool = False
+
+    @model_validator(mode="after")
+    def _whole_tokens(self) -> General:
+        if not self.enable_bucket and any(side % SIZE_STEP for side in self.resolution):
+            raise ValueError(
+                f"resolution {self.resolution[0]}x{self.resolution[1]} is not a multiple of "
+                f"{SIZE_STEP} on both sides; change it or set enable_bucket"
+            )
+        return self
+
+
+class _Dataset(General):
+    cache_directory: Path | None = None
+    control_directory: Path | None = None
+    fp_latent_window_size: int = Field(WINDOW, ge=1, le=MAX_WINDOW)
+
+    @property
+    def window(self) -> int:
+        return self.fp_latent_window_size
+
+    @property
+    def folder(self) -> Path | None:
+        raise NotImplementedError
+
+    @property
+    def jsonl(self) -> Path | None:
+        raise NotImplementedError
+
+    @property
+    def cache(self) -> Path:
+        """Where the caches are; the folder of the clips unless another is given."""
+        found = self.cache_directory or self.folder
+        assert found is not None  # _one_source has seen to it
+        return found
+
+    @model_validator(mode="after")
+    def _one_source(self) -> _Dataset:
+        if (self.folder is None) == (self.jsonl is None):
+            kind = "video" if isinstance(self, VideoDataset) else "image"
+            raise ValueError(f"give either {kind}_directory or {kind}_jsonl_file")
+        if self.jsonl is not None and self.cache_directory is None:
+            raise ValueError("cache_directory: missing; a jsonl file needs one")
+        return self
+
+
+class VideoDataset(_Dataset):
+    """Clips with captions, cut into sections of 4 x window frames after a start frame.
+
+    target_frames: lengths of the crops, cut down to 4 n + 1; None takes as much of every clip as
+    `frame_extraction = "full"` does.
+    """
+
+    video_directory: Path | None = None
+    video_jsonl_file: Path | None = None
+    target_frames: tuple[PositiveInt, ...] | None = None
+    frame_extraction: Extraction = "head"
+    frame_stride: PositiveInt = 1
+    frame_sample: PositiveInt = 1
+    max_frames: PositiveInt = 129
+    source_fps: PositiveFloat | None = None
+
+    @property
+    def folder(self) -> Path | None:
+        return self.video_directory
+
+    @property
+    def jsonl(self) -> Path | None:
+        return self.video_jsonl_file
+
+    @property
+    def shortest(self) -> int:
+        """Frames of a start image and one section."""
+        return FRAME_STEP * self.window + 1
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        return tuple((n - 1) // FRAME_STEP * FRAME_STEP + 1 for n in self.target_frames or ())
+
+    @property
+    def takes_all(self) -> bool:
+        return self.frame_extraction == "full" or self.target_frames is None
+
+    @model_validator(mode="after")
+    def _long_enough(self) -> VideoDataset:
+        lengths = (self.max_frames,) if self.takes_all else self.lengths
+        key = "max_frames" if self.takes_all else "target_frames"
+        if min(lengths) < self.shortest:
+            raise ValueError(
+                f"{key}: {min(lengths)} frames are less than one section of window {self.window}; "
+                f"give {self.shortest} or more"
+            )
+        return self
+
+
+class ImageDataset(_Dataset):
+    """Pictures with control images, for one-frame training.
+
+    fp_1f_clean_indices: where the controls stand, so also how many are used; fp_1f_target_index:
+    where the picture itself stands; fp_1f_no_post: leave out the blank latent after the controls.
+    """
+
+    image_directory: Path | None = None
+    image_jsonl_file: Path | None = None
+    multiple_target: Literal[False] = False
+    no_resize_control: Literal[False] = False
+    control_resolution: None = None
+    fp_1f_clean_indices: Annotated[tuple[int, ...], Field(min_length=1)]
+    fp_1f_target_index: int = Field(ge=0)
+    fp_1f_no_post: bool = False
+
+    @property
+    def folder(self) -> Path | None:
+        return self.image_directory
+
+    @property
+    def jsonl(self) -> Path | None:
+        return self.image_jsonl_file
+
+    @model_validator(mode="after")
+    def _has_controls(self) -> ImageDataset:
+        if self.folder is not None and self.control_directory is None:
+            raise ValueError(
+                "control_directory: missing; FramePack learns from single images as one-frame "
+                "edits, from control images to a target"
+            )
+        return self
+
+
+Dataset = VideoDataset | ImageDataset
+
+
+def load_datasets(path: Path | str, defaults: Mapping[str, Any] | None = None) -> list[Dataset]:
+    """The data sets of a file, or of a folder of clips with captions.
+
+    `defaults` is for keys that the file leaves out. Raises FramePackError naming file and key.
+    """
+    path = Path(path)
+    if path.is_dir():
+        found = {**FOLDER_DEFAULTS, "video_directory": path, **(defaults or {})}
+        return [validate(VideoDataset, found, f"{path}")]
+    table = read_table(path)
+    if unknown := sorted(set(table) - {"general", "datasets"}):
+        raise FramePackError(f"{path}: {unknown[0]}: unknown; known are general, datasets")
+    general, entries = table.get("general", {}), table.get("datasets", [])
+    if not isinstance(general, dict):
+        raise FramePackError(f"{path}: general: not a table; write [general]")
+    if not isinstance(entries, list) or not entries:
+        raise FramePackError(f"{path}: datasets: missing; write a [[datasets]] table for each")
+    validate(General, general, f"{path}: general")
+    datasets = [
+        _dataset(entry, {**(defaults or {}), **general}, f"{path}: datasets {i}")
+        for i, entry in enumerate(entries, 1)
+    ]
+    check_caches(datasets, str(path))
+    return datasets
+
+
+def _dataset(entry: Any, shared: dict[str, Any], place: str) -> Dataset:
+    if not isinstance(entry, dict):
+        raise FramePackError(f"{place}: not a table; write [[datasets]]")
+    is_video = any(key.startswith("video_") for key in entry)
+    is_image = any(key.startswith("image_") for key in entry)
+    if is_video == is_image:
+        what = "both videos and images" if is_video else "neither videos nor images"
+        raise FramePackError(
+            f"{place}: it names {what}; give one of video_directory, "
+            "video_jsonl_file, image_directory, image_jsonl_file"
+        )
+    kind = VideoDataset if is_video else ImageDataset
+    shared = {key: value for key, value in shared.items() if key in kind.model_fields}
+    return validate(kind, {**shared, **entry}, place)
+
+
+def check_caches(datasets: list[Dataset], place: str) -> None:
+    """Refuse two data sets with one folder of caches, where one's files would replace another's."""
+    owner: dict[Path, int] = {}
+    for i, dataset in enumerate(datasets, 1):
+        folder = dataset.cache.absolute()
+        if folder in owner:
+            raise FramePackError(
+                f"{place}: data sets {owner[folder]} and {i} share the cache_directory "
+                f"{dataset.cache}; give each its own"
+            )
+        owner[folder] = i

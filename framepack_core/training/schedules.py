@@ -1,0 +1,78 @@
+"""Learning rates as functions of the step, and optimisers by name."""
+
+from __future__ import annotations
+
+import importlib
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
+
+from torch import nn
+from torch.optim import Optimizer
+
+from ..runtime.errors import FramePackError
+
+Scheduler = Literal["constant", "linear", "cosine", "cosine_with_restarts", "polynomial", "rex"]
+
+RESTARTS = 4
+POWER = 2.0
+# Class path and the package that has it, by short name.
+OPTIMIZERS: dict[str, tuple[str, str]] = {
+    "adamw": ("torch.optim.AdamW", "torch"),
+    "adamw8bit": ("bitsandbytes.optim.AdamW8bit", "bitsandbytes"),
+    "pagedadamw8bit": ("bitsandbytes.optim.PagedAdamW8bit", "bitsandbytes"),
+    "adafactor": ("transformers.optimization.Adafactor", "transformers"),
+    "prodigy": ("prodigyopt.Prodigy", "prodigyopt"),
+    "adamwschedulefree": ("schedulefree.AdamWScheduleFree", "schedulefree"),
+}
+DEFAULTS: dict[str, dict[str, Any]] = {
+    # The learning rate is ours to schedule.
+    "adafactor": {"relative_step": False, "scale_parameter": False, "warmup_init": False},
+}
+
+
+def rate_factor(scheduler: Scheduler, step: int, total: int, warmup: float = 0) -> float:
+    """What the learning rate of a step, 0 first, is multiplied with."""
+    warmup = round(warmup * total) if warmup < 1 else int(warmup)
+    if step < warmup:
+        return (step + 1) / warmup
+    done = (step - warmup) / max(1, total - warmup)
+    if scheduler == "linear":
+        return 1 - done
+    if scheduler == "cosine":
+        return 0.5 * (1 + math.cos(math.pi * done))
+    if scheduler == "cosine_with_restarts":
+        return 0.5 * (1 + math.cos(math.pi * (done * RESTARTS % 1)))
+    if scheduler == "polynomial":
+        return (1 - done) ** POWER
+    if scheduler == "rex":  # arXiv 2107.04197
+        return (1 - done) / (0.5 + 0.5 * (1 - done))
+    return 1.0
+
+
+def make_optimizer(
+    name: str, parameters: Iterable[nn.Parameter], rate: float, args: Mapping[str, Any]
+) -> Optimizer:
+    """An optimiser by short name or by class path such as "torch.optim.SGD".
+
+    Raises FramePackError naming the package to install, or the argument that does not fit.
+    """
+    path, package = OPTIMIZERS.get(name.lower(), (name, name.partition(".")[0]))
+    module, _, attribute = path.rpartition(".")
+    if not module:
+        raise FramePackError(
+            f"optimizer: {name!r} is unknown; use {', '.join(OPTIMIZERS)} or a class path such as "
+            "torch.optim.SGD"
+        )
+    try:
+        kind = getattr(importlib.import_module(module), attribute)
+    except ImportError as error:
+        raise FramePackError(
+            f"optimizer: {name} needs the package {package} ({error}); run: pip install {package}"
+        ) from None
+    except AttributeError:
+        raise FramePackError(f"optimizer: {module} has no {attribute}; check the name") from None
+    try:
+        return kind(list(parameters), lr=rate, **{**DEFAULTS.get(name.lower(), {}), **args})
+    except (TypeError, ValueError) as error:
+        raise FramePackError(f"optimizer_args: {name} does not take them ({error})") from None

@@ -1,0 +1,67 @@
+"""Settings that come from people: validated, with one line that names file, key and fix."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from ..runtime.errors import FramePackError
+
+
+class Settings(BaseModel):
+    """A frozen table of settings; an unknown key is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+S = TypeVar("S", bound=Settings)
+
+
+def validate(kind: type[S], values: Mapping[str, Any], place: str) -> S:
+    """The settings of a table; `place` is what an error calls it."""
+    try:
+        return kind.model_validate(dict(values))
+    except ValidationError as error:
+        raise FramePackError(f"{place}: {_first_line(error, kind)}") from None
+
+
+def read_table(path: Path) -> dict[str, Any]:
+    """The content of a .toml or .json file, which must be a table."""
+    if path.suffix not in (".toml", ".json"):
+        raise FramePackError(f"{path}: a data set is described by a .toml or a .json file")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise FramePackError(f"{path}: cannot be read ({error}); check the path") from None
+    try:
+        table = _toml(text) if path.suffix == ".toml" else json.loads(text)
+    except ValueError as error:
+        raise FramePackError(f"{path}: not {path.suffix[1:].upper()} ({error})") from None
+    if not isinstance(table, dict):
+        raise FramePackError(f"{path}: it should hold a table with [general] and [[datasets]]")
+    return table
+
+
+def _toml(text: str) -> dict[str, Any]:
+    try:
+        import tomllib
+    except ModuleNotFoundError:  # Python 3.10
+        import tomli as tomllib
+    return tomllib.loads(text)
+
+
+def _first_line(error: ValidationError, kind: type[Settings]) -> str:
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"] if isinstance(part, str | int))
+    if first["type"] == "extra_forbidden":
+        return f"{key}: unknown; known are {', '.join(kind.model_fields)}"
+    if first["type"] == "missing":
+        return f"{key}: missing; give it"
+    message = first["msg"].removeprefix("Value error, ")
+    given = repr(first["input"])
+    shown = f" (given: {given})" if key and len(given) < 60 else ""
+    return f"{key + ': ' if key else ''}{message}{shown}"

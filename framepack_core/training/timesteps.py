@@ -1,0 +1,162 @@
+"""Noise levels to train at, and how much each counts.
+
+Every level comes from a uniform number, and those from (seed, step): resuming draws nothing twice.
+A level sigma mixes the noise in and goes to the model as 1000 sigma, as in inference.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ..runtime.errors import FramePackError
+from ..sampling.flow import TIME_SCALE
+from ..sampling.schedule import dynamic_shift
+from .draws import generator
+
+TimestepMode = Literal[
+    "uniform", "sigmoid", "shift", "flux_shift", "logsnr", "sigma", "qinglong_flux"
+]
+Weighting = Literal["none", "logit_normal", "mode", "cosmap", "sigma_sqrt"]
+
+TAIL = 1e-7  # how near to 0 and 1 a uniform number may come before its normal one is infinite
+REJECTIONS = 1000
+# qinglong_flux: shares of flux_shift and of logsnr; the rest is logsnr of this mean and deviation.
+QINGLONG_SHARES = (0.79, 0.90)
+QINGLONG_HIGH = (5.36, 1.0)
+
+LatentShape = tuple[int, int, int]
+Draw = Callable[[], Tensor]
+
+
+@dataclass(frozen=True)
+class Timesteps:
+    """How levels are drawn.
+
+    shift: "shift" moves levels towards noise by it; flux_shift takes the one that inference has for
+    all tokens of a section. min_timestep, max_timestep: 0 to 1000; levels are squeezed between
+    them, or with preserve_shape drawn again until they lie there. buckets: levels are spread
+    evenly, each of so many parts of the distribution in turn.
+    """
+
+    mode: TimestepMode = "shift"
+    shift: float = 3.0
+    sigmoid_scale: float = 1.0
+    logit_mean: float = 0.0
+    logit_std: float = 1.0
+    mode_scale: float = 1.29
+    weighting: Weighting = "none"
+    min_timestep: float = 0.0
+    max_timestep: float = TIME_SCALE
+    preserve_shape: bool = False
+    buckets: int | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.min_timestep < self.max_timestep <= TIME_SCALE:
+            raise FramePackError(
+                f"min_timestep, max_timestep: {self.min_timestep:g} to {self.max_timestep:g} is "
+                "not a range from 0 to 1000"
+            )
+
+    def draw(self, batch: int, shape: LatentShape, seed: int, step: int) -> Tensor:
+        """Levels [batch] of a step for latents of (frames, height, width)."""
+        draws = generator("timesteps", seed, step)
+
+        def uniform() -> Tensor:
+            return torch.rand(batch, generator=draws)
+
+        first = [] if self.buckets is None else [self._stratified(batch, seed, step, draws)]
+        return self.sample(lambda: first.pop() if first else uniform(), uniform, shape)
+
+    def sample(self, uniform: Draw, decision: Draw, shape: LatentShape) -> Tensor:
+        """Levels of drawn uniform numbers; `decision` picks the way where a mode has several."""
+        if self.mode == "sigma":
+            return self._on_grid(uniform())
+        if not self.preserve_shape:
+            low, high = self.min_timestep / TIME_SCALE, self.max_timestep / TIME_SCALE
+            return self._levels(uniform(), decision, shape) * (high - low) + low
+        return self._rejected(uniform, decision, shape)
+
+    def _levels(self, u: Tensor, decision: Draw, shape: LatentShape) -> Tensor:
+        if self.mode == "uniform":
+            return u
+        normal = _normal(u)
+        if self.mode == "logsnr":
+            return self.from_logsnr(normal, self.logit_mean, self.logit_std)
+        if self.mode == "sigmoid":
+            return torch.sigmoid(self.sigmoid_scale * normal)
+        if self.mode == "shift":
+            return self.shifted(normal, self.shift)
+        flux = self.shifted(normal, dynamic_shift(*shape))
+        if self.mode == "flux_shift":
+            return flux
+        chosen = decision()
+        middle = self.from_logsnr(normal, self.logit_mean, self.logit_std)
+        high = self.from_logsnr(normal, *QINGLONG_HIGH)
+        rest = torch.where(chosen < QINGLONG_SHARES[1], middle, high)
+        return torch.where(chosen < QINGLONG_SHARES[0], flux, rest)
+
+    def shifted(self, normal: Tensor, shift: float) -> Tensor:
+        """s u / (1 + (s - 1) u) of u = sigmoid(scale * normal)."""
+        u = torch.sigmoid(self.sigmoid_scale * normal)
+        return shift * u / (1 + (shift - 1) * u)
+
+    @staticmethod
+    def from_logsnr(normal: Tensor, mean: float, std: float) -> Tensor:
+        """The level whose log signal-to-noise ratio is normal with this mean and deviation."""
+        return torch.sigmoid(-(mean + std * normal) / 2)
+
+    def _on_grid(self, u: Tensor) -> Tensor:
+        """One of 1000 levels, by the density of the weighting scheme (arXiv 2403.03206)."""
+        if self.weighting == "logit_normal":
+            u = torch.sigmoid(self.logit_mean + self.logit_std * _normal(u))
+        elif self.weighting == "mode":
+            u = 1 - u - self.mode_scale * (torch.cos(math.pi / 2 * u) ** 2 - 1 + u)
+        spread = self.max_timestep - self.min_timestep
+        index = (u * spread + (TIME_SCALE - self.max_timestep)).long()
+        return (TIME_SCALE - index.clamp(0, int(TIME_SCALE) - 1)) / TIME_SCALE
+
+    def _rejected(self, uniform: Draw, decision: Draw, shape: LatentShape) -> Tensor:
+        """The first levels drawn that lie in the range."""
+        low, high = self.min_timestep / TIME_SCALE, self.max_timestep / TIME_SCALE
+        kept = torch.empty(0)
+        for _ in range(REJECTIONS):
+            levels = self._levels(uniform(), decision, shape)
+            kept = torch.cat([kept, levels[(levels >= low) & (levels <= high)]])
+            if len(kept) >= len(levels):
+                return kept[: len(levels)]
+        raise FramePackError(
+            f"min_timestep, max_timestep: {self.mode} hardly ever draws from "
+            f"{self.min_timestep:g} to {self.max_timestep:g}; widen the range, or leave "
+            "preserve_distribution_shape out"
+        )
+
+    def _stratified(self, batch: int, seed: int, step: int, draws: torch.Generator) -> Tensor:
+        """Uniform numbers of which any `buckets` in a row lie in a bucket each."""
+        assert self.buckets is not None
+        parts = []
+        for number in range(step * batch, (step + 1) * batch):
+            turn, place = divmod(number, self.buckets)
+            order = torch.randperm(self.buckets, generator=generator("buckets", seed, turn))
+            parts.append(order[place])
+        return (torch.stack(parts) + torch.rand(batch, generator=draws)) / self.buckets
+
+
+def loss_weight(sigma: Tensor, weighting: Weighting) -> Tensor | None:
+    """What the loss of each sample is multiplied with; None is 1 (arXiv 2403.03206)."""
+    sigma = sigma.clamp(1 / TIME_SCALE, 1)  # sigma_sqrt has a pole at 0
+    if weighting == "sigma_sqrt":
+        return sigma**-2
+    if weighting == "cosmap":
+        return 2 / (math.pi * (1 - 2 * sigma + 2 * sigma**2))
+    return None
+
+
+def _normal(u: Tensor) -> Tensor:
+    """The standard normal number at the same place of its distribution."""
+    return torch.erfinv(2 * u.clamp(TAIL, 1 - TAIL) - 1) * math.sqrt(2)

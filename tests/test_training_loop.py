@@ -1,0 +1,345 @@
+"""The training loop: resuming to the bit, files that survive, adapters that load again."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import context, guided, randn, tiny_dit
+from tiny_training import make_samples, run, state_of, tiny_config
+from torch import Tensor
+
+from framepack_core.runtime.errors import FramePackError
+from framepack_core.sampling.flow import FlowDenoiser
+from framepack_core.training.adapters import AdapterConfig, Adapters
+from framepack_core.training.batches import Batches
+from framepack_core.training.loop import Callbacks, StepReport, train
+from framepack_core.training.schedules import rate_factor
+from framepack_core.weights.files import open_weights
+from framepack_core.weights.lora import load_lora
+
+WORKER = Path(__file__).with_name("tiny_training.py")
+
+
+def start_worker(*arguments: object) -> int:
+    command = [sys.executable, str(WORKER), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, timeout=120).returncode
+
+
+def assert_same(first: Any, second: Any) -> None:
+    assert type(first) is type(second)
+    if isinstance(first, Tensor):
+        assert torch.equal(first, second)
+    elif isinstance(first, dict):
+        assert first.keys() == second.keys()
+        for key in first:
+            assert_same(first[key], second[key])
+    elif isinstance(first, list | tuple):
+        assert len(first) == len(second)
+        for a, b in zip(first, second, strict=True):
+            assert_same(a, b)
+    else:
+        assert first == second
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL")
+def test_killed_and_resumed_is_the_same_to_the_bit(tmp_path: Path) -> None:
+    """40 updates; against 20, five that are lost to kill -9, and 20 more."""
+    whole = tiny_config(tmp_path / "whole", steps=40, save_every_steps=20)
+    samples = make_samples(tmp_path / "whole_cache")
+    run(whole, samples)
+    assert start_worker(tmp_path, 40, 25) == -9
+    stopped = tiny_config(tmp_path / "out", steps=40, save_every_steps=20)
+    assert state_of(stopped)["step"] == 20
+    assert open_weights(stopped.output_dir / "tiny-step00000020.safetensors")
+    assert len(stopped.log_path.read_text().splitlines()) == 25
+    assert start_worker(tmp_path, 40, 0, "resume") == 0
+    first, second = state_of(whole), state_of(stopped)
+    for part in ("step", "adapter", "optimizer", "log"):
+        assert_same(first[part], second[part])
+    assert whole.log_path.read_text() == stopped.log_path.read_text()
+    assert (
+        dict(open_weights(whole.adapter_path)).keys()
+        == dict(open_weights(stopped.adapter_path)).keys()
+    )
+    assert len(first["log"]) == 40
+
+
+def test_it_learns(tmp_path: Path) -> None:
+    config = tiny_config(
+        tmp_path, steps=60, caption_dropout=0, adapter=AdapterConfig(rank=8, alpha=8)
+    )
+    result = run(config, make_samples(tmp_path / "cache", clips=1))
+    losses = torch.tensor(result.losses)
+    assert losses[-20:].mean() < 0.8 * losses[:10].mean()
+
+
+def test_an_exception_keeps_what_was_reached(tmp_path: Path) -> None:
+    def stop(report: StepReport) -> None:
+        if report.step == 3:
+            raise KeyboardInterrupt
+
+    config, samples = tiny_config(tmp_path), make_samples(tmp_path / "cache")
+    with pytest.raises(KeyboardInterrupt):
+        run(config, samples, Callbacks(stop))
+    assert state_of(config)["step"] == 3
+    assert (tmp_path / "tiny-step00000003.safetensors").is_file()
+    resumed = run(config.model_copy(update={"resume": True}), samples)
+    straight = run(tiny_config(tmp_path / "straight"), samples)
+    assert resumed.losses == straight.losses
+
+
+def test_a_bad_loss_stops_before_the_weights(tmp_path: Path) -> None:
+    dit = tiny_dit()
+    seen = []
+
+    def poison(report: StepReport) -> None:
+        seen.append(report.step)
+        if report.step == 2:
+            dit.proj_out.weight.fill_(torch.nan)
+
+    config = tiny_config(tmp_path)
+    batches = Batches(make_samples(tmp_path / "cache"))
+    with pytest.raises(FramePackError, match="step 3: the loss is nan"):
+        train(config, FlowDenoiser(dit), batches, Callbacks(poison))
+    assert seen == [1, 2] and state_of(config)["step"] == 2
+    assert all(x.isfinite().all() for x in state_of(config)["adapter"].values())
+
+
+def test_resuming_another_run_is_refused(tmp_path: Path) -> None:
+    samples = make_samples(tmp_path / "cache")
+    config = tiny_config(tmp_path)
+    with pytest.raises(FramePackError, match="nothing to resume"):
+        run(config.model_copy(update={"resume": True}), samples)
+    run(config, samples)
+    other = config.model_copy(update={"resume": True, "learning_rate": 1.0})
+    with pytest.raises(FramePackError, match=r"learning_rate = 0\.01, not 1\.0"):
+        run(other, samples)
+    config.state_path.write_bytes(config.state_path.read_bytes()[:1000])
+    with pytest.raises(FramePackError, match="is damaged"):
+        run(config.model_copy(update={"resume": True}), samples)
+
+
+def test_resuming_on_other_data_is_refused(tmp_path: Path) -> None:
+    samples = make_samples(tmp_path / "cache")
+    config = tiny_config(tmp_path)
+    run(config, samples)
+    with pytest.raises(FramePackError, match="data = "):
+        run(config.model_copy(update={"resume": True}), samples[1:])
+
+
+def test_starting_from_an_adapter(tmp_path: Path) -> None:
+    samples = make_samples(tmp_path / "cache")
+    first = tiny_config(tmp_path / "first", save_dtype="fp32")
+    run(first, samples)
+    second = tiny_config(
+        tmp_path / "second",
+        network_weights=first.adapter_path,
+        learning_rate=1e-30,
+        save_dtype="fp32",
+        optimizer_args={"weight_decay": 0},
+    )
+    run(second, samples)
+    start, end = (dict(open_weights(c.adapter_path)) for c in (first, second))
+    assert start.keys() == end.keys()
+    for name in start:
+        torch.testing.assert_close(end[name], start[name], rtol=0, atol=1e-25)
+
+
+def test_a_host_without_gradients(tmp_path: Path) -> None:
+    dit = tiny_dit()
+    batches = Batches(make_samples(tmp_path / "cache"), 42)
+    with torch.inference_mode():
+        losses = train(tiny_config(tmp_path / "a"), FlowDenoiser(dit), batches).losses
+    assert losses == train(tiny_config(tmp_path / "b"), FlowDenoiser(dit), batches).losses
+
+
+def test_checkpointing_changes_nothing(tmp_path: Path) -> None:
+    samples = make_samples(tmp_path / "cache")
+    losses = [
+        run(tiny_config(tmp_path / str(on), gradient_checkpointing=on), samples).losses
+        for on in (True, False)
+    ]
+    assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize("swapped", [1, 3])
+def test_streamed_blocks_change_nothing(tmp_path: Path, swapped: int) -> None:
+    samples = make_samples(tmp_path / "cache")
+    whole = run(tiny_config(tmp_path / "whole"), samples)
+    streamed = run(tiny_config(tmp_path / "streamed", blocks_to_swap=swapped), samples)
+    assert streamed.losses == whole.losses
+    for a, b in zip(whole.adapters.parameters(), streamed.adapters.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_streamed_blocks_need_checkpointing(tmp_path: Path) -> None:
+    samples = make_samples(tmp_path / "cache")
+    with pytest.raises(FramePackError, match="needs gradient_checkpointing"):
+        run(tiny_config(tmp_path, blocks_to_swap=1, gradient_checkpointing=False), samples)
+    with pytest.raises(FramePackError, match="9 of 3 blocks"):
+        run(tiny_config(tmp_path, blocks_to_swap=9), samples)
+
+
+def test_accumulation_is_a_larger_batch(tmp_path: Path) -> None:
+    """Four batches of one against one of four: the same captions and no dropout."""
+    samples = make_samples(tmp_path / "cache", clips=2)
+    batches = Batches(samples, seed=1)
+    dit = tiny_dit()
+    config = tiny_config(tmp_path, adapter=AdapterConfig(rank=2, alpha=2), steps=1, accumulation=4,
+                         seed=1, caption_dropout=0)  # fmt: skip
+    loss = train(config, FlowDenoiser(dit), batches).losses[0]
+    single = tiny_config(tmp_path / "single", adapter=config.adapter, steps=4, seed=1,
+                         caption_dropout=0, learning_rate=1e-30)  # fmt: skip
+    losses = train(single, FlowDenoiser(dit), batches).losses
+    assert loss == pytest.approx(sum(losses) / 4, rel=1e-6)
+
+
+def test_keep_last(tmp_path: Path) -> None:
+    samples = make_samples(tmp_path / "cache")
+    run(tiny_config(tmp_path, save_every_steps=1, keep_last=2, steps=5), samples)
+    kept = sorted(path.name for path in tmp_path.glob("*.safetensors"))
+    assert kept == [
+        "tiny-step00000003.safetensors",
+        "tiny-step00000004.safetensors",
+        "tiny.safetensors",
+    ]
+
+
+def test_validation_is_the_same_every_time(tmp_path: Path) -> None:
+    samples = make_samples(tmp_path / "cache")
+    config = tiny_config(tmp_path, validate_every_steps=1, learning_rate=1e-30, steps=2)
+    found = []
+    train(
+        config,
+        FlowDenoiser(tiny_dit()),
+        Batches(samples[:4]),
+        Callbacks(lambda report: found.append(report.validation)),
+        validation=Batches(samples[4:]),
+    )
+    assert found[0] == pytest.approx(found[1], rel=1e-6) and found[0] > 0
+
+
+# --- adapters -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["lora", "loha", "lokr"])
+@pytest.mark.parametrize("rank", [1, 4])
+def test_a_file_is_the_adapter(tmp_path: Path, kind: str, rank: int) -> None:
+    """What is trained beside the layers is what a reader of LoRA files adds to the weights."""
+    dit = tiny_dit()
+    adapters = Adapters.create(dit, AdapterConfig(kind=kind, rank=rank, alpha=3))
+    for i, parameter in enumerate(adapters.parameters()):
+        parameter.data = 0.1 * randn(*parameter.shape, seed=i)
+    inputs = (randn(1, 16, 2, 4, 4), torch.tensor([0.5]), guided())
+    denoiser = FlowDenoiser(dit)
+    plain = denoiser.velocity(*inputs, context=context())
+    with adapters.attached(dit):
+        trained = denoiser.velocity(*inputs, context=context()).detach()
+    assert not torch.allclose(plain, trained, atol=1e-2)
+
+    from framepack_core.weights.files import save_weights
+
+    path = tmp_path / "adapter.safetensors"
+    save_weights(path, adapters.file_tensors(torch.float32))
+    lora = load_lora(path, {n: tuple(p.shape) for n, p in dit.named_parameters()})
+    parameters = dict(dit.named_parameters())
+    assert len(lora.deltas) == 12 + 2 * 5
+    for name, delta in lora.deltas.items():
+        parameters[name] += delta.delta(parameters[name])
+    merged = denoiser.velocity(*inputs, context=context())
+    torch.testing.assert_close(merged, trained, rtol=1e-4, atol=1e-4)
+
+
+def test_an_adapter_begins_as_nothing() -> None:
+    dit = tiny_dit()
+    x = randn(1, 16, 2, 4, 4)
+    for kind in ("lora", "loha", "lokr"):
+        adapters = Adapters.create(dit, AdapterConfig(kind=kind, rank=2, alpha=2))
+        plain = FlowDenoiser(dit).velocity(x, torch.tensor([0.5]), guided())
+        with adapters.attached(dit):
+            assert torch.equal(FlowDenoiser(dit).velocity(x, torch.tensor([0.5]), guided()), plain)
+
+
+def test_all_layers_at_full_size() -> None:
+    from framepack_core.models.dit import DiTConfig, FramePackDiT
+    from framepack_core.training.adapters import select_layers
+
+    with torch.device("meta"):
+        dit = FramePackDiT(DiTConfig())
+    assert len(select_layers(dit)) == 440
+    assert len(select_layers(dit, include=(r"^transformer_blocks\.\d+\.norm1\.",))) == 20
+    assert len(select_layers(dit, exclude=("single_",))) == 240
+    with pytest.raises(FramePackError, match="include pattern 'blocks_9' matches no layer"):
+        select_layers(dit, include=("blocks_9",))
+
+
+def test_dropout_repeats_with_the_seed() -> None:
+    config = AdapterConfig(rank=4, alpha=4, dropout=0.5, rank_dropout=0.3)
+    adapter = next(Adapters.create(tiny_dit(), config)._adapters())
+    adapter.factors["up"].data.fill_(1.0)
+    x = torch.ones(64, 8, adapter.factors["down"].shape[1])
+    draws = [adapter.branch(x, seed).detach() for seed in (1, 1, 2)]
+    assert torch.equal(draws[0], draws[1]) and not torch.equal(draws[0], draws[2])
+    whole = adapter.branch(x, None).detach()
+    mean = torch.stack([adapter.branch(x, seed).detach().mean() for seed in range(40)]).mean()
+    torch.testing.assert_close(mean, whole.mean(), rtol=0.15, atol=0.02)
+
+
+def test_adapters_of_another_rank_are_refused() -> None:
+    dit = tiny_dit()
+    small, large = (Adapters.create(dit, AdapterConfig(rank=r, alpha=1)) for r in (2, 3))
+    with pytest.raises(FramePackError, match="use the rank of the file"):
+        large.load_tensors(small.file_tensors(torch.float32))
+
+
+def test_metadata_says_mode_and_network(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path, steps=1)
+    run(config, make_samples(tmp_path / "cache"))
+    metadata = open_weights(config.adapter_path).metadata
+    assert metadata["framepack_mode"] == "framepack"
+    assert metadata["ss_base_model_version"] == "framepack"
+    assert metadata["ss_network_module"] == "networks.lora_framepack"
+    assert (metadata["ss_network_dim"], metadata["ss_network_alpha"]) == ("2", "2.0")
+    assert metadata["modelspec.architecture"] == "framepack/lora"
+    assert json.loads(metadata["ss_network_args"])["rank_dropout"] == 0.1
+
+
+# --- rates ----------------------------------------------------------------------------------------
+
+
+def test_rates() -> None:
+    assert [rate_factor("constant", s, 10, 4) for s in range(5)] == [0.25, 0.5, 0.75, 1.0, 1.0]
+    assert rate_factor("cosine", 50, 100) == pytest.approx(0.5)
+    assert rate_factor("linear", 55, 100, 0.1) == pytest.approx(0.5)
+    assert rate_factor("cosine_with_restarts", 25, 100) == 1.0
+    assert rate_factor("rex", 50, 100) == pytest.approx(2 / 3)
+    assert rate_factor("polynomial", 50, 100) == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("adamw9bit", "'adamw9bit' is unknown"),
+        ("no_such_package.Adam", "run: pip install no_such_package"),
+        ("torch.optim.Adamm", r"torch\.optim has no Adamm"),
+    ],
+)
+def test_unknown_optimisers(tmp_path: Path, name: str, message: str) -> None:
+    samples = make_samples(tmp_path / "cache")
+    with pytest.raises(FramePackError, match=message):
+        run(tiny_config(tmp_path, optimizer=name), samples)
+    with pytest.raises(FramePackError, match="optimizer_args: adamw does not take them"):
+        run(tiny_config(tmp_path, optimizer_args={"speed": 1}), samples)
+
+
+def test_adapter_settings_are_checked() -> None:
+    for change in ({"rank": 0}, {"dropout": 1.0}, {"kind": "dora"}):
+        with pytest.raises(FramePackError):
+            replace(AdapterConfig(), **change)
