@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 import sys
-from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from cli_runs import failure, files, parse
 
-from framepack_core.cli import build_parser, demo, main
+from framepack_core.cli import demo, main
 from framepack_core.cli.arguments import ratios
 from framepack_core.cli.models import FLAGS, Models, find_models
 from framepack_core.cli.request import Request
@@ -43,13 +43,6 @@ def command(image: Path, tmp_path: Path) -> list[str]:
     return ["generate", *options, "--image_path", str(image), "--save_path", str(tmp_path / "out")]
 
 
-def run(command: list[str], capsys: pytest.CaptureFixture[str]) -> list[Path]:
-    """The files that a command says it made."""
-    assert main(command) == 0
-    lines = capsys.readouterr().out.splitlines()
-    return [Path(line) for line in lines if line.startswith("/") or ":\\" in line]
-
-
 @pytest.fixture
 def bad(tmp_path: Path) -> dict[str, Path]:
     """Files that are not what a command takes them for."""
@@ -61,27 +54,17 @@ def bad(tmp_path: Path) -> dict[str, Path]:
     return files
 
 
-def failure(command: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    """The one line that a refused command leaves on stderr."""
-    try:
-        code = main(command)
-    except SystemExit as stopped:
-        code = stopped.code
-    lines = capsys.readouterr().err.splitlines()
-    assert code == 2
-    assert len(lines) == 1
-    assert lines[0].startswith("error: ")
-    return lines[0]
-
-
-def parse(*options: str) -> Namespace:
-    return build_parser().parse_args(["generate", *options])
+def read(image: Path, *options: str) -> Request:
+    """The request of a command line with a prompt and an image."""
+    return Request.from_args(
+        parse(["generate", "--prompt", "x", "--image_path", str(image), *options])
+    )
 
 
 def test_a_video_and_nothing_else(
     command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    [video] = run(command, capsys)
+    [video] = files(command, capsys)
     assert list((tmp_path / "out").iterdir()) == [video]
     frames, fps = read_video(video)
     assert (frames.shape, fps) == ((FRAMES, 16, 32, 3), 30)
@@ -92,7 +75,7 @@ def test_the_same_command_gives_the_same_latents(
 ) -> None:
     command += ["--output_type", "latent"]
     first, again, other, f1 = (
-        run([*command, *more], capsys)[0].read_bytes()
+        files([*command, *more], capsys)[0].read_bytes()
         for more in ([], [], ["--seed", "2"], ["--f1"])
     )
     assert first == again
@@ -102,17 +85,35 @@ def test_the_same_command_gives_the_same_latents(
 def test_saved_latents_decode_to_the_same_video(
     command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    latents, video = run([*command, "--output_type", "both"], capsys)
+    latents, video = files([*command, "--output_type", "both"], capsys)
     folder = str(tmp_path / "again")
     decode = ["generate", "--latent_path", str(latents), "--vae", str(SNAPSHOT)]
-    [again] = run([*decode, "--save_path", folder], capsys)
+    [again] = files([*decode, "--save_path", folder], capsys)
     assert again.read_bytes() == video.read_bytes()
+
+
+def test_several_latent_files_have_names_of_their_own(
+    bad: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    latents = torch.randn(1, 16, 2, 2, 2, generator=torch.Generator().manual_seed(0))
+    paths = [tmp_path / "x" / "a_latent.safetensors", tmp_path / "a_latent.safetensors"]
+    for path in paths:
+        save_latents(path, latents, {"latent_window_size": "1"})
+    save_latents(tmp_path / "one_latent.safetensors", latents[:, :, :1])
+    paths.append(tmp_path / "one_latent.safetensors")
+    decode = ["generate", "--snapshot", "toyworld", "--save_path", str(tmp_path / "out")]
+    made = files([*decode, "--latent_path", *map(str, paths)], capsys)
+    assert [path.name for path in made] == ["a.mp4", "a_2.mp4", "one.png"]
+    assert made[0].read_bytes() == made[1].read_bytes()
+    assert load_image(made[2]).shape == (16, 16, 3)
+    error = failure([*decode, "--latent_path", str(paths[0]), str(bad["odd"])], capsys)
+    assert "4 latent frames are not" in error
 
 
 def test_latent_files_are_those_of_musubi_tuner(
     command: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    [path] = run([*command, "--output_type", "latent", "--negative_prompt", "n"], capsys)
+    [path] = files([*command, "--output_type", "latent", "--negative_prompt", "n"], capsys)
     header = read_header(path)
     assert {name: info.shape for name, info in header.tensors.items()} == {
         "latent": (16, 1 + WINDOW, 2, 4)
@@ -125,7 +126,7 @@ def test_latent_files_are_those_of_musubi_tuner(
 
 
 def test_pictures(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    latents, folder = run([*command, "--output_type", "latent_images"], capsys)
+    latents, folder = files([*command, "--output_type", "latent_images"], capsys)
     assert load_latents(latents)[0].shape == (1, 16, 1 + WINDOW, 2, 4)
     names = sorted(path.name for path in folder.iterdir())
     assert names == [f"{folder.name}_{i:03d}.png" for i in range(FRAMES)]
@@ -140,8 +141,7 @@ SAMPLING = (
 
 
 def test_sampling_options_reach_the_request(image: Path) -> None:
-    options = ["--prompt", "x", "--image_path", str(image), *" ".join(SAMPLING).split()]
-    request = Request.from_args(parse(*options))
+    request = read(image, *" ".join(SAMPLING).split())
     sampler = request.sampler
     assert (sampler.steps, sampler.shift, sampler.variant) == (3, 3, "bh2")
     assert isinstance(sampler.step_cache(sampler.sigmas((1, 2, 2))), TeaCache)
@@ -154,7 +154,7 @@ def test_all_sampling_options_at_once(
     command: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = [*" ".join(SAMPLING).split(), "--dtype", "bf16", "--no_metadata"]
-    [path] = run([*command, "--output_type", "latent", *options], capsys)
+    [path] = files([*command, "--output_type", "latent", *options], capsys)
     latents, metadata = load_latents(path)
     assert metadata == {}
     assert torch.isfinite(latents).all()
@@ -185,7 +185,7 @@ def test_a_disk_that_fills_up_in_the_video_leaves_the_latents(
     [line] = [x for x in capsys.readouterr().err.splitlines() if x.startswith("error: ")]
     decode = line.split("framepack ")[1].split()
     assert decode[:3] == ["generate", "--latent_path", str(latents)]
-    [video] = run([*decode[:-1], str(tmp_path / "other")], capsys)
+    [video] = files([*decode[:-1], str(tmp_path / "other")], capsys)
     assert len(read_video(video)[0]) == FRAMES
 
 
@@ -229,7 +229,7 @@ def test_mistakes_cost_one_line_and_no_model(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(Models, "encode_texts", lambda *_: pytest.fail("a model was used"))
+    monkeypatch.setattr(Models, "_use", lambda *_: pytest.fail("a model was used"))
     error = failure([*command, *options.format(**bad).split()], capsys)
     assert re.search(message, error)
 
@@ -251,21 +251,22 @@ def test_latents_alone_do_not_tell_their_vae(
 
 def test_no_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert "command" in failure([], capsys)
-    assert "'generate', 'demo'" in failure(["nonsense"], capsys)
+    assert "'generate', 'batch'" in failure(["nonsense"], capsys)
 
 
 def test_options_replace_parts_of_a_snapshot() -> None:
     folder = str(SNAPSHOT)
-    assert find_models(parse(), list(FLAGS)) == dict.fromkeys(FLAGS, SNAPSHOT)
-    assert find_models(parse("--f1"), ["dit", "vae"]) == {
+    assert find_models(parse(["generate"]), list(FLAGS)) == dict.fromkeys(FLAGS, SNAPSHOT)
+    assert find_models(parse(["generate", "--f1"]), ["dit", "vae"]) == {
         "dit": SNAPSHOT / "transformer_f1",
         "vae": SNAPSHOT,
     }
     dit = SNAPSHOT / "transformer" / "diffusion_pytorch_model-00002-of-00002.safetensors"
-    mixed = find_models(parse("--snapshot", folder, "--f1", "--dit", str(dit)), ["dit", "clip"])
+    args = parse(["generate", "--snapshot", folder, "--f1", "--dit", str(dit)])
+    mixed = find_models(args, ["dit", "clip"])
     assert mixed == {"dit": dit, "clip": SNAPSHOT}
     with pytest.raises(FramePackError, match="--vae, --image_encoder missing"):
-        find_models(parse("--dit", folder), ["dit", "vae", "image_encoder"])
+        find_models(parse(["generate", "--dit", folder]), ["dit", "vae", "image_encoder"])
 
 
 @pytest.mark.parametrize(
@@ -279,16 +280,14 @@ def test_options_replace_parts_of_a_snapshot() -> None:
     ],
 )
 def test_length(options: list[str], sections: int, image: Path) -> None:
-    request = Request.from_args(parse("--prompt", "x", "--image_path", str(image), *options))
-    assert len(request.plan.sections) == sections
+    assert read(image, *options).scene.sections == sections
 
 
 def test_sections_win_over_seconds_with_a_warning(
     image: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = ["--video_seconds", "5", "--video_sections", "1", "--negative_prompt", "n"]
-    args = parse("--prompt", "x", "--image_path", str(image), *options)
-    assert len(Request.from_args(args).plan.sections) == 1
+    assert read(image, *options).scene.sections == 1
     warnings = capsys.readouterr().err.splitlines()
     assert [line.split()[:2] for line in warnings] == [
         ["warning:", "--negative_prompt"],
@@ -298,7 +297,7 @@ def test_sections_win_over_seconds_with_a_warning(
 
 def test_size_is_the_models_own_unless_given(image: Path) -> None:
     def size(*options: str) -> tuple[int, int]:
-        return Request.from_args(parse("--prompt", "x", "--image_path", str(image), *options)).size
+        return read(image, *options).scene.size
 
     assert size() == (64, 64)
     assert size("--dit", "somewhere") == (704, 544)  # of an image of 50 x 40
@@ -310,7 +309,7 @@ def test_a_random_seed_is_told(command: list[str], capsys: pytest.CaptureFixture
     unseeded = [*command[:place], *command[place + 2 :], "--output_type", "latent"]
     assert main(unseeded) == 0
     *_, seed, _, path = capsys.readouterr().out.splitlines()
-    [again] = run([*unseeded, "--seed", seed.removeprefix("seed ")], capsys)
+    [again] = files([*unseeded, "--seed", seed.removeprefix("seed ")], capsys)
     assert again.read_bytes() == Path(path).read_bytes()
 
 

@@ -4,15 +4,32 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import re
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
 from ..runtime.errors import FramePackError
-from .arguments import add_generate_arguments
+from .arguments import (
+    add_batch_arguments,
+    add_extend_arguments,
+    add_generate_arguments,
+    add_interactive_arguments,
+)
 
 MENDABLE = 2  # exit code for what the user can mend
 INTERRUPTED = 130
+
+COMMANDS = (
+    (
+        "generate",
+        "make a video or an edited frame",
+        add_generate_arguments,
+    ),
+    ("batch", "make one for each line of a file", add_batch_arguments),
+    ("interactive", "make one for each line typed", add_interactive_arguments),
+    ("extend", "go on with a video", add_extend_arguments),
+)
 
 
 class Parser(argparse.ArgumentParser):
@@ -25,18 +42,28 @@ class Parser(argparse.ArgumentParser):
 def build_parser() -> Parser:
     parser = Parser(prog="framepack", description="FramePack: one image to a long video.")
     commands = parser.add_subparsers(dest="command", required=True, parser_class=Parser)
-    generate = commands.add_parser(
-        "generate", help="make a video of an image and a prompt", allow_abbrev=False
-    )
-    add_generate_arguments(generate)
+    for name, title, add_arguments in COMMANDS:
+        add_arguments(commands.add_parser(name, help=title, allow_abbrev=False))
     demo = commands.add_parser("demo", help="make a video with the built-in model")
     demo.add_argument("--out", default="demo", help="folder for the results (default: demo)")
     return parser
 
 
+def with_values(argv: Sequence[str]) -> list[str]:
+    """Bind values such as "-1:walks" to the option before them: argparse takes them for options."""
+    bound: list[str] = []
+    for word in argv:
+        option = bound and bound[-1].startswith("--") and "=" not in bound[-1]
+        if option and re.match(r"-\d", word):
+            bound[-1] += f"={word}"
+        else:
+            bound.append(word)
+    return bound
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit code is 0, or 2 after an `error:` line for what can be mended."""
-    args = build_parser().parse_args(argv)
+    args = build_parser().parse_args(with_values(sys.argv[1:] if argv is None else argv))
     # Loaded only now: torch takes seconds, which --help and a mistyped option need not wait for.
     command = importlib.import_module(f".{args.command}", __name__)
     try:

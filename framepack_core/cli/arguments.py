@@ -12,6 +12,7 @@ from typing import TypeVar
 Number = TypeVar("Number", int, float)
 
 OUTPUT_TYPES = ("video", "images", "latent", "both", "latent_images")
+END_POLICIES = ("persistent", "first_section")
 
 
 def positive_int(text: str) -> int:
@@ -48,8 +49,56 @@ def ratios(text: str) -> tuple[float, ...]:
 
 def add_generate_arguments(parser: ArgumentParser) -> None:
     """Everything `framepack generate` understands."""
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument(
+        "--latent_path", nargs="+", metavar="FILE", help="only decode these latent files"
+    )
+    source.add_argument("--from_file", metavar="FILE", help="as `framepack batch`")
+    source.add_argument("--interactive", action="store_true", help="as `framepack interactive`")
+    add_common_arguments(parser)
+    add_one_frame_arguments(parser)
+
+
+def add_batch_arguments(parser: ArgumentParser) -> None:
+    """Everything `framepack batch` understands."""
+    parser.add_argument(
+        "--from_file",
+        required=True,
+        metavar="FILE",
+        help="a prompt a line, with options of its own behind it: a cat --w 640 --h 480 --d 42; "
+        "what a line leaves out is taken from this command line",
+    )
+    add_common_arguments(parser)
+    add_one_frame_arguments(parser)
+
+
+def add_interactive_arguments(parser: ArgumentParser) -> None:
+    """Everything `framepack interactive` understands."""
+    add_common_arguments(parser)
+    add_one_frame_arguments(parser)
+
+
+def add_extend_arguments(parser: ArgumentParser) -> None:
+    """Everything `framepack extend` understands."""
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--latent_path", metavar="FILE", help="the latents of a finished run")
+    source.add_argument("--video_path", metavar="FILE", help="any video; --video_size fits it")
+    parser.add_argument(
+        "--direction",
+        choices=("forward", "backward"),
+        default="forward",
+        help="backward needs the original model and a new --image_path to begin with",
+    )
+    add_common_arguments(parser)
+    parser.set_defaults(one_frame_inference=None, one_frame_auto_resize=False)
+    parser.set_defaults(control_image_path=None, control_image_mask_path=None)
+
+
+def add_common_arguments(parser: ArgumentParser) -> None:
+    """What every command that makes something understands."""
     add_model_arguments(parser)
     add_video_arguments(parser)
+    add_guidance_arguments(parser)
     add_sampling_arguments(parser)
     add_cache_arguments(parser)
     add_decode_arguments(parser)
@@ -76,9 +125,17 @@ def add_model_arguments(parser: ArgumentParser) -> None:
 
 def add_video_arguments(parser: ArgumentParser) -> None:
     group = parser.add_argument_group("video")
-    group.add_argument("--image_path", metavar="FILE", help="the start image")
-    group.add_argument("--prompt", help="what happens in the video")
-    group.add_argument("--negative_prompt", help="needs a --guidance_scale above 1")
+    group.add_argument(
+        "--image_path",
+        metavar="FILE",
+        help="the start image; or one for each of some sections, as --prompt",
+    )
+    group.add_argument(
+        "--prompt",
+        help="what happens in the video; or in its sections: 0:walks;;;1-2:sits;;;-1:waves, where "
+        "0 is the first and -1 the last section; the others take that of section 0",
+    )
+    group.add_argument("--negative_prompt", help="needs another --guidance_scale than 1")
     group.add_argument("--custom_system_prompt", metavar="TEXT", help="for LLaMA")
     group.add_argument(
         "--video_size",
@@ -93,6 +150,57 @@ def add_video_arguments(parser: ArgumentParser) -> None:
     group.add_argument("--f1", action="store_true", help="forward in time, with an F1 transformer")
     group.add_argument("--latent_window_size", type=int, metavar="N", help="default: 9")
     group.add_argument("--fps", type=positive_float, help="of the file (default: 30)")
+
+
+def add_guidance_arguments(parser: ArgumentParser) -> None:
+    group = parser.add_argument_group("steering")
+    group.add_argument("--image_mask_path", metavar="FILE", help="hides of the start image: black")
+    group.add_argument("--end_image_path", metavar="FILE", help="what the video ends with; not F1")
+    group.add_argument("--end_image_strength", type=float, metavar="X", help="0 to 1 (default: 1)")
+    group.add_argument(
+        "--end_image_policy",
+        choices=END_POLICIES,
+        help="whether all sections or only the one made first see it (default: persistent)",
+    )
+    group.add_argument(
+        "--latent_paddings",
+        metavar="LIST",
+        help="windows between start image and section, last section first (default for four: "
+        "3,2,1,0); at 0 a section goes on from its image, above it the image is a reference",
+    )
+    group.add_argument(
+        "--section_seeds", metavar="SPEC", help="for some sections, such as 1:7;;;-1:8"
+    )
+    group.add_argument(
+        "--section_guidance", metavar="SPEC", help="--embedded_cfg_scale for some sections"
+    )
+
+
+def add_one_frame_arguments(parser: ArgumentParser) -> None:
+    group = parser.add_argument_group("one frame", "an edited picture instead of a video")
+    group.add_argument(
+        "--one_frame_inference",
+        metavar="OPTIONS",
+        help="default, or any of no_2x,no_4x,no_post,target_index=1,control_index=0;10",
+    )
+    group.add_argument(
+        "--control_image_path",
+        nargs="+",
+        metavar="FILE",
+        help="pictures that the edit starts from; --image_path is then only seen by SigLIP "
+        "(default for it: the first of these)",
+    )
+    group.add_argument(
+        "--control_image_mask_path",
+        nargs="+",
+        metavar="FILE",
+        help="one for each, black where it does not count (default: its transparency)",
+    )
+    group.add_argument(
+        "--one_frame_auto_resize",
+        action="store_true",
+        help="the shape of the first control image, of about the pixels of --video_size",
+    )
 
 
 def add_sampling_arguments(parser: ArgumentParser) -> None:
@@ -120,9 +228,9 @@ def add_cache_arguments(parser: ArgumentParser) -> None:
     group.add_argument(
         "--magcache_mag_ratios", type=ratios, metavar="LIST", help="0 for the built-in ratios"
     )
-    group.add_argument("--magcache_retention_ratio", type=float, default=0.2, metavar="X")
-    group.add_argument("--magcache_threshold", type=float, default=0.24, metavar="X")
-    group.add_argument("--magcache_k", type=positive_int, default=6, metavar="N")
+    group.add_argument("--magcache_retention_ratio", type=float, metavar="X", help="0.2")
+    group.add_argument("--magcache_threshold", type=float, metavar="X", help="0.24")
+    group.add_argument("--magcache_k", type=positive_int, metavar="N", help="6")
     group.add_argument("--magcache_calibration", action="store_true", help="measure the ratios")
 
 
@@ -140,7 +248,6 @@ def add_output_arguments(parser: ArgumentParser) -> None:
     group = parser.add_argument_group("output")
     group.add_argument("--save_path", type=Path, default=Path("output"), metavar="DIR")
     group.add_argument("--output_type", default="video", choices=OUTPUT_TYPES)
-    group.add_argument("--latent_path", metavar="FILE", help="only decode this latent file")
     group.add_argument("--crf", type=constant_quality, default=16, help="1 to 51, lower is better")
     group.add_argument("--codec", default="libx264", help="video encoder")
     group.add_argument("--no_metadata", action="store_true", help="leave prompt and settings out")

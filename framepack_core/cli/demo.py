@@ -13,10 +13,13 @@ from ..sampling.generate import SamplerConfig
 from ..sampling.sections import plan_framepack
 from ..toyworld import SNAPSHOT
 from ..toyworld.render import captions, draw, start_image
-from .generate import make_video
-from .models import FLAGS, Decoding, Models
+from .encodings import Encodings
+from .jobs import Job, make
+from .models import FLAGS, Models
 from .output import Output
+from .pictures import Picture
 from .request import Request
+from .scenes import Video
 
 SECTIONS = 2
 STEPS = 25
@@ -29,16 +32,12 @@ def run(args: Namespace) -> None:
     output.check(latent_bytes=0)
     models = Models(dict.fromkeys(FLAGS, SNAPSHOT), torch.device("cpu"), torch.float32)
     clips = draw([SEED], SECTIONS, central=True)
-    request = Request(
-        image=start_image(clips)[0].numpy(),
-        prompt=captions(clips)[0][0],
-        plan=plan_framepack(SECTIONS),
-        seed=SEED,
-        sampler=SamplerConfig(STEPS),
-    )
-    print(f"prompt: {request.prompt}")
-    [video] = make_video(request, models, output, Decoding())
+    start = Picture.of("start picture", start_image(clips)[0].numpy())
+    scene = Video(plan_framepack(SECTIONS), captions(clips)[0][0], start, start)
+    request = Request(scene, SEED, SamplerConfig(STEPS))
+    print(request.describe())
+    [video] = make([Job(request, output)], models, Encodings(models.device))
     frames, fps = read_video(video)
     sheet = Path(args.out) / "contact_sheet.png"
     save_png(sheet, contact_sheet(frames))
-    print(f"{video} ({len(frames)} frames, {fps:g} fps)\n{sheet}")
+    print(f"{len(frames)} frames, {fps:g} fps\n{sheet}")

@@ -1,27 +1,30 @@
-"""Which models a command uses, and each one loaded only while it is needed."""
+"""Which models a command uses, and each one on the device only while it is needed."""
 
 from __future__ import annotations
 
 import gc
+import os
 from argparse import Namespace
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..models.attention import Attention, sdpa
 from ..models.build import load_dit, load_image_encoder, load_text_encoders, load_vae
-from ..models.prompt import TextCondition
-from ..models.vae_tiling import tiled_decode
+from ..models.dit import FramePackDiT
+from ..models.image import ImageEncoder
+from ..models.text import TextEncoders
+from ..models.vae import AutoencoderKL
+from ..models.vae_tiling import tiled_decode, tiled_encode
 from ..runtime.device import default_device, parse_device, parse_dtype
 from ..runtime.errors import FramePackError
 from ..runtime.images import Pixels, to_tensor
 from ..sampling.decode import Decode
-from ..sampling.flow import FlowDenoiser, RopeScaling
 from ..toyworld import SNAPSHOT
 from ..weights.files import TORCH, open_weights
 from ..weights.layouts import F1_FOLDER, TITLES, Component, find_component
@@ -35,6 +38,7 @@ FLAGS: dict[Component, str] = {
     "clip": "text_encoder2",
     "image_encoder": "image_encoder",
 }
+HUGGING_FACE = ("text_encoders", "image_encoder")  # models that are transformers' own
 DEFAULT_TILE = 256  # pixels
 ATTENTION: dict[str, Attention] = {"torch": sdpa, "sdpa": sdpa}
 
@@ -92,66 +96,109 @@ class Decoding:
         return cls(args.bulk_decode, args.vae_chunk_size, tile)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Models:
-    """The models of a run by path; each method loads what it needs and lets go of it."""
+    """The models of a run by path; what is not in use takes no memory on the device.
+
+    keep: models that were used wait in main memory for the next time.
+    """
 
     paths: dict[Component, Path]
     device: torch.device
     dtype: torch.dtype
     attention: Attention = sdpa
+    decoding: Decoding = Decoding()
+    keep: bool = False
+    _kept: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
+    _last_used: str | None = field(default=None, init=False, repr=False)
 
     @classmethod
-    def from_args(cls, args: Namespace, needed: Sequence[Component]) -> Models:
-        device = parse_device(args.device) if args.device else default_device()
+    def from_args(cls, args: Namespace, needed: Sequence[Component], keep: bool = False) -> Models:
+        device = _device(args.device)
         dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
         return cls(
             find_models(args, needed),
             device,
             parse_dtype(args.dtype) if args.dtype else dtype,
             ATTENTION[args.attn_mode],
+            Decoding.from_args(args),
+            keep,
         )
 
-    def denoiser(self, rope_scaling: RopeScaling | None = None) -> FlowDenoiser:
-        """The transformer, on the device."""
-        dit = load_dit(
-            self.paths["dit"], dtype=self.dtype, device=self.device, attention=self.attention
-        )
-        return FlowDenoiser(dit, self.dtype, rope_scaling)
+    @contextmanager
+    def dit(self) -> Iterator[FramePackDiT]:
+        """The transformer."""
+        options = {"dtype": self.dtype, "device": self.device, "attention": self.attention}
+        with self._use("dit", lambda: load_dit(self.paths["dit"], **options)) as dit:
+            yield dit
 
-    @torch.no_grad()
-    def encode_texts(
-        self, prompts: Sequence[str], system_prompt: str | None = None
-    ) -> list[TextCondition]:
-        """The condition of each prompt."""
-        encoders = load_text_encoders(self.paths["llama"], self.paths["clip"], **self._encoder)
-        return [encoders.encode(prompt, system_prompt) for prompt in prompts]
+    @contextmanager
+    def text_encoders(self) -> Iterator[TextEncoders]:
+        """LLaMA and CLIP."""
+        paths = self.paths["llama"], self.paths["clip"]
+        with self._use(
+            "text_encoders", lambda: load_text_encoders(*paths, **self._encoder)
+        ) as encoders:
+            yield encoders
 
-    @torch.no_grad()
-    def encode_images(self, images: Sequence[Pixels]) -> list[tuple[Tensor, Tensor]]:
-        """(latent [1, 16, 1, h, w], SigLIP tokens [1, N, C]) of each uint8 [H, W, 3]."""
-        vae = load_vae(self.paths["vae"], **self._encoder)
-        latents = [vae.encode(to_tensor(image).to(**self._encoder)).float() for image in images]
-        encoder = load_image_encoder(self.paths["image_encoder"], **self._encoder)
-        return [(x, encoder.encode(image)) for x, image in zip(latents, images, strict=True)]
+    @contextmanager
+    def image_encoder(self) -> Iterator[ImageEncoder]:
+        """SigLIP."""
+        path = self.paths["image_encoder"]
+        with self._use(
+            "image_encoder", lambda: load_image_encoder(path, **self._encoder)
+        ) as encoder:
+            yield encoder
 
-    def decoder(self, decoding: Decoding) -> Decode:
+    @contextmanager
+    def encoder(self) -> Iterator[Callable[[Pixels], Tensor]]:
+        """The VAE's encoder: a picture or clip uint8 to latents [1, 16, T, h, w], fp32."""
+        with self._vae() as vae:
+
+            @torch.no_grad()
+            def encode(pixels: Pixels) -> Tensor:
+                video = to_tensor(pixels).to(**self._encoder)
+                if self.decoding.tile is None:
+                    return vae.encode(video).float()
+                return tiled_encode(vae, video, self.decoding.tile).float()
+
+            yield encode
+
+    @contextmanager
+    def decoder(self) -> Iterator[Decode]:
         """The VAE's decoder; its pixels come back in fp32 on the CPU."""
-        vae = load_vae(self.paths["vae"], **self._encoder)
-        vae.chunk_size = decoding.chunk_size
+        with self._vae() as vae:
 
-        @torch.no_grad()
-        def decode(latents: Tensor) -> Tensor:
-            latents = latents.to(**self._encoder)
-            if decoding.tile is None:
-                return vae.decode(latents).float().cpu()
-            return tiled_decode(vae, latents, decoding.tile).float().cpu()
+            @torch.no_grad()
+            def decode(latents: Tensor) -> Tensor:
+                latents = latents.to(**self._encoder)
+                if self.decoding.tile is None:
+                    return vae.decode(latents).float().cpu()
+                return tiled_decode(vae, latents, self.decoding.tile).float().cpu()
 
-        return decode
+            yield decode
 
-    def release(self) -> None:
-        """Give back the memory of models that nothing refers to any more."""
-        gc.collect()  # transformers' models refer to themselves
+    @contextmanager
+    def _vae(self) -> Iterator[AutoencoderKL]:
+        with self._use("vae", lambda: load_vae(self.paths["vae"], **self._encoder)) as vae:
+            vae.chunk_size = self.decoding.chunk_size
+            yield vae
+
+    @contextmanager
+    def _use(self, name: str, load: Callable[[], Any]) -> Iterator[Any]:
+        self._release_last()
+        self._last_used = name
+        model = _move(self._kept[name], self.device) if name in self._kept else load()
+        try:
+            yield model
+        finally:
+            if self.keep:
+                self._kept[name] = _move(model, torch.device("cpu"))
+
+    def _release_last(self) -> None:
+        """Free the model used before; its user has let go of it by now."""
+        if self._last_used in HUGGING_FACE and not self.keep:
+            gc.collect()  # transformers' models refer to themselves
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
@@ -160,6 +207,24 @@ class Models:
         """Half precision, as FramePack's own encoders; a CPU would be slow in it."""
         dtype = torch.float32 if self.device.type == "cpu" else torch.float16
         return {"dtype": dtype, "device": self.device}
+
+
+def _device(name: str | None) -> torch.device:
+    """The device asked for, or the best here; each process of a launcher has a GPU of its own."""
+    device = parse_device(name) if name else default_device()
+    rank = os.environ.get("LOCAL_RANK")
+    if device.type == "cuda" and device.index is None and rank is not None:
+        return parse_device(f"cuda:{int(rank) % torch.cuda.device_count()}")
+    return device
+
+
+def _move(model: Any, device: torch.device) -> Any:
+    """A model, or one with several modules for parts, on another device."""
+    parts = [model] if isinstance(model, nn.Module) else vars(model).values()
+    for part in parts:
+        if isinstance(part, nn.Module):
+            part.to(device)
+    return model
 
 
 @contextmanager

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
+from tqdm import tqdm
 
 from ..runtime.errors import FramePackError
-from ..runtime.images import to_uint8
+from ..runtime.images import save_png, to_uint8
 from ..runtime.video import ImageSequenceWriter, VideoWriter, probe_encoder
 from ..sampling.sections import FPS
 
@@ -22,22 +23,29 @@ LATENT_SUFFIX = "_latent"
 
 @dataclass(frozen=True)
 class Output:
-    """The files of one result: folder/name.mp4, folder/name/name_000.png, or the latents alone."""
+    """The files of one result: folder/name.mp4, folder/name/name_000.png, or the latents alone.
+
+    A result of one frame, `single`, is folder/name.png instead of video or pictures.
+    """
 
     folder: Path
     name: str
     kind: str = "video"
+    single: bool = False
     fps: float = FPS
     crf: int = 16
     codec: str = "libx264"
     with_metadata: bool = True
 
     @classmethod
-    def from_args(cls, args: Namespace, name: str, fps: float = FPS) -> Output:
+    def from_args(
+        cls, args: Namespace, name: str, fps: float = FPS, single: bool = False
+    ) -> Output:
         return cls(
             args.save_path,
             name,
             args.output_type,
+            single,
             args.fps or fps,
             args.crf,
             args.codec,
@@ -54,7 +62,7 @@ class Output:
 
     @property
     def makes_video(self) -> bool:
-        return self.kind in ("video", "both")
+        return not self.single and self.kind in ("video", "both")
 
     @property
     def latent_path(self) -> Path:
@@ -79,27 +87,35 @@ class Output:
             probe_encoder(self.codec)
 
     def write(
-        self, clips: Iterable[Tensor], size: tuple[int, int], metadata: Mapping[str, str]
+        self,
+        clips: Iterable[Tensor],
+        size: tuple[int, int],
+        frames: int,
+        metadata: Mapping[str, str],
     ) -> Path:
-        """Write clips [1, 3, F, H, W] in -1..1, one after another; the video or folder made.
+        """Write clips [1, 3, F, H, W] in -1..1, one after another; the file or folder made.
 
-        size is (width, height).
+        size is (width, height), frames the number of all frames.
         """
-        path, writer = self._writer(size, metadata)
-        with writer:
-            for clip in clips:
-                for frame in to_uint8(clip):
-                    writer.write(frame)
-        return path
-
-    def _writer(
-        self, size: tuple[int, int], metadata: Mapping[str, str]
-    ) -> tuple[Path, VideoWriter | ImageSequenceWriter]:
         text = {
             "title": metadata.get("prompt", ""),
             "comment": json.dumps(dict(metadata), sort_keys=True),
         }
         text = text if self.with_metadata and metadata else {}
+        pictures = (frame for clip in clips for frame in to_uint8(clip))
+        if self.single:
+            path = self.folder / f"{self.name}.png"
+            save_png(path, next(pictures), text)
+            return path
+        path, writer = self._writer(size, text)
+        with writer:
+            for frame in tqdm(pictures, "decoding", frames, unit="frame"):
+                writer.write(frame)
+        return path
+
+    def _writer(
+        self, size: tuple[int, int], text: dict[str, str]
+    ) -> tuple[Path, VideoWriter | ImageSequenceWriter]:
         if not self.makes_video:
             path = self.folder / self.name
             return path, ImageSequenceWriter(path, self.name, metadata=text)

@@ -1,0 +1,93 @@
+"""`framepack batch`: a result for each line of a prompt file, the models loaded once for all."""
+
+from __future__ import annotations
+
+import os
+import sys
+from argparse import Namespace
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+
+import torch.distributed
+
+from ..runtime.errors import FramePackError
+from ..sampling.prompt_lines import PromptLine, parse_prompt_line, read_prompt_file
+from .encodings import Encodings
+from .jobs import Job, make, timestamp
+from .models import FLAGS, Models
+
+PATIENCE = timedelta(days=30)
+
+
+def run(args: Namespace) -> None:
+    """Make this process's share of the lines; a line that fails does not stop the others."""
+    lines = read_lines(args.from_file)
+    models = Models.from_args(args, list(FLAGS))
+    with launched_together() as (rank, processes):
+        share = lines[rank::processes]
+        failed = make_lines(share, args, models)
+    if failed:
+        raise FramePackError(
+            f"{args.from_file}: {len(failed)} of {len(share)} lines failed: {', '.join(failed)}"
+        )
+
+
+def read_lines(path: str) -> list[tuple[int, PromptLine]]:
+    """(number, line) of every prompt in a file; raises for the first line that cannot be read."""
+    lines = []
+    for number, text in read_prompt_file(path):
+        try:
+            lines.append((number, parse_prompt_line(text)))
+        except FramePackError as error:
+            raise FramePackError(f"{path} line {number}: {error}") from None
+    return lines
+
+
+def with_line(args: Namespace, line: PromptLine) -> Namespace:
+    """The command line's options, with those of a prompt line in their place."""
+    return Namespace(**{**vars(args), **line.settings(args.video_size)})
+
+
+def make_lines(
+    lines: Sequence[tuple[int, PromptLine]], args: Namespace, models: Models
+) -> list[str]:
+    """Make the results of lines; the titles of those that failed."""
+    failed: list[str] = []
+
+    @contextmanager
+    def attempt(title: str) -> Iterator[None]:
+        try:
+            yield
+        except FramePackError as error:
+            print(f"error: {args.from_file} {title}: {error}", file=sys.stderr)
+            failed.append(title)
+
+    start = timestamp()
+    jobs = []
+    for number, line in lines:
+        title = f"line {number}"
+        with attempt(title):
+            jobs.append(Job.prepare(with_line(args, line), f"{start}_{number:04d}", title))
+    if jobs:
+        encodings = Encodings(models.device, args.custom_system_prompt)
+        make(jobs, models, encodings, lambda job: attempt(job.title))
+    return failed
+
+
+@contextmanager
+def launched_together() -> Iterator[tuple[int, int]]:
+    """This process's number and how many there are, under `accelerate launch` or torchrun.
+
+    They wait for each other at the end: a launcher stops all others when one has failed.
+    """
+    rank, processes = (int(os.environ.get(n, d)) for n, d in (("RANK", 0), ("WORLD_SIZE", 1)))
+    if processes == 1 or "MASTER_ADDR" not in os.environ:
+        yield rank, processes
+        return
+    torch.distributed.init_process_group("gloo", timeout=PATIENCE)
+    try:
+        yield rank, processes
+        torch.distributed.barrier()
+    finally:
+        torch.distributed.destroy_process_group()

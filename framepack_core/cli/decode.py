@@ -1,0 +1,98 @@
+"""Latent files to videos, without any model but the VAE: `framepack generate --latent_path`."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from ..runtime.errors import FramePackError
+from ..sampling.decode import Decode, decode_bulk, decode_frames, decode_sections, decode_slices
+from ..sampling.latents import load_latents
+from ..sampling.sections import FPS, LATENT_STRIDE, WINDOW
+from .jobs import SMALLER_DECODE, shown
+from .models import Models, explain_out_of_memory
+from .output import LATENT_SUFFIX, Output
+
+
+@dataclass(frozen=True)
+class LatentFile:
+    """Latents [1, 16, T, h, w] of a file, with the settings that made them."""
+
+    latents: Tensor
+    metadata: Mapping[str, str]
+    window: int
+
+    @classmethod
+    def read(cls, path: str, window: int | None) -> LatentFile:
+        """`window` replaces what the file says of it."""
+        latents, metadata = load_latents(path)
+        return cls(latents, metadata, window or int(metadata.get("latent_window_size", WINDOW)))
+
+    @property
+    def fps(self) -> float:
+        return float(self.metadata.get("fps", FPS))
+
+    @property
+    def single(self) -> bool:
+        """Whether it is one edited frame."""
+        return self.latents.shape[2] == 1
+
+    @property
+    def frames(self) -> int:
+        """Video frames."""
+        return 4 * self.latents.shape[2] - 3
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height in pixels."""
+        height, width = self.latents.shape[3:]
+        return LATENT_STRIDE * width, LATENT_STRIDE * height
+
+    def check(self, bulk: bool) -> None:
+        """Refuse what cannot be decoded by sections of this window."""
+        if not (bulk or self.single):
+            decode_slices(self.latents.shape[2], self.window)
+
+    def write(self, output: Output, decode: Decode, bulk: bool) -> Path:
+        """Decode into the output's files."""
+        if self.single:
+            clips = decode_frames(decode, self.latents)
+        elif bulk:
+            clips = decode_bulk(decode, self.latents)
+        else:
+            clips = decode_sections(decode, self.latents, self.window)
+        return output.write(clips, self.size, self.frames, self.metadata)
+
+
+def run(args: Namespace) -> None:
+    """Check all files, then decode each under its own name."""
+    if not (args.vae or args.snapshot):
+        raise FramePackError("--latent_path: name the VAE that fits, with --vae or --snapshot")
+    if args.output_type == "latent":
+        raise FramePackError("--output_type latent: the latents are in a file already")
+    todo = []
+    for path, name in zip(args.latent_path, _names(args.latent_path), strict=True):
+        file = LatentFile.read(path, args.latent_window_size)
+        file.check(args.bulk_decode)
+        output = Output.from_args(args, name, file.fps, file.single)
+        output.check(latent_bytes=0)
+        todo.append((file, output))
+    models = Models.from_args(args, ["vae"])
+    with models.decoder() as decoder, explain_out_of_memory(SMALLER_DECODE):
+        for file, output in todo:
+            shown(file.write(output, decoder, args.bulk_decode))
+
+
+def _names(paths: Sequence[str]) -> list[str]:
+    """A name for each result: its file's, numbered where another folder has it too."""
+    names: list[str] = []
+    for path in paths:
+        name = stem = Path(path).stem.removesuffix(LATENT_SUFFIX)
+        while name in names:
+            name = f"{stem}_{names.count(name) + 1}"
+        names.append(name)
+    return names

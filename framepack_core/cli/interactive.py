@@ -1,0 +1,52 @@
+"""`framepack interactive`: prompts typed one after another, with the models kept loaded."""
+
+from __future__ import annotations
+
+import sys
+from argparse import Namespace
+from collections.abc import Callable
+from contextlib import suppress
+
+from ..runtime.errors import FramePackError
+from ..sampling.prompt_lines import parse_prompt_line
+from .batch import with_line
+from .encodings import Encodings
+from .jobs import Job, make
+from .models import FLAGS, Models
+
+GREETING = (
+    "A prompt with its options, such as: a cat --i cat.png --vs 2 --d 42\n"
+    "^C stops a run, ^D (on Windows ^Z) ends."
+)
+
+
+def run(args: Namespace) -> None:
+    """Make what each line asks for; an error costs its line only."""
+    models = Models.from_args(args, list(FLAGS), keep=True)
+    encodings = Encodings(models.device, args.custom_system_prompt)
+    read = line_reader()
+    print(GREETING)
+    while True:
+        try:
+            line = read("> ").strip()
+            if line and not line.startswith("#"):
+                job = Job.prepare(with_line(args, parse_prompt_line(line)))
+                make([job], models, encodings)
+        except EOFError:
+            return
+        except KeyboardInterrupt:
+            print("stopped", file=sys.stderr)
+        except FramePackError as error:
+            print(f"error: {error}", file=sys.stderr)
+
+
+def line_reader() -> Callable[[str], str]:
+    """Reads a line with editing and a history, by what is installed; plainly from a pipe."""
+    if sys.stdin.isatty():
+        with suppress(ImportError):
+            from prompt_toolkit import PromptSession
+
+            return PromptSession().prompt
+        with suppress(ImportError):
+            import readline  # noqa: F401  (gives input() its history)
+    return input

@@ -1,0 +1,217 @@
+"""From requests to files: encode all, sample all, decode all, each model loaded once."""
+
+from __future__ import annotations
+
+import sys
+from argparse import Namespace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from tqdm import tqdm
+
+from ..models.dit import FramePackDiT
+from ..runtime.errors import FramePackError
+from ..sampling.decode import Decode
+from ..sampling.flow import CFG, FlowDenoiser, Guided
+from ..sampling.generate import StepInfo, unipc_sampler
+from ..sampling.latents import load_latents, save_latents
+from ..sampling.plan import FPS
+from ..sampling.sections import LATENT_STRIDE
+from .encodings import Encodings
+from .models import Models, explain_out_of_memory
+from .output import Output
+from .request import Calibration, Request
+from .scenes import OneFrameEdit, Scene
+
+LATENT_BYTES = 16 * 4  # 16 channels in fp32
+FREE_MEMORY = "the encoders need about 16 GB in one piece: close what else uses it"
+SMALLER_VIDEO = "make the video smaller (--video_size) or the window shorter (--latent_window_size)"
+SMALLER_DECODE = "add --vae_chunk_size 16, then --vae_spatial_tile_sample_min_size 128"
+
+
+@dataclass(frozen=True)
+class Job:
+    """A request and where its result goes; `title` tells it from the other jobs of a run."""
+
+    request: Request
+    output: Output
+    title: str = ""
+
+    @classmethod
+    def prepare(
+        cls,
+        args: Namespace,
+        name: str = "",
+        title: str = "",
+        *,
+        scene: Scene | None = None,
+        fps: float = FPS,
+    ) -> Job:
+        """Check all that is cheap to check, and say what will be made.
+
+        name: what the files' names begin with before the seed, the time by default.
+        """
+        request = Request.from_args(args, scene)
+        single = isinstance(request.scene, OneFrameEdit)
+        name = f"{name or timestamp()}_{request.seed}"
+        output = Output.from_args(args, name, fps, single)
+        width, height = request.scene.size
+        latent = (height // LATENT_STRIDE) * (width // LATENT_STRIDE) * LATENT_BYTES
+        output.check(request.scene.latent_frames * latent)
+        job = cls(request, output, title)
+        print(job.named(request.describe()), flush=True)
+        return job
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        return self.request.metadata(self.output.fps)
+
+    def named(self, message: str) -> str:
+        """A message that says which job it is about."""
+        return f"{self.title}: {message}" if self.title else message
+
+
+Attempt = Callable[[Job], AbstractContextManager[Any]]
+"""Around each thing that is done for a job: it may keep an error to this job."""
+
+
+def timestamp() -> str:
+    """The time to the millisecond, for names."""
+    return datetime.now().strftime("%Y%m%d-%H%M%S-%f")[:-3]
+
+
+def make(
+    jobs: Sequence[Job],
+    models: Models,
+    encodings: Encodings,
+    attempt: Attempt = nullcontext,
+) -> list[Path]:
+    """Make the results of all jobs, print where they are, and return it.
+
+    Latents are on disk before anything is decoded, in case that fails or is stopped.
+    """
+    print("encoding the prompts and the images", flush=True)
+    with explain_out_of_memory(FREE_MEMORY):
+        encodings.add([job.request.wanted() for job in jobs], models)
+    waiting: list[Job] = []
+    with _latents_kept(waiting, models):
+        made = _sample_all(jobs, models, encodings, attempt, waiting)
+        return made + _decode_all(waiting, models, attempt)
+
+
+def _sample_all(
+    jobs: Sequence[Job],
+    models: Models,
+    encodings: Encodings,
+    attempt: Attempt,
+    waiting: list[Job],
+) -> list[Path]:
+    """Save the latents of all jobs; those to be decoded wait. Returns the files that stay."""
+    made = []
+    with models.dit() as dit:
+        for job in jobs:
+            with attempt(job):
+                latents = _sample(job, dit, models, encodings)
+                metadata = job.metadata if job.output.with_metadata else None
+                save_latents(job.output.latent_path, latents, metadata)
+                if job.output.decodes:
+                    waiting.append(job)
+                if job.output.keeps_latents:
+                    made.append(shown(job.output.latent_path))
+    return made
+
+
+def _sample(job: Job, dit: FramePackDiT, models: Models, encodings: Encodings) -> Tensor:
+    request, scene = job.request, job.request.scene
+    denoiser = FlowDenoiser(dit, models.dtype, request.rope_scaling)
+    embeds = encodings.embeds(scene.image)
+    positive = Guided(encodings.text(scene.prompt), embeds, request.guidance)
+    cfg = None
+    if request.with_cfg:
+        negative = positive._replace(text=encodings.text(request.negative_prompt))
+        cfg = CFG(negative, request.cfg_scale, request.cfg_rescale)
+    with explain_out_of_memory(SMALLER_VIDEO), _section_bar(job) as on_step:
+        sampler = unipc_sampler(denoiser, positive, request.sampler, cfg, on_step)
+        latents = scene.make(encodings, sampler, request.seed).cpu()
+    if isinstance(request.sampler.step_cache, Calibration):
+        print(f"--magcache_mag_ratios {request.sampler.step_cache.ratios()}")
+    return latents
+
+
+def _decode_all(waiting: list[Job], models: Models, attempt: Attempt) -> list[Path]:
+    """Decode the saved latents of jobs, which then wait no more."""
+    if not waiting:
+        return []
+    made = []
+    with models.decoder() as decoder:
+        while waiting:
+            with attempt(waiting[0]), _latents_named(waiting[0], models):
+                made.append(_decode(waiting[0], decoder, models.decoding.bulk))
+            waiting.pop(0)
+    return made
+
+
+def _decode(job: Job, decoder: Decode, bulk: bool) -> Path:
+    scene, output = job.request.scene, job.output
+    latents, _ = load_latents(output.latent_path)
+    with explain_out_of_memory(SMALLER_DECODE):
+        clips = scene.clips(decoder, latents, bulk)
+        path = shown(output.write(clips, scene.size, scene.frames, job.metadata))
+    if not output.keeps_latents:
+        output.latent_path.unlink()
+    return path
+
+
+def shown(path: Path) -> Path:
+    """Print where a result is."""
+    print(path, flush=True)
+    return path
+
+
+@contextmanager
+def _section_bar(job: Job) -> Iterator[Callable[[StepInfo], None]]:
+    """A bar over all steps of all sections, to be told of each."""
+    sections, steps = job.request.scene.sections, job.request.sampler.steps
+    title = job.named("section")
+    with tqdm(total=sections * steps, desc=f"{title} 1/{sections}", unit="step") as bar:
+
+        def on_step(info: StepInfo) -> None:
+            bar.set_description(f"{title} {info.order + 1}/{sections}", refresh=False)
+            bar.update()
+
+        yield on_step
+
+
+@contextmanager
+def _latents_named(job: Job, models: Models) -> Iterator[None]:
+    """Make an error say where the latents are and how to go on from them."""
+    try:
+        yield
+    except FramePackError as error:
+        raise FramePackError(f"{error}; {_advice([job], models)}") from error
+
+
+@contextmanager
+def _latents_kept(waiting: Sequence[Job], models: Models) -> Iterator[None]:
+    """Whatever ends the run, say where the latents are that still wait to be decoded."""
+    try:
+        yield
+    except FramePackError:
+        raise
+    except BaseException:
+        if waiting:
+            print(f"warning: {_advice(waiting, models)}", file=sys.stderr)
+        raise
+
+
+def _advice(jobs: Sequence[Job], models: Models) -> str:
+    paths = " ".join(str(job.output.latent_path) for job in jobs)
+    return (
+        f"the latents are kept; to decode them: framepack generate --latent_path {paths} "
+        f"--vae {models.paths['vae']} --save_path FOLDER"
+    )

@@ -1,0 +1,126 @@
+"""Pictures as a run takes them: loaded early, in their final size, and told apart by content."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from hashlib import sha256
+from itertools import zip_longest
+
+from torch import Tensor
+
+from ..runtime.errors import FramePackError
+from ..runtime.images import (
+    SIZE_STEP,
+    Pixels,
+    Size,
+    load_image,
+    nearest_bucket,
+    resize_and_crop,
+    size_for_area,
+)
+from ..sampling.masks import latent_mask, load_control
+from ..sampling.sections import check_size
+from ..toyworld.render import SIZE as TOYWORLD_SIZE
+from .models import uses_toyworld
+
+AREA = 640 * 640  # pixels that FramePack was trained at
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture uint8 [H, W, 3] or a clip [F, H, W, 3], equal to any other of the same pixels."""
+
+    label: str = field(compare=False)
+    pixels: Pixels = field(compare=False, repr=False)
+    digest: bytes = field(repr=False)
+
+    @classmethod
+    def of(cls, label: str, pixels: Pixels) -> Picture:
+        shape = str(pixels.shape).encode()
+        return cls(label, pixels, sha256(shape + pixels.tobytes()).digest())
+
+    @classmethod
+    def load(cls, path: str, size: Size) -> Picture:
+        """A file scaled and cropped to (width, height)."""
+        return cls.of(path, resize_and_crop(load_image(path), *size))
+
+    @property
+    def size(self) -> Size:
+        """Width and height in pixels."""
+        return self.pixels.shape[-2], self.pixels.shape[-3]
+
+
+@dataclass(frozen=True)
+class Control:
+    """A picture that one-frame editing sees, and the mask of its latent [1, 1, 1, h, w]."""
+
+    picture: Picture
+    mask: Tensor | None
+
+
+def size_of_video(args: Namespace, image_path: str) -> Size:
+    """(width, height) of the video that a start image gives."""
+    return _given_size(args) or _own_size(load_image(image_path))
+
+
+def load_controls(args: Namespace) -> tuple[list[Control], Size | None]:
+    """The control images with their masks, and the (width, height) they give the edit, if any."""
+    paths = args.control_image_path or ()
+    masks = args.control_image_mask_path or ()
+    if len(masks) > len(paths):
+        raise FramePackError(
+            f"--control_image_mask_path: {len(masks)} masks for {len(paths)} control images; give "
+            "each mask its image with --control_image_path"
+        )
+    loaded = [load_control(path, mask) for path, mask in zip_longest(paths, masks)]
+    size = _size_of_edit(args, [pixels for pixels, _ in loaded])
+    controls = [
+        Control(
+            Picture.of(path, resize_and_crop(pixels, *size)),
+            None if mask is None else latent_mask(mask, *size),
+        )
+        for path, (pixels, mask) in zip(paths, loaded, strict=True)
+    ]
+    return controls, size
+
+
+def load_start_mask(args: Namespace, image_path: str, size: Size) -> Tensor | None:
+    """The mask [1, 1, 1, h, w] of a start image's latent, if one is given."""
+    if args.image_mask_path is None:
+        return None
+    _, mask = load_control(image_path, args.image_mask_path)
+    return latent_mask(mask, *size)
+
+
+def _given_size(args: Namespace) -> Size | None:
+    if args.video_size is not None:
+        height, width = args.video_size
+        check_size(width, height)
+        return width, height
+    return (TOYWORLD_SIZE, TOYWORLD_SIZE) if uses_toyworld(args) else None
+
+
+def _own_size(image: Pixels) -> Size:
+    height, width = nearest_bucket(*image.shape[:2])
+    return width, height
+
+
+def _size_of_edit(args: Namespace, controls: Sequence[Pixels]) -> Size | None:
+    given = _given_size(args)
+    if not args.one_frame_auto_resize:
+        return given or (_own_size(controls[0]) if controls else None)
+    if not controls:
+        raise FramePackError(
+            "--one_frame_auto_resize: there is no control image to take the shape of; add "
+            "--control_image_path, or leave it out"
+        )
+    height, width = controls[0].shape[:2]
+    try:
+        return size_for_area(width, height, given[0] * given[1] if given else AREA)
+    except ValueError:  # no size at all has that shape
+        raise FramePackError(
+            f"--one_frame_auto_resize: {width}x{height} is too narrow for {SIZE_STEP} pixels in "
+            "each direction; give a larger --video_size"
+        ) from None

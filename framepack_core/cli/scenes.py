@@ -1,0 +1,233 @@
+"""What a run makes, a video or one edited frame: what it needs encoded and how it decodes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ..runtime.images import Pixels, Size, to_tensor
+from ..sampling.decode import Decode, decode_bulk, decode_frames, decode_sections
+from ..sampling.generate import SampleSection, generate
+from ..sampling.masks import mask_latents
+from ..sampling.one_frame import describe_one_frame, generate_one_frame
+from ..sampling.plan import LABEL, Plan, Section
+from .encodings import Encodings, Wanted
+from .pictures import Control, Picture
+
+CLIP = 64  # frames of an old video that are in fp32 at once
+
+
+class Scene(Protocol):
+    """A result to be made from a prompt and the picture that the image encoder sees."""
+
+    prompt: str
+    image: Picture
+
+    @property
+    def size(self) -> Size:
+        """Width and height in pixels."""
+
+    @property
+    def window(self) -> int:
+        """Latent frames of a section."""
+
+    @property
+    def sections(self) -> int:
+        """How many sections are sampled."""
+
+    @property
+    def latent_frames(self) -> int:
+        """Of the latents made."""
+
+    @property
+    def frames(self) -> int:
+        """Of the result."""
+
+    def describe(self) -> str:
+        """What will be made, as text."""
+
+    def wanted(self) -> Wanted:
+        """What has to be encoded for it."""
+
+    def make(self, encodings: Encodings, sample: SampleSection, seed: int) -> Tensor:
+        """Its latents [1, 16, T, h, w]."""
+
+    def clips(self, decode: Decode, latents: Tensor, bulk: bool) -> Iterator[Tensor]:
+        """Its latents decoded, as clips [1, 3, F, H, W] that follow each other in time."""
+
+
+@dataclass(frozen=True)
+class OldLatents:
+    """A finished run to go on from: its latents [1, 16, T, h, w]."""
+
+    latents: Tensor
+
+    @property
+    def frames(self) -> int:
+        return 4 * self.latents.shape[2] - 3
+
+    def clips(self, decode: Callable[[Tensor], Iterator[Tensor]]) -> Iterator[Tensor]:
+        """All of it, as it decodes alone."""
+        return decode(self.latents)
+
+
+@dataclass(frozen=True)
+class OldVideo:
+    """A video to go on from: the clip at the join that becomes latents, and all its frames.
+
+    pixels uint8 [F, H, W, 3] are kept as they are.
+    """
+
+    latents: Picture
+    pixels: Pixels
+
+    @property
+    def frames(self) -> int:
+        return len(self.pixels)
+
+    def clips(self, decode: Callable[[Tensor], Iterator[Tensor]]) -> Iterator[Tensor]:
+        """All of it."""
+        for first in range(0, len(self.pixels), CLIP):
+            yield to_tensor(self.pixels[first : first + CLIP])
+
+
+@dataclass(frozen=True)
+class Video:
+    """Sections of a plan whose handles are texts and Pictures.
+
+    image is what the image encoder sees, start what stands before the sections: the same picture,
+    or for a video that goes on its latent. start_mask [1, 1, 1, h, w] multiplies its latent.
+    """
+
+    plan: Plan
+    prompt: str
+    image: Picture
+    start: Picture | Tensor
+    start_mask: Tensor | None = None
+    existing: OldLatents | OldVideo | None = None
+
+    @property
+    def size(self) -> Size:
+        return self.image.size
+
+    @property
+    def window(self) -> int:
+        return self.plan.window
+
+    @property
+    def sections(self) -> int:
+        return len(self.plan.sections)
+
+    @property
+    def latent_frames(self) -> int:
+        return self.plan.latent_frames
+
+    @property
+    def frames(self) -> int:
+        old = 1 if self.existing is None else self.existing.frames
+        return old + 4 * self.window * self.sections
+
+    def describe(self) -> str:
+        own = f"  otherwise {_label(self.prompt)}, image {self.image.label!r}"
+        if self.existing is None:
+            return f"{self.plan.describe(*self.size)}\n{own}"
+        # The plan itself counts only what the sections see of the video they go on from.
+        direction = "backward" if self.plan.backward else "forward"
+        plan = self.plan.extending((self.existing.frames + 3) // 4, direction)
+        return f"{plan.describe(*self.size)}\n  in all {self.frames} frames\n{own}"
+
+    def wanted(self) -> Wanted:
+        placed = [self.start, *self.plan.handles("image")]
+        if self.existing is not None:
+            placed.append(self.existing.latents)
+        return Wanted(
+            texts=[self.prompt, *self.plan.handles("prompt")],
+            seen=[self.image, *self.plan.handles("image_embeds")],
+            placed=[source for source in placed if isinstance(source, Picture)],
+        )
+
+    def make(self, encodings: Encodings, sample: SampleSection, seed: int) -> Tensor:
+        start = encodings.latents(self.start)
+        if self.start_mask is not None:
+            start = mask_latents(start, [self.start_mask])
+        plan = self.plan.encoded(
+            prompt=encodings.text, image=encodings.latents, image_embeds=encodings.embeds
+        )
+        existing = None if self.existing is None else encodings.latents(self.existing.latents)
+        return generate(plan, sample, start, seed, existing=existing)
+
+    def clips(self, decode: Decode, latents: Tensor, bulk: bool) -> Iterator[Tensor]:
+        whole = decode_bulk if bulk else partial(decode_sections, window=self.window)
+        if self.existing is None:
+            return whole(decode, latents)
+        # Neighbouring latents change how a frame decodes, so what exists is decoded without the
+        # new ones, and these with one window of what exists.
+        new, beside = self.window * self.sections, self.window + 1
+        old = self.existing.clips(partial(whole, decode))
+        if self.plan.backward:
+            joined = whole(decode, latents[:, :, : new + beside])
+            return chain(_cut(joined, 0, 4 * new + 1), _cut(old, 1))
+        joined = whole(decode, latents[:, :, -new - beside :])
+        return chain(old, _cut(joined, 4 * self.window + 1))
+
+
+@dataclass(frozen=True)
+class OneFrameEdit:
+    """One frame beside control images; no video, and the start image is only seen."""
+
+    section: Section
+    prompt: str
+    image: Picture
+    controls: tuple[Control, ...]
+    window: int
+    sections: int = 1
+    latent_frames: int = 1
+    frames: int = 1
+
+    @property
+    def size(self) -> Size:
+        return self.image.size
+
+    def describe(self) -> str:
+        width, height = self.size
+        images = [
+            f"  control image {control.picture.label!r} at {index}"
+            + ("" if control.mask is None else ", masked")
+            for control, index in zip(self.controls, self.section.clean_indices, strict=False)
+        ]
+        own = f"  {_label(self.prompt)}, image {self.image.label!r}"
+        plan = describe_one_frame(self.section, len(self.controls))
+        return "\n".join([f"{width}x{height}, {plan}", *images, own])
+
+    def wanted(self) -> Wanted:
+        return Wanted([self.prompt], [self.image], [c.picture for c in self.controls])
+
+    def make(self, encodings: Encodings, sample: SampleSection, seed: int) -> Tensor:
+        width, height = self.size
+        blank = torch.zeros(1, 16, 0, height // 8, width // 8, device=encodings.device)
+        latents = [encodings.latents(control.picture) for control in self.controls]
+        controls = torch.cat([blank, *latents], dim=2)
+        controls = mask_latents(controls, [control.mask for control in self.controls])
+        return generate_one_frame(self.section, sample, controls, seed)
+
+    def clips(self, decode: Decode, latents: Tensor, bulk: bool) -> Iterator[Tensor]:
+        return decode_frames(decode, latents)
+
+
+def _cut(clips: Iterable[Tensor], first: int, last: int | None = None) -> Iterator[Tensor]:
+    """Frames `first` up to `last` of clips that follow each other."""
+    position = 0
+    for clip in clips:
+        stop = None if last is None else max(0, last - position)
+        yield clip[:, :, max(0, first - position) : stop]
+        position += clip.shape[2]
+
+
+def _label(prompt: str) -> str:
+    return f"prompt {prompt if len(prompt) <= LABEL else prompt[:LABEL] + '...'!r}"
