@@ -320,5 +320,5 @@ def test_demo(
     monkeypatch.setattr(demo, "STEPS", 1)
     assert main(["demo", "--out", str(tmp_path)]) == 0
     assert len(read_video(tmp_path / "i2v.mp4")[0]) == 37
-    assert load_image(tmp_path / "contact_sheet.png").shape == (3 * 68 + 4, 4 * 68 + 4, 3)
+    assert load_image(tmp_path / "contact_sheet.png").shape == (2 * 132 + 4, 6 * 132 + 4, 3)
     assert str(tmp_path / "i2v.mp4") in capsys.readouterr().out

@@ -206,9 +206,15 @@ class ImageSequenceWriter(AbstractContextManager["ImageSequenceWriter"]):
         self.count += 1
 
 
-def contact_sheet(frames: Pixels, *, count: int = 12, columns: int = 4, gap: int = 4) -> Pixels:
-    """A white-ruled grid of `count` frames spread evenly over [F, H, W, 3], both ends included."""
+def contact_sheet(
+    frames: Pixels, *, count: int = 12, columns: int = 4, gap: int = 4, enlarge: int = 1
+) -> Pixels:
+    """A white-ruled grid of `count` frames spread evenly over [F, H, W, 3], both ends included.
+
+    `enlarge` repeats every pixel, so that small frames can be looked at.
+    """
     picked = frames[np.linspace(0, len(frames) - 1, min(count, len(frames))).round().astype(int)]
+    picked = picked.repeat(enlarge, axis=1).repeat(enlarge, axis=2)
     height, width = picked.shape[1:3]
     rows = -(-len(picked) // columns)
     size = (rows * (height + gap) + gap, columns * (width + gap) + gap, 3)
