@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
+from .batch import PromptFile
 from .condition import Canvas, StartFrame, TextEncode
 from .decode import Decode, LoadLatent, SaveLatent
+from .guide import EndFrame, GuideSections, PromptSchedule
 from .load import LoadImageEncoder, LoadModel, LoadSnapshot, LoadTextEncoders, LoadVAE
+from .one_frame import ControlImage, MakeOneFrame
 from .sample import Sampler
 from .sections import PlanVideo
 from .toyworld import ToyWorldScene
@@ -21,10 +24,16 @@ NODES: list[type[io.ComfyNode]] = [
     Canvas,
     StartFrame,
     PlanVideo,
+    GuideSections,
+    PromptSchedule,
+    EndFrame,
     Sampler,
+    ControlImage,
+    MakeOneFrame,
     Decode,
     SaveLatent,
     LoadLatent,
+    PromptFile,
     ToyWorldScene,
 ]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from comfy_api.latest import io, ui
 from torch import Tensor
 
@@ -40,30 +41,39 @@ class TextEncode(io.ComfyNode):
                     dynamic_prompts=True,
                     tooltip="What happens in the video. Short sentences about motion work best.",
                 ),
-                advanced(
-                    io.String.Input(
-                        "system_prompt",
-                        multiline=True,
-                        optional=True,
-                        default="",
-                        tooltip="Replaces the instruction that FramePack puts before the prompt. "
-                        "Leave it empty for the one the model was trained with.",
-                    )
-                ),
+                system_prompt_input(),
             ],
             outputs=[io.Conditioning.Output(display_name="conditioning")],
         )
 
     @classmethod
     def execute(cls, clip: Any, text: str, system_prompt: str = "") -> io.NodeOutput:
-        system = system_prompt or None
-        tokens = clip.tokenize(
-            text,
-            disable_weights=True,
-            system_prompt=system,
-            llama_template=native_template(system),
+        return io.NodeOutput(encode_prompt(clip, text, system_prompt))
+
+
+def system_prompt_input() -> io.WidgetInput:
+    return advanced(
+        io.String.Input(
+            "system_prompt",
+            multiline=True,
+            optional=True,
+            default="",
+            tooltip="Replaces the instruction that FramePack puts before the prompt. Leave it "
+            "empty for the one the model was trained with.",
         )
-        return io.NodeOutput(_cut(clip.encode_from_tokens_scheduled(tokens)))
+    )
+
+
+def encode_prompt(clip: Any, text: str, system_prompt: str = "") -> list[Any]:
+    """CONDITIONING of a prompt, by our CLIP or ComfyUI's own."""
+    system = system_prompt or None
+    tokens = clip.tokenize(
+        text,
+        disable_weights=True,
+        system_prompt=system,
+        llama_template=native_template(system),
+    )
+    return _cut(clip.encode_from_tokens_scheduled(tokens))
 
 
 def native_template(system_prompt: str | None) -> str | None:
@@ -96,7 +106,10 @@ class Canvas(io.ComfyNode):
             "it, the rest cropped evenly. An end image is fitted to the same size.",
             search_aliases=["framepack resize", "framepack bucket", "image size", "resolution"],
             inputs=[
-                io.Image.Input("image", tooltip="Start image, of any size."),
+                io.Image.Input(
+                    "image",
+                    tooltip="Start image of any size; or the frames of a video, all fitted alike.",
+                ),
                 io.Combo.Input(
                     "fit",
                     options=[BUCKET, AREA, EXACT],
@@ -149,8 +162,7 @@ class Canvas(io.ComfyNode):
 
 
 def _fitted(image: Tensor, width: int, height: int) -> Tensor:
-    (pixels,) = to_uint8(image[:1])
-    return to_image(resize_and_crop(pixels, width, height)[None])
+    return to_image(np.stack([resize_and_crop(x, width, height) for x in to_uint8(image)]))
 
 
 class StartFrame(io.ComfyNode):

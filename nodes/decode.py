@@ -91,7 +91,7 @@ def decode_video(latents: Tensor, vae: Any, mode: str, tile: int, window: int) -
     """IMAGE of all frames of unscaled latents [1, 16, T, h, w]."""
     vae = copy.copy(vae)
     vae.process_output = lambda pixels: pixels  # clipped after the cross-fades, not before
-    if mode == WHOLE:
+    if mode == WHOLE or latents.shape[2] == 1:
         return _collect(decode_bulk(_decoder(vae, tile, 1), latents))
     calls = len(decode_slices(latents.shape[2], window))
     return _collect(decode_sections(_decoder(vae, tile, calls), latents, window))

@@ -22,12 +22,18 @@ from ..framepack_core.models import build
 from ..framepack_core.models.image import preprocess
 from ..framepack_core.models.text import PromptTokens, TextEncoders, clip_pooled, llama_states
 from ..framepack_core.models.vae import AutoencoderKL
+from ..framepack_core.weights.layouts import Component
 from .host import to_uint8
 from .model import LATENT_SCALE, managed
 
 mm = comfy.model_management
 
 VAE_CHUNK_FRAMES = 8
+COMFY = Path(comfy.sd.__file__).parent
+COMFY_TOKENIZERS: dict[Component, Path] = {
+    "llama": COMFY / "text_encoders" / "llama_tokenizer",
+    "clip": COMFY / "sd1_tokenizer",
+}
 
 
 class UnscaledVAE(nn.Module):
@@ -151,7 +157,9 @@ def load_clip(llama: Path, clip: Path, dtype: torch.dtype | None = None) -> comf
     """A CLIP of both text encoders; dtype None is ComfyUI's choice, fp32 on a CPU."""
     device, offload = mm.text_encoder_device(), mm.text_encoder_offload_device()
     dtype = dtype or _encoder_dtype(device)
-    encoders = build.load_text_encoders(llama, clip, dtype=dtype, ops=comfy.ops.manual_cast)
+    encoders = build.load_text_encoders(
+        llama, clip, dtype=dtype, ops=comfy.ops.manual_cast, tokenizers=COMFY_TOKENIZERS
+    )
     stage = TextStage(encoders, dtype, device)
     out = comfy.sd.CLIP(no_init=True)
     out.cond_stage_model, out.tokenizer = stage, PromptTokenizer(encoders)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -57,6 +58,19 @@ def model_path(component: Component, name: str) -> Path:
 
 def snapshot_path(name: str) -> Path:
     return _find(name, SNAPSHOTS)
+
+
+def input_path(name: str) -> Path:
+    """A file of ComfyUI's input folder, or with " [output]" behind its name of that folder."""
+    folders = folder_paths.get_input_directory(), folder_paths.get_output_directory()
+    try:
+        path = Path(os.path.abspath(folder_paths.get_annotated_filepath(name)))
+        inside = any(path.is_relative_to(os.path.abspath(folder)) for folder in folders)
+    except ValueError:  # newer versions of ComfyUI refuse it themselves
+        inside = False
+    if not inside:
+        raise FramePackError(f"{name}: outside of ComfyUI's input folder; put the file there")
+    return path
 
 
 _TRANSFORMERS = (FOLDERS["dit"], F1_FOLDER)
@@ -121,6 +135,17 @@ def to_latents(latent: dict[str, Any], name: str) -> Tensor:
     return samples.float() * LATENT_SCALE
 
 
+def to_image_latent(latent: dict[str, Any], name: str) -> Tensor:
+    """The model-ready latent [B, 16, 1, h, w] of one image; `name` is the input's, for errors."""
+    latents = to_latents(latent, name)
+    if latents.shape[2] != 1:
+        raise FramePackError(
+            f"{name}: {latents.shape[2]} latent frames where one is needed; encode a single "
+            "image with FramePack Start Frame"
+        )
+    return latents
+
+
 def to_latent(latents: Tensor, **extra: Any) -> dict[str, Any]:
     """Model-ready latents as a LATENT."""
     samples = (latents.float() / LATENT_SCALE).to(comfy.model_management.intermediate_device())
@@ -140,7 +165,7 @@ def show_text(node_id: str, text: str) -> None:
 class RunProgress:
     """One bar over all sections and steps, with the section being made as its preview."""
 
-    def __init__(self, patcher: Any, node_id: str, sections: int, steps: int) -> None:
+    def __init__(self, node_id: str, sections: int, patcher: Any, steps: int) -> None:
         self.node_id, self.sections, self.steps = node_id, sections, steps
         self.bar = comfy.utils.ProgressBar(sections * steps)
         self.preview = section_previewer(patcher)

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from comfy_api.latest import io
 
 from ..framepack_core.runtime.device import parse_dtype
+from ..framepack_core.sampling.plan import Mode
 from ..framepack_core.toyworld import SNAPSHOT
 from ..framepack_core.weights.layouts import find_snapshot
 from .encoders import FramePackCLIPVision, FramePackVAE, load_clip
 from .host import model_choices, model_path, snapshot_choices, snapshot_path
-from .model import load_model
+from .model import TrainedFor, load_model
 from .types import CATEGORY, advanced, schema
 
 LOADERS = f"{CATEGORY}/loaders"
@@ -62,7 +64,17 @@ class LoadModel(io.ComfyNode):
 
     @classmethod
     def execute(cls, model: str, precision: str) -> io.NodeOutput:
-        return io.NodeOutput(load_model(model_path("dit", model), _dtype(precision)))
+        trained_for = _mode_by_name(model)
+        return io.NodeOutput(load_model(model_path("dit", model), _dtype(precision), trained_for))
+
+
+def _mode_by_name(name: str) -> TrainedFor | None:
+    """What the names of the released files say, of which the weights themselves say nothing."""
+    if re.search(r"(?<![a-z0-9])f1(?![a-z0-9])", name.lower()):
+        return TrainedFor("f1", certain=False)
+    if "framepacki2v" in name.lower().replace("_", "").replace("-", ""):
+        return TrainedFor("framepack", certain=False)
+    return None
 
 
 class LoadTextEncoders(io.ComfyNode):
@@ -175,7 +187,7 @@ class LoadSnapshot(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "model",
-                    options=["framepack", "f1"],
+                    options=list(get_args(Mode)),
                     default="framepack",
                     tooltip="Which video model of the snapshot: framepack (made from the end "
                     "backwards) or f1 (made forwards). Choose the same mode in FramePack Plan.",
@@ -191,15 +203,15 @@ class LoadSnapshot(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, snapshot: str, model: str, precision: str) -> io.NodeOutput:
+    def execute(cls, snapshot: str, model: Mode, precision: str) -> io.NodeOutput:
         root = SNAPSHOT if snapshot == TOY_WORLD else snapshot_path(snapshot)
-        return io.NodeOutput(*_load_all(root, model == "f1", _dtype(precision)))
+        return io.NodeOutput(*_load_all(root, model, _dtype(precision)))
 
 
-def _load_all(root: Path, f1: bool, dtype: torch.dtype | None) -> tuple[Any, ...]:
-    folders = find_snapshot(root, f1=f1)
+def _load_all(root: Path, mode: Mode, dtype: torch.dtype | None) -> tuple[Any, ...]:
+    folders = find_snapshot(root, f1=mode == "f1")
     return (
-        load_model(folders["dit"], dtype),
+        load_model(folders["dit"], dtype, TrainedFor(mode, certain=True)),
         load_clip(folders["llama"], folders["clip"], dtype),
         FramePackVAE(folders["vae"], dtype),
         FramePackCLIPVision(folders["image_encoder"], dtype),

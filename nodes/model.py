@@ -7,7 +7,7 @@ and saves it like any model of its own.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -28,6 +28,7 @@ from ..framepack_core.models.packing import Context
 from ..framepack_core.models.prompt import TextCondition
 from ..framepack_core.runtime.errors import FramePackError
 from ..framepack_core.sampling.flow import GUIDANCE, TIME_SCALE
+from ..framepack_core.sampling.sections import Mode
 
 mm = comfy.model_management
 
@@ -36,6 +37,15 @@ IMAGE_TOKENS = 729  # of a 384 pixel picture in patches of 14
 SECTION_PREFIX = "framepack_"
 CONTEXT_FIELDS = tuple(field.name for field in fields(Context))
 STEP_CACHE = "framepack_step_cache"
+ROPE_SCALING = "framepack_rope_scaling"
+
+
+@dataclass(frozen=True)
+class TrainedFor:
+    """The mode that a model was trained for; uncertain where only a file's name says so."""
+
+    mode: Mode
+    certain: bool
 
 
 def section_conditions(
@@ -132,12 +142,14 @@ class FramePackTransformer(FramePackDiT):
             section.get(SECTION_PREFIX + "latent_indices"),
             Context(**values),
         )
+        scaling = transformer_options.get(ROPE_SCALING)
+        rope_scale = scaling.at(timestep) if scaling else 1.0
         self.host_attention.transformer_options = transformer_options
         try:
             cache = transformer_options.get(STEP_CACHE)
             if cache is None:
-                return super().forward(*inputs)
-            tokens = self.embed(*inputs)
+                return super().forward(*inputs, rope_scale)
+            tokens = self.embed(*inputs, rope_scale)
             name = str(transformer_options.get("cond_or_uncond"))
             latent = cache.transform(self, tokens, float(timestep.max()) / TIME_SCALE, name)
             return self.unembed(latent, tokens.condition, x.shape)
@@ -187,6 +199,8 @@ class FramePackModelConfig(comfy.supported_models_base.BASE):
 class FramePackModel(comfy.model_base.HunyuanVideo):
     """Flow matching over the DiT; by its base class ComfyUI knows every LoRA naming that fits."""
 
+    trained_for: TrainedFor | None = None
+
     def __init__(self, config: FramePackModelConfig, device: torch.device | None = None) -> None:
         comfy.model_base.BaseModel.__init__(
             self,
@@ -234,7 +248,11 @@ def _compressed(rate: int) -> Any:
 
 
 def load_model(
-    path: Path, dtype: torch.dtype | None = None, *, disable_dynamic: bool = False
+    path: Path,
+    dtype: torch.dtype | None = None,
+    trained_for: TrainedFor | None = None,
+    *,
+    disable_dynamic: bool = False,
 ) -> comfy.model_patcher.ModelPatcher:
     """A MODEL from a file, shard, folder or snapshot; dtype None follows ComfyUI's settings.
 
@@ -248,9 +266,12 @@ def load_model(
     model_config.set_inference_dtype(stored, mm.unet_manual_cast(stored, device, supported))
     model = model_config.get_model(state, device=torch.device("meta"))
     model.diffusion_model.load_state_dict(state, strict=True, assign=True)
-    model.device = offload
+    model.device, model.trained_for = offload, trained_for
     patcher = managed(model, device, offload, disable_dynamic)
-    patcher.cached_patcher_init = (load_model, (path, dtype))  # how ComfyUI makes a second one
+    patcher.cached_patcher_init = (
+        load_model,
+        (path, dtype, trained_for),
+    )  # how ComfyUI makes a second one
     return patcher
 
 

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from comfy_api.latest import io, ui
+from typing import get_args
 
-from ..framepack_core.runtime.errors import FramePackError
+from comfy_api.latest import io
+
+from ..framepack_core.sampling.plan import FPS, Mode
 from ..framepack_core.sampling.sections import (
-    FPS,
     MAX_WINDOW,
     WINDOW,
-    Plan,
-    plan_f1,
-    plan_framepack,
+    parse_paddings,
+    plan_video,
     sections_for_seconds,
 )
-from .host import show_text
+from .guide import show_plan
 from .types import CATEGORY, PlanSocket, advanced, schema
 
 SECTIONS, SECONDS = "sections", "seconds"
@@ -33,7 +33,7 @@ class PlanVideo(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "mode",
-                    options=["framepack", "f1"],
+                    options=list(get_args(Mode)),
                     default="framepack",
                     tooltip="framepack: the original model, made from the end backwards, which "
                     "keeps quality over time. f1: FramePack-F1, made forwards, with freer motion. "
@@ -90,29 +90,10 @@ class PlanVideo(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, mode: str, length: str, seconds: float, sections: int, window: int, paddings: str = ""
+        cls, mode: Mode, length: str, seconds: float, sections: int, window: int, paddings: str = ""
     ) -> io.NodeOutput:
         if length == SECONDS:
             sections = sections_for_seconds(seconds, window)
-        plan = _plan(mode, sections, window, paddings)
-        show_text(cls.hidden.unique_id, plan.describe())
-        return io.NodeOutput(plan, plan.frames, ui=ui.PreviewText(plan.describe()))
-
-
-def _plan(mode: str, sections: int, window: int, paddings: str) -> Plan:
-    if mode == "framepack":
-        return plan_framepack(sections, window, _numbers(paddings))
-    if paddings.strip():
-        raise FramePackError("paddings: f1 has none; clear the field or choose framepack as mode")
-    return plan_f1(sections, window)
-
-
-def _numbers(text: str) -> list[int] | None:
-    if not text.strip():
-        return None
-    try:
-        return [int(number) for number in text.split(",")]
-    except ValueError:
-        raise FramePackError(
-            f"paddings: {text!r} is not a list of whole numbers such as 3,2,1,0"
-        ) from None
+        given = parse_paddings(paddings, "paddings") if paddings.strip() else None
+        plan = plan_video(mode, sections, window, given)
+        return show_plan(plan, cls.hidden.unique_id, plan.frames)

@@ -10,6 +10,7 @@ from comfy_api.latest import io
 CATEGORY = "FramePack"
 
 PlanSocket = io.Custom("FPREEL_PLAN")
+ControlsSocket = io.Custom("FPREEL_CONTROLS")
 
 _SCHEMA_FIELDS = {field.name for field in dataclasses.fields(io.Schema)}
 

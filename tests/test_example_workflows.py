@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
 WORKFLOWS = sorted((ROOT / "example_workflows").glob("*.json"))
@@ -17,9 +18,30 @@ def workflow(request: pytest.FixtureRequest) -> dict[str, Any]:
     return json.loads(request.param.read_text(encoding="utf-8"))
 
 
-def test_the_four_workflows_are_there() -> None:
-    names = ["framepack_f1", "framepack_i2v", "toyworld_f1", "toyworld_i2v"]
-    assert [path.stem for path in WORKFLOWS] == names
+def test_every_workflow_has_a_twin_that_needs_no_download() -> None:
+    names = {path.stem for path in WORKFLOWS}
+    twins = {name.replace("framepack_", "toyworld_") for name in names}
+    assert twins == {name for name in names if name.startswith("toyworld_")}
+    assert names == twins | {name.replace("toyworld_", "framepack_") for name in twins}
+    assert {name.removeprefix("toyworld_") for name in twins} == {
+        "i2v",
+        "f1",
+        "end_image",
+        "sections",
+        "one_frame",
+        "kisekaeichi",
+        "1f_mc",
+        "batch",
+        "extend",
+    }
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+def test_thumbnails_are_small_pictures(path: Path) -> None:
+    thumbnail = path.with_suffix(".jpg")
+    assert thumbnail.stat().st_size < 30_000
+    with Image.open(thumbnail) as picture:
+        assert picture.format == "JPEG" and min(picture.size) >= 128
 
 
 def test_only_our_nodes_and_core_ones(workflow: dict[str, Any]) -> None:

@@ -52,10 +52,10 @@ def node_info(server: Server) -> dict[str, Any]:
 
 @pytest.fixture(scope="session")
 def inside(comfy: ComfyUI, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
-    """Outcomes of all checks in inside_comfy.py, run once in ComfyUI's own Python."""
+    """Outcomes of all checks, run once in ComfyUI's own Python."""
     folder = tmp_path_factory.mktemp("inside")
     base, report = make_base(folder / "base"), folder / "report.json"
-    command = [comfy.python, HERE / "inside_comfy.py", comfy.root, base, report]
+    command = [comfy.python, HERE / "run_checks.py", comfy.root, base, report]
     done = subprocess.run(
         [str(part) for part in command],
         cwd=comfy.root,

@@ -1,4 +1,4 @@
-"""Each check of inside_comfy.py as a test."""
+"""Each check of checks_*.py as a test."""
 
 from __future__ import annotations
 
@@ -8,8 +8,11 @@ from typing import Any
 
 import pytest
 
-SOURCE = Path(__file__).with_name("inside_comfy.py").read_text(encoding="utf-8")
-CHECKS = re.findall(r"^def check_(\w+)\(", SOURCE, flags=re.MULTILINE)
+CHECKS = [
+    name
+    for path in sorted(Path(__file__).parent.glob("checks_*.py"))
+    for name in re.findall(r"^def check_(\w+)\(", path.read_text("utf-8"), flags=re.MULTILINE)
+]
 
 
 @pytest.mark.parametrize("check", CHECKS)

@@ -12,20 +12,27 @@ import pytest
 from comfy_host import PACK, PACK_NAME, Server
 from workflow import to_api
 
+from framepack_core.runtime.images import load_image
 from framepack_core.runtime.video import read_video
 
 WORKFLOWS = sorted((PACK / "example_workflows").glob("*.json"))
 FULL_SIZE = [path for path in WORKFLOWS if path.stem.startswith("framepack")]
 NODES = {
     "FPReelCanvas",
+    "FPReelControlImage",
     "FPReelDecode",
+    "FPReelEndFrame",
+    "FPReelGuideSections",
     "FPReelLoadImageEncoder",
     "FPReelLoadLatent",
     "FPReelLoadModel",
     "FPReelLoadSnapshot",
     "FPReelLoadTextEncoders",
     "FPReelLoadVAE",
+    "FPReelOneFrame",
     "FPReelPlan",
+    "FPReelPromptFile",
+    "FPReelPromptSchedule",
     "FPReelSampler",
     "FPReelSaveLatent",
     "FPReelStartFrame",
@@ -82,33 +89,69 @@ def test_workflows_ask_for_nothing_but_files(
         for node, errors in answer["node_errors"].items()
         for error in errors["errors"]
     }
-    core = {
-        ("DualCLIPLoader", "clip_name1", "value_not_in_list"),
-        ("DualCLIPLoader", "clip_name2", "value_not_in_list"),
-        ("LoadImage", "image", "custom_validation_failed"),
-    }
-    ours = {
-        ("FPReelLoadModel", "model", "value_not_in_list"),
-        ("FPReelLoadVAE", "vae", "value_not_in_list"),
-        ("FPReelLoadImageEncoder", "image_encoder", "value_not_in_list"),
-    }
+    used = {node["class_type"] for node in prompt.values()}
+    missing = {names for names in MISSING if names[0] in used}
     # ComfyUI 0.3 lets everything pass where a new node's list is empty.
-    assert refused - ours == core and refused & ours in (ours, set())
+    assert refused in (missing, {names for names in missing if names[0] in OLD_NODES})
 
 
-@pytest.mark.parametrize("name", ["toyworld_i2v", "toyworld_f1"])
-def test_toyworld_workflow_makes_a_video(
+MISSING = {
+    ("DualCLIPLoader", "clip_name1", "value_not_in_list"),
+    ("DualCLIPLoader", "clip_name2", "value_not_in_list"),
+    ("LoadImage", "image", "custom_validation_failed"),
+    ("LoadVideo", "file", "custom_validation_failed"),
+    ("FPReelLoadModel", "model", "value_not_in_list"),
+    ("FPReelLoadVAE", "vae", "value_not_in_list"),
+    ("FPReelLoadImageEncoder", "image_encoder", "value_not_in_list"),
+}
+OLD_NODES = {"DualCLIPLoader", "LoadImage", "LoadVideo"}
+
+MADE = {  # frames of each picture and video that a workflow shows
+    "toyworld_i2v": [73],
+    "toyworld_f1": [73],
+    "toyworld_end_image": [73],
+    "toyworld_sections": [109],
+    "toyworld_extend": [109],
+    "toyworld_batch": [37, 37, 37],
+    "toyworld_one_frame": [1, 1],
+    "toyworld_kisekaeichi": [1, 1, 1],
+    "toyworld_1f_mc": [1, 1, 1],
+}
+
+
+SHOWN = {  # on nodes of a workflow
+    "toyworld_sections": {
+        "FPReelPlan": "framepack: 109 frames, 3.63 s at 30 fps, 3 sections of 36 frames",
+        "FPReelPromptSchedule": "section 1, frames 37-72 (1.23-2.40 s), padding 0, prompt 'a magenta",
+        "FPReelGuideSections": "image of its own",
+        "FPReelEndFrame": "persistent, strength 1",
+    },
+    "toyworld_kisekaeichi": {"FPReelOneFrame": "one frame at index 9; it sees control images"},
+}
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_toyworld_workflow_makes_what_it_shows(
     name: str, node_info: dict[str, Any], server: Server
 ) -> None:
     prompt = to_api(read(PACK / "example_workflows" / f"{name}.json"), node_info)
-    node_of(prompt, "FPReelSampler")["inputs"]["steps"] = 4
+    for node in prompt.values():
+        if node["class_type"] in ("FPReelSampler", "FPReelOneFrame"):
+            node["inputs"]["steps"] = 3
     outputs = server.run(prompt)
-    shown = [text for ui in outputs.values() for text in ui.get("text", [])]
-    assert any("73 frames" in text for text in shown), shown
-    files = [file for ui in outputs.values() for file in ui.get("images", [])]
-    video = server.base / "output" / files[0]["subfolder"] / files[0]["filename"]
-    frames, fps = read_video(video)
-    assert frames.shape == (73, 64, 64, 3) and fps == 30
+    clips = [
+        read_video(path) if path.suffix == ".mp4" else (load_image(path)[None], 30)
+        for node in sorted(outputs, key=int)
+        for file in outputs[node].get("images", [])
+        for path in [server.base / file["type"] / file["subfolder"] / file["filename"]]
+    ]
+    assert [frames.shape for frames, _ in clips] == [(n, 64, 64, 3) for n in MADE[name]]
+    assert {fps for _, fps in clips} == {30}
+    shown = {
+        prompt[node]["class_type"]: ui["text"][0] for node, ui in outputs.items() if "text" in ui
+    }
+    for class_type, text in SHOWN.get(name, {}).items():
+        assert text in shown[class_type]
 
 
 def test_interrupt_stops_at_once(toy_prompt: dict[str, Any], server: Server) -> None:

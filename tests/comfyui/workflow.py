@@ -8,6 +8,8 @@ from typing import Any
 WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
 NESTED = "COMFY_DYNAMICCOMBO_V3"  # a choice that brings widgets of its own
 NOTES = {"Note", "MarkdownNote"}
+# "randomize" and the upload buttons have a value of their own.
+EXTRA_VALUE = {"control_after_generate", "image_upload", "video_upload"}
 
 
 def to_api(workflow: dict[str, Any], node_info: dict[str, Any]) -> dict[str, Any]:
@@ -43,5 +45,5 @@ def widget_values(
                 yield from widget_values(chosen["inputs"], values, f"{prefix}{name}.")
             elif kind in WIDGETS and not options.get("forceInput"):
                 yield prefix + name, next(values, options.get("default"))
-                if options.get("control_after_generate") or options.get("image_upload"):
-                    next(values)  # "randomize" and the upload button have a value of their own
+                if EXTRA_VALUE & options.keys():
+                    next(values)

@@ -1,170 +1,40 @@
-# ruff: noqa: E402  ComfyUI reads its arguments while it is imported
-"""Checks that need ComfyUI's objects, run in its own process: ROOT BASE REPORT [CHECK...].
-
-Every function named check_* runs once; the report says how each ended and what it measured.
-"""
+"""The nodes, the models they make, and ComfyUI's own nodes on those."""
 
 from __future__ import annotations
 
-import asyncio
-import importlib
 import inspect
 import json
-import os
-import sys
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
-
-ROOT, BASE, REPORT = (Path(argument) for argument in sys.argv[1:4])
-CHOSEN = sys.argv[4:]
-sys.argv = ["main.py", "--cpu", "--base-directory", str(BASE)]
-sys.path.insert(0, str(ROOT))
-os.chdir(ROOT)
-
-import comfy.options
-
-comfy.options.enable_args_parsing()
-
-# Before `nodes`, which in older versions puts another module named `utils` first.
-import utils.extra_config  # noqa: F401  isort: skip
-import server  # noqa: F401  isort: skip
 
 import comfy.clip_vision
 import comfy.ldm.modules.attention
 import comfy.model_management as mm
 import comfy.model_patcher
-import comfy.samplers
 import comfy.sd
 import comfy.utils
 import latent_preview
 import torch
+from inside import (
+    BASE,
+    STEPS,
+    difference,
+    error_of,
+    headless,
+    pack,
+    plan,
+    run,
+    sample,
+    scene,
+    toy,
+)
 
-import nodes
-
-PACK = BASE / "custom_nodes" / "comfyui-framepack-reel"
 META, CPU = torch.device("meta"), torch.device("cpu")
-STEPS = 4
-SETTINGS = {
-    "seed": 3,
-    "steps": STEPS,
-    "guidance": 10.0,
-    "cfg": 1.0,
-    "rescale": 0.0,
-    "shift": 0.0,
-    "solver": "unipc_bh1",
-    "step_cache": "off",
-    "cache_threshold": 0.0,
-}
-
-
-# Running nodes
-
-
-def pack(name: str) -> Any:
-    """A module of the loaded pack, such as "nodes.model"."""
-    init = str(PACK / "__init__.py")
-    root = next(name for name, m in sys.modules.items() if getattr(m, "__file__", None) == init)
-    return importlib.import_module(f"{root}.{name}")
-
-
-def run(node_id: str, **inputs: Any) -> tuple[Any, ...]:
-    """The outputs of a node of the old or the new kind."""
-    node = nodes.NODE_CLASS_MAPPINGS[node_id]
-    if not hasattr(node, "PREPARE_CLASS_CLONE"):
-        return getattr(node(), node.FUNCTION)(**inputs)
-    node.VALIDATE_CLASS()
-    clone = node.PREPARE_CLASS_CLONE(None)
-    clone.hidden = SimpleNamespace(unique_id="1", extra_pnginfo={"workflow": {"nodes": []}})
-    output = getattr(clone, node.FUNCTION)(**inputs)
-    return output.result or ()
-
-
-@cache
-def toy(mode: str = "framepack") -> SimpleNamespace:
-    """The built-in model."""
-    outputs = run(
-        "FPReelLoadSnapshot", snapshot="Toy World (built in)", model=mode, precision="auto"
-    )
-    return SimpleNamespace(**dict(zip(("model", "clip", "vae", "vision"), outputs, strict=True)))
-
-
-@cache
-def scene() -> SimpleNamespace:
-    """A start image and all that the sampler needs of it."""
-    image, prompt = run(
-        "FPReelToyWorldScene", shape="square", colour="green", motion="left", scene_seed=5
-    )
-    (positive,) = run("FPReelTextEncode", clip=toy().clip, text=prompt)
-    start, vision = run("FPReelStartFrame", image=image, vae=toy().vae, clip_vision=toy().vision)
-    return SimpleNamespace(
-        image=image, prompt=prompt, positive=positive, start=start, vision=vision
-    )
-
-
-def plan(mode: str = "framepack", sections: int = 2, window: int = 2) -> Any:
-    made, _ = run(
-        "FPReelPlan", mode=mode, length="sections", seconds=1.0, sections=sections, window=window
-    )
-    return made
-
-
-def sample(model: Any = None, **changes: Any) -> torch.Tensor:
-    """Unscaled latents of the sampler node."""
-    inputs = {
-        "model": model or toy().model,
-        "plan": changes.pop("plan", None) or plan(),
-        "positive": scene().positive,
-        "start_latent": scene().start,
-        "clip_vision_output": scene().vision,
-    }
-    (latent,) = run("FPReelSampler", **(inputs | SETTINGS | changes))
-    return latent["samples"]
-
-
-def headless(mode: str = "framepack", cfg: Any = None, **config: Any) -> torch.Tensor:
-    """The same video by the core alone, from the files on: no ComfyUI code in its path."""
-    build = pack("framepack_core.models.build")
-    flow, loop = pack("framepack_core.sampling.flow"), pack("framepack_core.sampling.generate")
-    images = pack("framepack_core.runtime.images")
-    snapshot = build.load_snapshot(
-        pack("framepack_core.toyworld").SNAPSHOT, f1=mode == "f1", dtype=torch.float32
-    )
-    (pixels,) = pack("nodes.host").to_uint8(scene().image)
-    with torch.no_grad():
-        start = snapshot.vae.encode(images.to_tensor(pixels))
-        embeds = snapshot.image_encoder.encode(pixels)
-        text = snapshot.text_encoders.encode(scene().prompt)
-        guided = flow.Guided(text, embeds, SETTINGS["guidance"])
-        if cfg is not None:
-            empty = flow.Guided(snapshot.text_encoders.encode(""), embeds, SETTINGS["guidance"])
-            cfg = flow.CFG(empty, *cfg)
-        sampler = loop.unipc_sampler(
-            flow.FlowDenoiser(snapshot.dit), guided, loop.SamplerConfig(STEPS, **config), cfg
-        )
-        latents = loop.generate(plan(mode), sampler, start, SETTINGS["seed"])
-    return latents / pack("nodes.model").LATENT_SCALE
-
-
-def error_of(action: Callable[[], Any]) -> str:
-    """The message of the FramePackError that an action must raise."""
-    kind = pack("framepack_core.runtime.errors").FramePackError
-    try:
-        action()
-    except kind as error:
-        return str(error)
-    raise AssertionError("no FramePackError was raised")
-
-
-def difference(a: torch.Tensor, b: torch.Tensor) -> float:
-    assert a.shape == b.shape, (a.shape, b.shape)
-    return float((a - b).abs().max())
-
 
 # The MODEL and ComfyUI's own nodes
 
@@ -242,7 +112,7 @@ def check_sampler_custom_advanced_runs_the_model_with_our_solver() -> None:
         "SamplerCustomAdvanced",
         noise=noise,
         guider=guider,
-        sampler=pack("nodes.sample").unipc("bh2"),
+        sampler=pack("nodes.section_run").unipc("bh2"),
         sigmas=sigmas,
         latent_image={"samples": torch.zeros(1, 16, 2, 8, 8)},
     )
@@ -563,7 +433,7 @@ def check_canvas_fits_both_images() -> None:
     fits = [canvas("FramePack's sizes (640)"), canvas("area"), canvas("exact")]
     assert [fitted[2:] for fitted in fits] == [(832, 480), (416, 240), (48, 96)]
     for start, last, width, height in fits:
-        assert start.shape == last.shape == (1, height, width, 3)
+        assert start.shape == (1, height, width, 3) and last.shape == (2, height, width, 3)
 
 
 # VAE, CLIP and CLIP_VISION
@@ -787,7 +657,7 @@ def check_bad_input_is_named() -> Any:
             )
         ),
         "paddings: f1 has none": error_of(lambda: make(paddings="1,0")),
-        "paddings: 'x' is not": error_of(lambda: make(mode="framepack", paddings="x")),
+        "paddings: 'x', the 1. of": error_of(lambda: make(mode="framepack", paddings="x")),
         "vae: latents of shape": error_of(lambda: start(image=image, vae=ImageVAE())),
         "are not 1 + n x 9": error_of(
             lambda: run(
@@ -842,24 +712,3 @@ def check_choices_show_a_sharded_model_once_and_folders() -> None:
     assert host.snapshot_choices() == ["me/reel"]
     assert host.model_path("dit", "me/FramePackI2V_HY").is_dir()
     error_of(lambda: host.model_path("dit", "../../custom_nodes"))
-
-
-def main() -> None:
-    asyncio.run(nodes.init_builtin_extra_nodes())
-    assert asyncio.run(nodes.load_custom_node(str(PACK)))
-    checks = {n.removeprefix("check_"): f for n, f in globals().items() if n.startswith("check_")}
-    report = {}
-    for name, check in checks.items():
-        if CHOSEN and name not in CHOSEN:
-            continue
-        start = time.monotonic()
-        try:
-            with torch.inference_mode():  # as ComfyUI's executor does
-                outcome = {"ok": True, "measured": check()}
-        except Exception:
-            outcome = {"ok": False, "error": traceback.format_exc()}
-        report[name] = outcome | {"seconds": round(time.monotonic() - start, 2)}
-    REPORT.write_text(json.dumps(report, indent=1, default=str), encoding="utf-8")
-
-
-main()

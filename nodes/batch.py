@@ -1,0 +1,225 @@
+"""Many videos in one run: a list of prompts with their settings, one a line."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import folder_paths
+from comfy_api.latest import io
+from comfy_execution.graph_utils import ExecutionBlocker
+from torch import Tensor
+
+from ..framepack_core.runtime.errors import FramePackError
+from ..framepack_core.runtime.images import load_image
+from ..framepack_core.sampling.plan import MAX_SEED
+from ..framepack_core.sampling.prompt_lines import (
+    LINE_OPTIONS,
+    PromptLine,
+    given_fields,
+    parse_prompt_line,
+    read_text,
+)
+from ..framepack_core.sampling.sections import SIZE_MULTIPLE, check_size, sections_for_seconds
+from .condition import MAX_SIZE
+from .host import input_path, to_image
+from .types import CATEGORY, schema
+
+TEXT = "the lines below"
+FIELDS = {
+    "prompt",
+    "negative_prompt",
+    "width",
+    "height",
+    "video_seconds",
+    "video_sections",
+    "seed",
+    "infer_steps",
+    "guidance_scale",
+    "flow_shift",
+    "image_path",
+    "end_image_path",
+}
+
+
+class PromptFile(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        size = {"min": SIZE_MULTIPLE, "max": MAX_SIZE, "step": SIZE_MULTIPLE}
+        return schema(
+            node_id="FPReelPromptFile",
+            display_name="FramePack Prompt File",
+            category=CATEGORY,
+            description="Reads prompts with their settings, one video a line, and runs all that "
+            "follows once for each line with the models loaded once. What a line does not say "
+            "comes from the widgets.",
+            search_aliases=["framepack batch", "prompt list", "from file", "queue", "batch"],
+            inputs=[
+                io.Combo.Input(
+                    "source",
+                    options=[TEXT, *_text_files()],
+                    default=TEXT,
+                    tooltip="A .txt file in ComfyUI's input folder, or the box below.",
+                ),
+                io.String.Input(
+                    "lines",
+                    multiline=True,
+                    tooltip="One video a line, such as: a cat runs --w 640 --h 480 --vs 3 --d 42. "
+                    "Options: --n negative, --w, --h, --f seconds, --vs sections, --d seed, --s "
+                    "steps, --l cfg, --fs shift, --i image, --ei end image. Lines that begin with "
+                    "# are left out.",
+                ),
+                io.Int.Input("width", default=640, **size, tooltip="Where a line has no --w."),
+                io.Int.Input("height", default=640, **size, tooltip="Where a line has no --h."),
+                io.Int.Input(
+                    "sections",
+                    default=4,
+                    min=1,
+                    max=500,
+                    tooltip="Where a line has neither --vs nor --f.",
+                ),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=MAX_SEED,
+                    control_after_generate=True,
+                    tooltip="Where a line has no --d.",
+                ),
+                io.Int.Input(
+                    "steps", default=25, min=1, max=1000, tooltip="Where a line has no --s."
+                ),
+                io.Image.Input("image", optional=True, tooltip="Where a line has no --i."),
+                io.Image.Input("end_image", optional=True, tooltip="Where a line has no --ei."),
+            ],
+            outputs=[
+                io.String.Output(display_name="prompt", is_output_list=True),
+                io.String.Output(display_name="negative", is_output_list=True),
+                io.Image.Output(display_name="image", is_output_list=True),
+                io.Image.Output(display_name="end_image", is_output_list=True),
+                io.Int.Output(display_name="width", is_output_list=True),
+                io.Int.Output(display_name="height", is_output_list=True),
+                io.Int.Output(display_name="sections", is_output_list=True),
+                io.Int.Output(display_name="seed", is_output_list=True),
+                io.Int.Output(display_name="steps", is_output_list=True),
+                io.Float.Output(
+                    display_name="cfg", is_output_list=True, tooltip="1 where a line has no --l."
+                ),
+                io.Float.Output(
+                    display_name="shift", is_output_list=True, tooltip="0 where it has no --fs."
+                ),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        source: str,
+        lines: str,
+        width: int,
+        height: int,
+        sections: int,
+        seed: int,
+        steps: int,
+        image: Tensor | None = None,
+        end_image: Tensor | None = None,
+    ) -> io.NodeOutput:
+        defaults = PromptLine(
+            prompt="",
+            negative_prompt="",
+            width=width,
+            height=height,
+            video_sections=sections,
+            seed=seed,
+            infer_steps=steps,
+            guidance_scale=1.0,
+            flow_shift=0.0,
+        )
+
+        rows = [
+            _of_line(number, _row, number, text, defaults, image, end_image)
+            for number, text in _lines(source, lines)
+        ]
+        return io.NodeOutput(*(list(column) for column in zip(*rows, strict=True)))
+
+    @classmethod
+    def fingerprint_inputs(cls, source: str, lines: str, **inputs: Any) -> list[Any]:
+        """The text, and when its pictures were last changed."""
+        found = _lines(source, lines)
+        parsed = [_of_line(number, _read, text) for number, text in found]
+        names = [name for line in parsed for name in (line.image_path, line.end_image_path) if name]
+        return [found, [os.path.getmtime(input_path(name)) for name in names]]
+
+
+def _text_files() -> list[str]:
+    return sorted(path.name for path in Path(folder_paths.get_input_directory()).glob("*.txt"))
+
+
+def _lines(source: str, lines: str) -> list[tuple[int, str]]:
+    """(line number, prompt line) of all that are neither blank nor a comment."""
+    text = lines if source == TEXT else read_text(input_path(source))
+    numbered = enumerate((line.strip() for line in text.splitlines()), 1)
+    found = [(number, line) for number, line in numbered if line and not line.startswith("#")]
+    if not found:
+        raise FramePackError(f"{source}: no prompt in it; write one a line")
+    return found
+
+
+def _of_line(number: int, read: Callable[..., Any], *args: Any) -> Any:
+    try:
+        return read(*args)
+    except FramePackError as error:
+        raise FramePackError(f"line {number}: {error}") from None
+
+
+def _read(text: str) -> PromptLine:
+    line = parse_prompt_line(text)
+    for name, option in LINE_OPTIONS.items():
+        if option.field in given_fields(line).keys() - FIELDS:
+            raise FramePackError(
+                f"--{name}: this node has no output for it; take it out, or use framepack batch"
+            )
+    return line
+
+
+def _row(
+    number: int,
+    text: str,
+    defaults: PromptLine,
+    image: Tensor | None,
+    end_image: Tensor | None,
+) -> tuple[Any, ...]:
+    """The node's outputs for one line."""
+    line = given_fields(defaults) | given_fields(_read(text))
+    check_size(line["width"], line["height"])
+    return (
+        line["prompt"],
+        line["negative_prompt"],
+        _picture(line.get("image_path"), image, f"line {number} has no --i"),
+        _picture(line.get("end_image_path"), end_image, f"line {number} has no --ei"),
+        line["width"],
+        line["height"],
+        _sections(line),
+        line["seed"],
+        line["infer_steps"],
+        line["guidance_scale"],
+        line["flow_shift"],
+    )
+
+
+def _sections(line: dict[str, Any]) -> int:
+    """Seconds are only there if the line said them, so they win over the node's sections."""
+    if "video_seconds" in line:
+        return sections_for_seconds(line["video_seconds"])
+    return line["video_sections"]
+
+
+def _picture(name: str | None, default: Tensor | None, problem: str) -> Any:
+    """An image of ComfyUI's input folder, or the default; without both only what uses it stops."""
+    if name is not None:
+        return to_image(load_image(input_path(name))[None])
+    if default is not None:
+        return default
+    return ExecutionBlocker(f"{problem}, and none is connected to FramePack Prompt File")

@@ -1,0 +1,235 @@
+"""What steers single sections of a plan, and the end of the video."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, get_args
+
+from comfy_api.latest import io, ui
+
+from ..framepack_core.sampling.plan import MAX_SEED, EndPolicy, Plan
+from ..framepack_core.sampling.spec import parse_spec
+from .condition import encode_prompt, system_prompt_input
+from .host import show_text, to_image_latent
+from .types import CATEGORY, PlanSocket, schema
+
+KEEP = -1  # the number that leaves what the plan or the run has
+
+
+@dataclass(frozen=True, eq=False)
+class Guide:
+    """Something of ComfyUI's that a plan carries to the sampler; plans show its `label`."""
+
+    value: Any
+    label: str | None = None
+
+
+def guide(value: Any, label: str | None = None) -> Guide | None:
+    return None if value is None else Guide(value, label)
+
+
+class GuideSections(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="FPReelGuideSections",
+            display_name="FramePack Guide Sections",
+            category=CATEGORY,
+            description="Gives some sections of a plan a prompt, an image, a padding, a seed or a "
+            "guidance of their own. Chain one for each group of sections; later ones win.",
+            search_aliases=[
+                "framepack section prompt",
+                "section image",
+                "keyframe",
+                "timeline",
+                "per section",
+            ],
+            inputs=[
+                PlanSocket.Input("plan", tooltip="From FramePack Plan or another guide."),
+                io.String.Input(
+                    "sections",
+                    default="0",
+                    tooltip="Which sections, by time: 0 is the first, -1 the last, 0-2 the first "
+                    "three, -2--1 the last two.",
+                ),
+                io.Conditioning.Input(
+                    "conditioning", optional=True, tooltip="Prompt of these sections."
+                ),
+                io.Latent.Input(
+                    "start_image",
+                    optional=True,
+                    tooltip="Image of these sections, from FramePack Start Frame at the video's "
+                    "size. At padding 0 a section goes on from it, else it is a reference.",
+                ),
+                io.ClipVisionOutput.Input(
+                    "clip_vision_output",
+                    optional=True,
+                    tooltip="What the model recognises in that image, from the same FramePack "
+                    "Start Frame.",
+                ),
+                io.Int.Input(
+                    "padding",
+                    default=KEEP,
+                    min=KEEP,
+                    max=1000,
+                    tooltip="How many windows lie between these sections and the image they start "
+                    f"from; only for framepack. {KEEP} leaves the plan's.",
+                ),
+                io.Int.Input(
+                    "seed",
+                    default=KEEP,
+                    min=KEEP,
+                    max=MAX_SEED,
+                    tooltip="Noise of these sections; sections made before them stay the same to "
+                    f"the bit. {KEEP} leaves the run's.",
+                ),
+                io.Float.Input(
+                    "guidance",
+                    default=float(KEEP),
+                    min=float(KEEP),
+                    max=100.0,
+                    step=0.1,
+                    tooltip="How strongly these sections follow their prompt; 10 is usual. "
+                    f"{KEEP} leaves the run's.",
+                ),
+            ],
+            outputs=[PlanSocket.Output(display_name="plan")],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        plan: Plan,
+        sections: str,
+        padding: int,
+        seed: int,
+        guidance: float,
+        conditioning: list[Any] | None = None,
+        start_image: dict[str, Any] | None = None,
+        clip_vision_output: Any = None,
+    ) -> io.NodeOutput:
+        image = None if start_image is None else to_image_latent(start_image, "start_image")
+        plan = plan.with_overrides(
+            sections,
+            prompt=guide(conditioning),
+            image=guide(image),
+            image_embeds=guide(clip_vision_output),
+            padding=None if padding == KEEP else padding,
+            seed=None if seed == KEEP else seed,
+            guidance=None if guidance == KEEP else guidance,
+        )
+        return show_plan(plan, cls.hidden.unique_id)
+
+
+class PromptSchedule(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="FPReelPromptSchedule",
+            display_name="FramePack Prompt Schedule",
+            category=CATEGORY,
+            description="Gives every section of a plan its prompt from one text, in the grammar "
+            "of the framepack command and musubi-tuner.",
+            search_aliases=["framepack section prompts", "prompt travel", "prompt schedule"],
+            inputs=[
+                PlanSocket.Input("plan", tooltip="From FramePack Plan or another guide."),
+                io.Clip.Input(
+                    "clip",
+                    tooltip="From Load FramePack Text Encoders or Snapshot, or ComfyUI's "
+                    "DualCLIPLoader with type hunyuan_video.",
+                ),
+                io.String.Input(
+                    "prompts",
+                    multiline=True,
+                    dynamic_prompts=True,
+                    tooltip="Prompts between ;;; with their sections in front: 0:a cat sleeps;;;"
+                    "1-2:it wakes up;;;-1:it runs. 0 is the first section in time, -1 the last. "
+                    "Sections that are not named take the prompt of section 0.",
+                ),
+                system_prompt_input(),
+            ],
+            outputs=[
+                PlanSocket.Output(display_name="plan"),
+                io.Conditioning.Output(
+                    display_name="positive", tooltip="The first section's, for the sampler."
+                ),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(cls, plan: Plan, clip: Any, prompts: str, system_prompt: str = "") -> io.NodeOutput:
+        texts = parse_spec(prompts, "prompts").resolve(len(plan.sections))
+        encoded = {
+            text: Guide(encode_prompt(clip, text, system_prompt), text)
+            for text in dict.fromkeys(texts)
+        }
+        for index, text in enumerate(texts):
+            plan = plan.with_overrides(str(index), prompt=encoded[text])
+        return show_plan(plan, cls.hidden.unique_id, encoded[texts[0]].value)
+
+
+class EndFrame(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="FPReelEndFrame",
+            display_name="FramePack End Frame",
+            category=CATEGORY,
+            description="Gives the video an image to end with. Only for the original model: F1 "
+            "never sees what comes later.",
+            search_aliases=["framepack end image", "last frame", "first last frame", "flf2v"],
+            inputs=[
+                PlanSocket.Input("plan", tooltip="From FramePack Plan or a guide."),
+                io.Latent.Input(
+                    "end_image",
+                    tooltip="The image to end with, from FramePack Start Frame at the video's "
+                    "size (FramePack Canvas fits both).",
+                ),
+                io.Float.Input(
+                    "strength",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="How much of the image the model sees; 0 is none of it.",
+                ),
+                io.Combo.Input(
+                    "policy",
+                    options=list(get_args(EndPolicy)),
+                    default="persistent",
+                    tooltip="persistent: all sections see the image, behind what follows them. "
+                    "first_section: only the section made first, the last of the video, sees it.",
+                ),
+                io.ClipVisionOutput.Input(
+                    "clip_vision_output",
+                    optional=True,
+                    tooltip="What the model recognises in the end image; the last section then "
+                    "looks at this instead of the start image. For an end that shows other things "
+                    "than the start.",
+                ),
+            ],
+            outputs=[PlanSocket.Output(display_name="plan")],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        plan: Plan,
+        end_image: dict[str, Any],
+        strength: float,
+        policy: EndPolicy,
+        clip_vision_output: Any = None,
+    ) -> io.NodeOutput:
+        plan = plan.with_end(Guide(to_image_latent(end_image, "end_image")), policy, strength)
+        plan = plan.with_overrides("-1", image_embeds=guide(clip_vision_output))
+        return show_plan(plan, cls.hidden.unique_id)
+
+
+def show_plan(plan: Plan, node_id: str, *outputs: Any) -> io.NodeOutput:
+    """A plan, written on its node, and further outputs."""
+    text = plan.describe()
+    show_text(node_id, text)
+    return io.NodeOutput(plan, *outputs, ui=ui.PreviewText(text))

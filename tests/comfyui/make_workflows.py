@@ -1,0 +1,778 @@
+"""Write example_workflows/*.json anew, laid out in columns from left to right.
+
+The nodes of this pack are read from a running ComfyUI, so that the files fit their inputs; of
+ComfyUI's own nodes only what every supported version has is written.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from comfy_host import PACK, PACK_NAME, find_comfyui, make_base, serve
+from workflow import NOTES, WIDGETS
+
+FOLDER = PACK / "example_workflows"
+GAP, TITLE = (80, 30), 30  # between columns and nodes; the height of a node's title
+ROW, TEXT_ROWS, PICTURE = 24, 4, 320
+WIDTHS = {"SaveVideo": 480, "SaveImage": 400, "PreviewImage": 240, "MarkdownNote": 640}
+MODELS = "https://huggingface.co/"
+
+# Sockets, widgets and outputs of ComfyUI's own nodes, as all supported versions have them.
+CORE: dict[str, tuple[dict[str, str], dict[str, Any], dict[str, str]]] = {
+    "CreateVideo": ({"images": "IMAGE", "audio": "AUDIO"}, {"fps": 30.0}, {"VIDEO": "VIDEO"}),
+    "DualCLIPLoader": (
+        {},
+        {
+            "clip_name1": "clip_l.safetensors",
+            "clip_name2": "llava_llama3_fp16.safetensors",
+            "type": "hunyuan_video",
+            "device": "default",
+        },
+        {"CLIP": "CLIP"},
+    ),
+    "GetVideoComponents": (
+        {"video": "VIDEO"},
+        {},
+        {"images": "IMAGE", "audio": "AUDIO", "fps": "FLOAT"},
+    ),
+    "ImageFromBatch": ({"image": "IMAGE"}, {"batch_index": 0, "length": 1}, {"IMAGE": "IMAGE"}),
+    "LoadImage": (
+        {},
+        {"image": "example.png", "upload": "image"},
+        {"IMAGE": "IMAGE", "MASK": "MASK"},
+    ),
+    "LoadVideo": ({}, {"file": "example.mp4", "upload": "image"}, {"VIDEO": "VIDEO"}),
+    "MarkdownNote": ({}, {"text": ""}, {}),
+    "PreviewImage": ({"images": "IMAGE"}, {}, {}),
+    "SaveImage": ({"images": "IMAGE"}, {"filename_prefix": "ComfyUI"}, {}),
+    "SaveVideo": (
+        {"video": "VIDEO"},
+        {"filename_prefix": "video", "format": "auto", "codec": "auto"},
+        {},
+    ),
+    "VAEEncode": ({"pixels": "IMAGE", "vae": "VAE"}, {}, {"LATENT": "LATENT"}),
+}
+
+
+class Socket(NamedTuple):
+    """An output of a node, to be given to the input of another."""
+
+    node: Node
+    slot: int
+    kind: str
+
+
+@dataclass
+class Node:
+    """A node of a workflow: its inputs by name (type, optional), widgets, outputs and links."""
+
+    id: int
+    type: str
+    sockets: dict[str, tuple[str, bool]]
+    widgets: dict[str, Any]
+    outputs: dict[str, str]
+    links: dict[str, Socket] = field(default_factory=dict)
+    title: str | None = None
+    position: tuple[int, int] = (0, 0)
+
+    def __getitem__(self, output: str) -> Socket:
+        return Socket(self, list(self.outputs).index(output), self.outputs[output])
+
+    @property
+    def size(self) -> tuple[int, int]:
+        rows = max(len(self.sockets), len(self.outputs)) + len(self.widgets)
+        rows += TEXT_ROWS * sum(name in ("text", "prompts", "lines") for name in self.widgets)
+        height = 10 + ROW * rows
+        if self.type == "MarkdownNote":
+            height = 60 + 22 * sum(1 + len(line) // 90 for line in self.widgets["text"].split("\n"))
+        if self.type in ("LoadImage", "LoadVideo", "PreviewImage", "SaveImage", "SaveVideo"):
+            height += PICTURE if WIDTHS.get(self.type, 0) > 240 else 240
+        if self.type in SHOWS_TEXT:
+            height += 6 * ROW
+        return WIDTHS.get(self.type, 340), height
+
+
+SHOWS_TEXT = {"FPReelPlan", "FPReelGuideSections", "FPReelPromptSchedule", "FPReelEndFrame"}
+
+
+class Graph:
+    """A workflow under construction, column by column."""
+
+    def __init__(self, name: str, note: str, node_info: dict[str, Any]) -> None:
+        self.name, self.node_info = name, node_info
+        self.columns: list[list[Node]] = [[]]
+        self.note = self.add("MarkdownNote", title="Read me", text=note)
+        self.columns = [[]]
+
+    @property
+    def nodes(self) -> list[Node]:
+        return [self.note, *(node for column in self.columns for node in column)]
+
+    def column(self) -> None:
+        self.columns.append([])
+
+    def add(self, type: str, title: str | None = None, **inputs: Any) -> Node:
+        """A node below the last one; sockets are linked, other values are those of widgets."""
+        made = Node(self._count() + 1, type, *self._schema(type), title=title)
+        for name, value in inputs.items():
+            if isinstance(value, Socket):
+                made.links[name] = value
+                if name in made.widgets:
+                    made.sockets[name] = (value.kind, False)
+            else:
+                assert name in made.widgets, f"{type} has no widget {name}"
+                made.widgets[name] = value
+        self.columns[-1].append(made)
+        return made
+
+    def _count(self) -> int:
+        return sum(map(len, self.columns)) + hasattr(self, "note")
+
+    def _schema(self, type: str) -> tuple[dict[str, tuple[str, bool]], dict[str, Any], dict]:
+        if type in CORE:
+            sockets, widgets, outputs = CORE[type]
+            return {n: (k, n == "audio") for n, k in sockets.items()}, dict(widgets), dict(outputs)
+        info = self.node_info[type]
+        sockets, widgets = {}, {}
+        for group in ("required", "optional"):
+            for name, (kind, *rest) in info["input"].get(group, {}).items():
+                options = rest[0] if rest else {}
+                if kind in WIDGETS:
+                    widgets[name] = options.get("default", "")
+                    if options.get("control_after_generate"):
+                        widgets[f"{name} after"] = "fixed"
+                else:
+                    sockets[name] = (kind, group == "optional")
+        return sockets, widgets, dict(zip(info["output_name"], info["output"], strict=True))
+
+    def to_json(self) -> dict[str, Any]:
+        self._lay_out()
+        links = [
+            [source.node.id, source.slot, node.id, list(node.sockets).index(name), source.kind]
+            for node in self.nodes
+            for name, source in node.links.items()
+        ]
+        links = [[number, *link] for number, link in enumerate(sorted(links), 1)]
+        return {
+            "id": str(uuid.uuid5(uuid.NAMESPACE_URL, f"{PACK_NAME}/{self.name}")),
+            "revision": 0,
+            "last_node_id": len(self.nodes),
+            "last_link_id": len(links),
+            "nodes": [self._node_json(order, node, links) for order, node in enumerate(self.nodes)],
+            "links": links,
+            "groups": [],
+            "config": {},
+            "extra": {"ds": {"scale": 0.7, "offset": [60, 40 - self.note.position[1]]}},
+            "version": 0.4,
+        }
+
+    def _lay_out(self) -> None:
+        x = 0
+        for column in self.columns:
+            y = 0
+            for node in column:
+                node.position = (x, y)
+                y += node.size[1] + TITLE + GAP[1]
+            x += max(node.size[0] for node in column) + GAP[0]
+        self.note.position = (0, -self.note.size[1] - TITLE - GAP[1])
+
+    def _node_json(self, order: int, node: Node, links: list[list[Any]]) -> dict[str, Any]:
+        into = {link[4]: link[0] for link in links if link[3] == node.id}
+        out = [
+            [link[0] for link in links if link[1:3] == [node.id, slot]] or None
+            for slot in range(len(node.outputs))
+        ]
+        made = {
+            "id": node.id,
+            "type": node.type,
+            "pos": list(node.position),
+            "size": list(node.size),
+            "flags": {},
+            "order": order,
+            "mode": 0,
+            "inputs": [
+                {"name": name, "type": kind}
+                | ({"widget": {"name": name}} if name in node.widgets else {})
+                | {"link": into.get(place)}
+                | ({"shape": 7} if optional else {})  # drawn as a hollow circle
+                for place, (name, (kind, optional)) in enumerate(node.sockets.items())
+            ],
+            "outputs": [
+                {"name": name, "type": kind, "links": out[slot]}
+                for slot, (name, kind) in enumerate(node.outputs.items())
+            ],
+            "properties": {},
+            "widgets_values": list(node.widgets.values()),
+        }
+        if node.title:
+            made["title"] = node.title
+        if node.type not in NOTES:
+            owner = PACK_NAME if node.type.startswith("FPReel") else "comfy-core"
+            made["properties"] = {"cnr_id": owner, "Node name for S&R": node.type}
+        return made
+
+
+@dataclass(frozen=True)
+class World:
+    """The part of a workflow that differs between the real model and Toy World.
+
+    The first column loads the models; `picture` adds an image below, and `fit` brings images to
+    one size in the next.
+    """
+
+    graph: Graph
+    model: Socket
+    clip: Socket
+    vae: Socket
+    vision: Socket
+    toy: bool
+
+    def start_frame(self, image: Socket, title: str | None = None) -> Node:
+        return self.graph.add(
+            "FPReelStartFrame", title, image=image, vae=self.vae, clip_vision=self.vision
+        )
+
+    def prompt(self, text: str | Socket, title: str | None = None) -> Socket:
+        return self.graph.add("FPReelTextEncode", title, clip=self.clip, text=text)["conditioning"]
+
+    def sampler(self, plan: Socket, positive: Socket, start: Node, **more: Any) -> Socket:
+        self.graph.column()
+        inputs = {"model": self.model, "plan": plan, "positive": positive, "seed": 1}
+        frames = {name: start[name] for name in ("start_latent", "clip_vision_output")}
+        more = {"steps": 20 if self.toy else 25} | more
+        return self.graph.add("FPReelSampler", **(inputs | frames | more))["latent"]
+
+    def one_frame(self, positive: Socket, controls: Socket, start: Node, **options: Any) -> Socket:
+        self.graph.column()
+        inputs = {"model": self.model, "positive": positive, "controls": controls, "seed": 1}
+        view = start["clip_vision_output"]
+        more = {"steps": 20 if self.toy else 25} | options
+        return self.graph.add("FPReelOneFrame", **inputs, clip_vision_output=view, **more)["latent"]
+
+    def save_video(self, latent: Socket) -> None:
+        self.graph.column()
+        images = self.graph.add("FPReelDecode", latent=latent, vae=self.vae)["images"]
+        video = self.graph.add("CreateVideo", images=images)["VIDEO"]
+        if not self.toy:
+            self.graph.add("FPReelSaveLatent", latent=latent)
+        self.graph.column()
+        self.graph.add("SaveVideo", video=video, filename_prefix=f"video/{self.graph.name}")
+
+    def save_image(self, latent: Socket) -> None:
+        self.graph.column()
+        images = self.graph.add("FPReelDecode", latent=latent, vae=self.vae)["images"]
+        self.graph.column()
+        self.graph.add("SaveImage", images=images, filename_prefix=self.graph.name)
+
+
+def real_world(graph: Graph, mode: str = "framepack") -> World:
+    name = {"framepack": "FramePackI2V_HY", "f1": "FramePack_F1_I2V_HY_20250503"}[mode]
+    model = graph.add("FPReelLoadModel", model=f"lllyasviel/{name}")["model"]
+    clip = graph.add("DualCLIPLoader")["CLIP"]
+    vae = graph.add("FPReelLoadVAE", vae="hunyuan_video_vae_bf16.safetensors")["vae"]
+    encoder = "sigclip_vision_patch14_384.safetensors"
+    vision = graph.add("FPReelLoadImageEncoder", image_encoder=encoder)["clip_vision"]
+    return World(graph, model, clip, vae, vision, toy=False)
+
+
+def toy_world(graph: Graph, mode: str = "framepack") -> World:
+    loaded = graph.add("FPReelLoadSnapshot", model=mode)
+    sockets = (loaded[name] for name in ("model", "clip", "vae", "clip_vision"))
+    return World(graph, *sockets, toy=True)
+
+
+def scene(graph: Graph, title: str | None = None, **choices: Any) -> Node:
+    drawn = {"shape": "circle", "colour": "red", "motion": "right", "scene_seed": 7} | choices
+    return graph.add("FPReelToyWorldScene", title, **drawn)
+
+
+def files(mode: str = "framepack") -> str:
+    name = {"framepack": "FramePackI2V_HY", "f1": "FramePack_F1_I2V_HY_20250503"}[mode]
+    encoders = f"{MODELS}Comfy-Org/HunyuanVideo_repackaged/tree/main/split_files"
+    return (
+        "Files, by folder of ComfyUI/models:\n\n"
+        f"- diffusers: the folder [lllyasviel/{name}]({MODELS}lllyasviel/{name}) (24 GB), with\n"
+        f"  `hf download lllyasviel/{name} --local-dir models/diffusers/lllyasviel/{name}`\n"
+        "- text_encoders: [llava_llama3_fp16.safetensors and clip_l.safetensors]"
+        f"({encoders}/text_encoders)\n"
+        f"- vae: [hunyuan_video_vae_bf16.safetensors]({encoders}/vae)\n"
+        "- clip_vision: [sigclip_vision_patch14_384.safetensors]"
+        f"({MODELS}Comfy-Org/sigclip_vision_384)\n\n"
+    )
+
+
+TOY = (
+    "Toy World is a tiny model that comes with FramePack Reel. It needs no download and no GPU: "
+    "press **Run**.\n\n"
+)
+Build = Callable[[Callable[[str, str], Graph]], Graph]
+
+
+# One image to a video
+
+
+def toyworld_i2v(new: Callable[[str, str], Graph], mode: str = "framepack") -> Graph:
+    name = {"framepack": "i2v", "f1": "f1"}[mode]
+    graph = new(
+        f"toyworld_{name}",
+        f"## Toy World\n{TOY}Choose another shape or motion in *Toy World Scene*. The real model "
+        f"has the same nodes: see the template *framepack_{name}*.",
+    )
+    chosen = {"shape": "square", "colour": "green", "motion": "up", "scene_seed": 2}
+    world, drawn = toy_world(graph, mode), scene(graph, **(chosen if mode == "f1" else {}))
+    graph.column()
+    positive = world.prompt(drawn["prompt"])
+    start = world.start_frame(drawn["image"])
+    plan = graph.add("FPReelPlan", mode=mode, length="sections", sections=2)["plan"]
+    world.save_video(world.sampler(plan, positive, start))
+    return graph
+
+
+def framepack_i2v(new: Callable[[str, str], Graph], mode: str = "framepack") -> Graph:
+    name, title = {"framepack": ("i2v", "FramePack"), "f1": ("f1", "FramePack F1")}[mode]
+    graph = new(
+        f"framepack_{name}",
+        f"## {title}: one image to a video\n{files(mode)}Choose your picture, write what happens "
+        "in it, set the length in *FramePack Plan*, press **Run**. *FramePack Canvas* and "
+        "*FramePack Plan* show the real size and length before the sampler starts.",
+    )
+    world = real_world(graph, mode)
+    image = graph.add("LoadImage")["IMAGE"]
+    graph.column()
+    positive = world.prompt(
+        "The woman turns her head, smiles and waves, her hair moving in the wind."
+    )
+    plan = graph.add("FPReelPlan", mode=mode)["plan"]
+    start = world.start_frame(graph.add("FPReelCanvas", image=image)["image"])
+    world.save_video(world.sampler(plan, positive, start))
+    return graph
+
+
+# End image
+
+
+def toyworld_end_image(new: Callable[[str, str], Graph]) -> Graph:
+    graph = new(
+        "toyworld_end_image",
+        f"## End image\n{TOY}The second scene is the first one after it moved right and then down. "
+        "The prompt only says that it moves: where to is in the end image.",
+    )
+    chosen = {"shape": "triangle", "colour": "blue", "scene_seed": 27}
+    world, start = toy_world(graph), scene(graph, "Start image", **chosen)
+    end = scene(graph, "End image", **chosen, then="down", frame=72)
+    graph.column()
+    positive = world.prompt("a blue triangle moves")
+    first, last = world.start_frame(start["image"]), world.start_frame(end["image"])
+    graph.column()
+    plan = graph.add("FPReelPlan", length="sections", sections=2)["plan"]
+    ended = graph.add("FPReelEndFrame", plan=plan, end_image=last["start_latent"])["plan"]
+    world.save_video(world.sampler(ended, positive, first))
+    return graph
+
+
+def framepack_end_image(new: Callable[[str, str], Graph]) -> Graph:
+    graph = new(
+        "framepack_end_image",
+        f"## FramePack with an end image\n{files()}Choose the first and the last picture of the "
+        "video; *FramePack Canvas* fits both to one size. Only the original model can do this.",
+    )
+    world = real_world(graph)
+    start = graph.add("LoadImage", "Start image")["IMAGE"]
+    end = graph.add("LoadImage", "End image")["IMAGE"]
+    graph.column()
+    positive = world.prompt("The woman stands up, walks to the window and opens it.")
+    canvas = graph.add("FPReelCanvas", image=start, end_image=end)
+    first, last = world.start_frame(canvas["image"]), world.start_frame(canvas["end_image"])
+    graph.column()
+    plan = graph.add("FPReelPlan")["plan"]
+    ended = graph.add("FPReelEndFrame", plan=plan, end_image=last["start_latent"])["plan"]
+    world.save_video(world.sampler(ended, positive, first))
+    return graph
+
+
+# A prompt and an image for each section
+
+
+def guided(graph: Graph, plan: Socket, frames: list[Node], end: Node) -> Socket:
+    """The plan with an image for each section after the first, and the end image."""
+    for index, frame in enumerate(frames, 1):
+        plan = graph.add(
+            "FPReelGuideSections",
+            f"Image of section {index}",
+            plan=plan,
+            sections=str(index),
+            start_image=frame["start_latent"],
+            clip_vision_output=frame["clip_vision_output"],
+        )["plan"]
+    return graph.add("FPReelEndFrame", plan=plan, end_image=end["start_latent"])["plan"]
+
+
+def toyworld_sections(new: Callable[[str, str], Graph]) -> Graph:
+    graph = new(
+        "toyworld_sections",
+        f"## A prompt and an image for each section\n{TOY}Three sections: right, down, left. At "
+        "padding 0 each begins with its own image, and the last one ends with the end image. The "
+        "prompts come from the first scene as one text.",
+    )
+    world = toy_world(graph)
+    chosen = {"shape": "cross", "colour": "magenta", "scene_seed": 23, "then": "down, left"}
+    titles = ("Section 0", "Section 1", "Section 2", "End image")
+    scenes = [scene(graph, title, **chosen, frame=36 * i) for i, title in enumerate(titles)]
+    graph.column()
+    start, *frames, end = (
+        world.start_frame(drawn["image"], title)
+        for drawn, title in zip(scenes, titles, strict=True)
+    )
+    graph.column()
+    plan = graph.add("FPReelPlan", length="sections", sections=3, paddings="0,0,0")["plan"]
+    scheduled = graph.add(
+        "FPReelPromptSchedule", plan=plan, clip=world.clip, prompts=scenes[0]["prompt"]
+    )
+    graph.column()
+    plan = guided(graph, scheduled["plan"], frames, end)
+    world.save_video(world.sampler(plan, scheduled["positive"], start))
+    return graph
+
+
+DOG = (
+    "0:A dog runs towards a thrown ball, catches it, and runs back;;;\n"
+    "1:The dog catches the ball and then runs back towards the viewer;;;\n"
+    "2:The dog runs back towards the viewer holding the ball"
+)
+
+
+def framepack_sections(new: Callable[[str, str], Graph]) -> Graph:
+    graph = new(
+        "framepack_sections",
+        f"## FramePack with a prompt and an image for each section\n{files()}Choose the picture "
+        "that each section begins with, and the one the video ends with. At padding 0 a section "
+        "goes on from its own image; without the paddings the images are references. Sections "
+        "are made from the last to the first, so let each prompt tell what comes after it too.",
+    )
+    world = real_world(graph)
+    titles = ("Section 0: running", "Section 1: catching", "Section 2: running back", "Returned")
+    images = [graph.add("LoadImage", title)["IMAGE"] for title in titles]
+    graph.column()
+    canvas = graph.add("FPReelCanvas", "Sets the size", image=images[0], end_image=images[3])
+    size = {"fit": "exact", "width": canvas["width"], "height": canvas["height"]}
+    fitted = [graph.add("FPReelCanvas", image=image, **size)["image"] for image in images[1:3]]
+    graph.column()
+    pictures = (canvas["image"], *fitted, canvas["end_image"])
+    start, *frames, end = (
+        world.start_frame(picture, title) for picture, title in zip(pictures, titles, strict=True)
+    )
+    graph.column()
+    plan = graph.add("FPReelPlan", length="sections", sections=3, paddings="0,0,0")["plan"]
+    scheduled = graph.add("FPReelPromptSchedule", plan=plan, clip=world.clip, prompts=DOG)
+    graph.column()
+    plan = guided(graph, scheduled["plan"], frames, end)
+    world.save_video(world.sampler(plan, scheduled["positive"], start))
+    return graph
+
+
+# One frame
+
+
+def toyworld_one_frame(new: Callable[[str, str], Graph]) -> Graph:
+    graph = new(
+        "toyworld_one_frame",
+        f"## One frame\n{TOY}One new picture of what the prompt says. A larger *target_index* is "
+        "later in time: the triangle is further on its way.",
+    )
+    chosen = {"shape": "triangle", "colour": "yellow", "scene_seed": 26}
+    world, start = toy_world(graph), scene(graph, **chosen)
+    graph.column()
+    graph.add("PreviewImage", images=start["image"])
+    positive = world.prompt(start["prompt"])
+    frame = world.start_frame(start["image"])
+    controls = graph.add("FPReelControlImage", image=frame["start_latent"])["controls"]
+    world.save_image(world.one_frame(positive, controls, frame))
+    return graph
+
+
+LORA = "Put *LoraLoaderModelOnly* with your LoRA behind *Load FramePack Model*. "
+
+
+def framepack_one_frame(new: Callable[[str, str], Graph]) -> Graph:
+    graph = new(
+        "framepack_one_frame",
+        f"## FramePack, one frame\n{files()}An edit of one picture, as if time passed. A larger "
+        f"*target_index* changes more. {LORA}Its notes say which indices and which of no_2x, "
+        "no_4x and no_post it was trained with.",
+    )
+    world = real_world(graph)
+    image = graph.add("LoadImage")["IMAGE"]
+    graph.column()
+    positive = world.prompt("The woman takes off her glasses and holds them in her hand.")
+    frame = world.start_frame(graph.add("FPReelCanvas", image=image)["image"])
+    controls = graph.add("FPReelControlImage", image=frame["start_latent"])["controls"]
+    world.save_image(world.one_frame(positive, controls, frame))
+    return graph
+
+
+def toyworld_kisekaeichi(new: Callable[[str, str], Graph]) -> Graph:
+    graph = new(
+        "toyworld_kisekaeichi",
+        f"## Kisekaeichi\n{TOY}The new picture takes the scene from the start image (index 0) and "
+        "what the mask keeps of the reference (index 10): where the circle is.",
+    )
+    world, start = toy_world(graph), scene(graph, "Start image")
+    reference = scene(graph, "Reference", scene_seed=4, frame=36)
+    graph.column()
+    graph.add("PreviewImage", "Start image", images=start["image"])
+    graph.add("PreviewImage", "Reference", images=reference["image"])
+    positive = world.prompt("a red circle moves")
+    graph.column()
+    first, second = world.start_frame(start["image"]), world.start_frame(reference["image"])
+    graph.column()
+    controls = graph.add("FPReelControlImage", "Start", image=first["start_latent"])["controls"]
+    controls = graph.add(
+        "FPReelControlImage",
+        "Reference",
+        image=second["start_latent"],
+        index=10,
+        mask=reference["mask"],
+        masked_part="kept",
+        controls=controls,
+    )["controls"]
+    latent = world.one_frame(positive, controls, first, no_post=True)
+    world.save_image(latent)
+    return graph
+
+
+def framepack_kisekaeichi(new: Callable[[str, str], Graph]) -> Graph:
+    graph = new(
+        "framepack_kisekaeichi",
+        f"## FramePack kisekaeichi: other clothes from a reference\n{files()}Choose a person and a "
+        "reference. Right-click a picture, open the mask editor and paint what is not to be seen: "
+        "the old clothes of the person, and of the reference all but the clothes. Transparent "
+        f"pixels count as painted. {LORA}",
+    )
+    world = real_world(graph)
+    person, other = graph.add("LoadImage", "Person"), graph.add("LoadImage", "Reference")
+    graph.column()
+    positive = world.prompt("The woman wears the dress.")
+    canvas = graph.add("FPReelCanvas", image=person["IMAGE"], end_image=other["IMAGE"])
+    first = world.start_frame(canvas["image"], "Person")
+    second = world.start_frame(canvas["end_image"], "Reference")
+    graph.column()
+    controls = graph.add(
+        "FPReelControlImage", "Person", image=first["start_latent"], mask=person["MASK"]
+    )["controls"]
+    controls = graph.add(
+        "FPReelControlImage",
+        "Reference",
+        image=second["start_latent"],
+        index=10,
+        mask=other["MASK"],
+        controls=controls,
+    )["controls"]
+    chosen = {"target_index": 1, "no_2x": True, "no_4x": True, "no_post": True}
+    world.save_image(world.one_frame(positive, controls, first, **chosen))
+    return graph
+
+
+def toyworld_1f_mc(new: Callable[[str, str], Graph]) -> Graph:
+    graph = new(
+        "toyworld_1f_mc",
+        f"## 1f-mc: one frame from several pictures\n{TOY}The two control images stand at the "
+        "indices 0 and 1, the new picture at 9: it goes on from both.",
+    )
+    chosen = {"colour": "cyan", "scene_seed": 3}
+    world, first = toy_world(graph), scene(graph, "First picture", **chosen)
+    second = scene(graph, "Second picture", **chosen, frame=4)
+    graph.column()
+    graph.add("PreviewImage", "First picture", images=first["image"])
+    graph.add("PreviewImage", "Second picture", images=second["image"])
+    positive = world.prompt(first["prompt"])
+    graph.column()
+    frames = [world.start_frame(drawn["image"]) for drawn in (first, second)]
+    graph.column()
+    controls = graph.add("FPReelControlImage", image=frames[0]["start_latent"])["controls"]
+    controls = graph.add(
+        "FPReelControlImage", image=frames[1]["start_latent"], index=1, controls=controls
+    )["controls"]
+    world.save_image(world.one_frame(positive, controls, frames[0], no_2x=True, no_4x=True))
+    return graph
+
+
+def framepack_1f_mc(new: Callable[[str, str], Graph]) -> Graph:
+    graph = new(
+        "framepack_1f_mc",
+        f"## FramePack 1f-mc: one frame from several pictures\n{files()}The control images stand "
+        "at the indices 0 and 1, the new picture at 9. Chain one more *FramePack Control Image* "
+        f"for each further picture. {LORA}",
+    )
+    world = real_world(graph)
+    first, second = (
+        graph.add("LoadImage", title)["IMAGE"] for title in ("First picture", "Second picture")
+    )
+    graph.column()
+    positive = world.prompt("The girl wears a school uniform.")
+    canvas = graph.add("FPReelCanvas", image=first, end_image=second)
+    frames = [world.start_frame(canvas[name]) for name in ("image", "end_image")]
+    graph.column()
+    controls = graph.add("FPReelControlImage", image=frames[0]["start_latent"])["controls"]
+    controls = graph.add(
+        "FPReelControlImage", image=frames[1]["start_latent"], index=1, controls=controls
+    )["controls"]
+    world.save_image(world.one_frame(positive, controls, frames[0], no_2x=True, no_4x=True))
+    return graph
+
+
+# Batch
+
+
+def toyworld_batch(new: Callable[[str, str], Graph]) -> Graph:
+    graph = new(
+        "toyworld_batch",
+        f"## Batch from a prompt file\n{TOY}Each line of *FramePack Prompt File* becomes a video: "
+        "all nodes behind it run once a line, the models are loaded once.",
+    )
+    world, drawn = toy_world(graph), scene(graph, colour="yellow", scene_seed=29)
+    lines = (
+        "# prompt --vs sections --d seed --s steps\n"
+        "a yellow circle moves right --d 1\n"
+        "a yellow circle moves up --d 2\n"
+        "a yellow circle grows --d 3 --s 12"
+    )
+    graph.column()
+    batch = graph.add(
+        "FPReelPromptFile",
+        image=drawn["image"],
+        lines=lines,
+        width=64,
+        height=64,
+        sections=1,
+        steps=20,
+    )
+    graph.column()
+    positive = world.prompt(batch["prompt"])
+    start = world.start_frame(batch["image"])
+    plan = graph.add("FPReelPlan", length="sections", sections=batch["sections"])["plan"]
+    more = {name: batch[name] for name in ("seed", "steps")}
+    world.save_video(world.sampler(plan, positive, start, **more))
+    return graph
+
+
+def framepack_batch(new: Callable[[str, str], Graph]) -> Graph:
+    graph = new(
+        "framepack_batch",
+        f"## FramePack, batch from a prompt file\n{files()}Write one video a line, or choose a "
+        ".txt file of ComfyUI's input folder. Pictures named with --i lie in that folder; lines "
+        "without one take the picture below. What a line does not say comes from the widgets.",
+    )
+    world = real_world(graph)
+    image = graph.add("LoadImage", "Where a line has no --i")["IMAGE"]
+    lines = (
+        "The cat yawns and stretches. --vs 2 --d 1\n"
+        "The cat jumps off the chair. --w 832 --h 480 --vs 3 --d 42 --s 20"
+    )
+    graph.column()
+    batch = graph.add("FPReelPromptFile", image=image, lines=lines)
+    graph.column()
+    positive = world.prompt(batch["prompt"])
+    negative = world.prompt(batch["negative"], "Negative (--n, with --l)")
+    size = {"width": batch["width"], "height": batch["height"]}
+    canvas = graph.add("FPReelCanvas", image=batch["image"], fit="exact", **size)
+    start = world.start_frame(canvas["image"])
+    plan = graph.add("FPReelPlan", length="sections", sections=batch["sections"])["plan"]
+    more = {name: batch[name] for name in ("seed", "steps", "cfg", "shift")}
+    world.save_video(world.sampler(plan, positive, start, negative=negative, **more))
+    return graph
+
+
+# Extension
+
+
+def toyworld_extend(new: Callable[[str, str], Graph]) -> Graph:
+    graph = new(
+        "toyworld_extend",
+        f"## Extend a video\n{TOY}The clip of the scene, where the square moves right, goes on "
+        "for two sections in which it moves down. F1 sees the frames before; the original model "
+        "can also make what comes before a video.",
+    )
+    chosen = {"shape": "square", "colour": "blue", "scene_seed": 22}
+    world, drawn = toy_world(graph, "f1"), scene(graph, **chosen)
+    graph.column()
+    positive = world.prompt("a blue square moves down")
+    start = world.start_frame(drawn["image"])
+    existing = graph.add("VAEEncode", pixels=drawn["clip"], vae=world.vae)["LATENT"]
+    plan = graph.add("FPReelPlan", mode="f1", length="sections", sections=2)["plan"]
+    world.save_video(world.sampler(plan, positive, start, existing=existing))
+    return graph
+
+
+def framepack_extend(new: Callable[[str, str], Graph]) -> Graph:
+    graph = new(
+        "framepack_extend",
+        f"## FramePack F1, extend a video\n{files('f1')}Choose a video of 30 frames a second and "
+        "say in *ImageFromBatch* which frames of it to go on from: 36 n + 1 of them, such as 73. "
+        "*Load FramePack Latent* in place of *VAE Encode* extends an earlier run without a loss.",
+    )
+    world = real_world(graph, "f1")
+    video = graph.add("LoadVideo")["VIDEO"]
+    graph.column()
+    positive = world.prompt("The cat walks on through the grass.")
+    frames = graph.add("GetVideoComponents", video=video)["images"]
+    fitted = graph.add("FPReelCanvas", image=frames)["image"]
+    cut = graph.add("ImageFromBatch", image=fitted, length=73)["IMAGE"]
+    graph.column()
+    existing = graph.add("VAEEncode", pixels=cut, vae=world.vae)["LATENT"]
+    start = world.start_frame(cut)
+    plan = graph.add("FPReelPlan", mode="f1", length="sections", sections=2)["plan"]
+    world.save_video(world.sampler(plan, positive, start, existing=existing))
+    return graph
+
+
+def workflows(node_info: dict[str, Any]) -> Iterator[Graph]:
+    def new(name: str, note: str) -> Graph:
+        return Graph(name, note, node_info)
+
+    for mode in ("framepack", "f1"):
+        yield toyworld_i2v(new, mode)
+        yield framepack_i2v(new, mode)
+    yield from (build(new) for build in BUILDS)
+
+
+BUILDS: tuple[Build, ...] = (
+    toyworld_end_image,
+    framepack_end_image,
+    toyworld_sections,
+    framepack_sections,
+    toyworld_one_frame,
+    framepack_one_frame,
+    toyworld_kisekaeichi,
+    framepack_kisekaeichi,
+    toyworld_1f_mc,
+    framepack_1f_mc,
+    toyworld_batch,
+    framepack_batch,
+    toyworld_extend,
+    framepack_extend,
+)
+
+
+def main() -> None:
+    comfy = find_comfyui()
+    if isinstance(comfy, str):
+        raise SystemExit(comfy)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        serve(comfy, make_base(Path(folder) / "base")) as server,
+    ):
+        node_info = server.get("/object_info")
+    for graph in workflows(node_info):
+        path = FOLDER / f"{graph.name}.json"
+        path.write_text(json.dumps(graph.to_json(), indent=2) + "\n", encoding="utf-8")
+        print(path.name)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,44 @@
+"""Run all functions named check_* in one ComfyUI process: ROOT BASE REPORT [CHECK...].
+
+The report says how each ended and what it measured.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import traceback
+from pathlib import Path
+
+import inside  # first: it makes ComfyUI importable
+
+# isort: split
+import checks_guidance
+import checks_nodes
+import torch
+
+
+def main() -> None:
+    report_path, *chosen = inside.ARGUMENTS
+    inside.start()
+    checks = {
+        name.removeprefix("check_"): function
+        for module in (checks_nodes, checks_guidance)
+        for name, function in vars(module).items()
+        if name.startswith("check_")
+    }
+    report = {}
+    for name, check in checks.items():
+        if chosen and name not in chosen:
+            continue
+        start = time.monotonic()
+        try:
+            with torch.inference_mode():  # as ComfyUI's executor does
+                outcome = {"ok": True, "measured": check()}
+        except Exception:
+            outcome = {"ok": False, "error": traceback.format_exc()}
+        report[name] = outcome | {"seconds": round(time.monotonic() - start, 2)}
+    Path(report_path).write_text(json.dumps(report, indent=1, default=str), encoding="utf-8")
+
+
+main()
