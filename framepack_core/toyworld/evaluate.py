@@ -7,8 +7,9 @@ whether it is met. Clips are drawn from seeds that no training has used.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import get_args
 
@@ -25,8 +26,9 @@ from ..models.vae import AutoencoderKL
 from ..runtime.device import default_device, parse_device
 from ..sampling.decode import decode_sections
 from ..sampling.flow import FlowDenoiser, Guided
-from ..sampling.generate import SamplerConfig, generate, unipc_sampler
-from ..sampling.sections import WINDOW, Mode, plan_video
+from ..sampling.generate import SamplerConfig, SampleSection, generate, unipc_sampler
+from ..sampling.plan import Mode, Plan
+from ..sampling.sections import WINDOW, plan_video
 from ..weights.layouts import F1_FOLDER
 from . import SNAPSHOT, render
 from .tracker import Track, motion, track
@@ -89,7 +91,6 @@ class Video:
         return (self.pixels.shape[2] - 1) // render.SECTION_FRAMES
 
 
-@torch.no_grad()
 def make_videos(
     toy: Toy,
     mode: Mode,
@@ -102,21 +103,60 @@ def make_videos(
     ends: Tensor | None = None,
 ) -> Video:
     """Videos of start images uint8 [B, 64, 64, 3], one prompt each; ends: end images alike."""
-    conditions = [toy.text_encoders.encode(prompt) for prompt in prompts]
-    embeds = [toy.image_encoder.encode(image.numpy()) for image in starts]
-    guided = Guided(join_texts(conditions, toy), torch.cat(embeds).to(toy.device, toy.dtype))
-    denoiser = FlowDenoiser(toy.dits[mode], toy.dtype)
-    sample = unipc_sampler(denoiser, guided, SamplerConfig(steps))
     plan = plan_video(mode, sections)
     if ends is not None:
-        plan = plan.with_end(encode_images(toy, ends))
-    latents = generate(plan, sample, encode_images(toy, starts), list(seeds))
+        plan = plan.with_end(ends)
+    return make_planned(toy, plan, starts, prompts, seeds, steps=steps)
+
+
+@torch.no_grad()
+def make_planned(
+    toy: Toy,
+    plan: Plan,
+    starts: Tensor,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    *,
+    steps: int = 25,
+) -> Video:
+    """Videos of a plan whose handles hold one of each case, as `starts` and `prompts` do."""
+    latents = make_latents(toy, plan, starts, prompts, seeds, steps)
 
     def decode(chunk: Tensor) -> Tensor:
         return toy.vae.decode(chunk.to(toy.dtype)).float()
 
     pixels = torch.cat(list(decode_sections(decode, latents, WINDOW)), dim=2).clamp(-1, 1)
     return Video(pixels, track(pixels))
+
+
+@torch.no_grad()
+def make_latents(
+    toy: Toy, plan: Plan, starts: Tensor, prompts: Sequence[str], seeds: Sequence[int], steps: int
+) -> Tensor:
+    """The latents [B, 16, 1 + n W, 8, 8] of `make_planned`."""
+    sample = sampler(toy, plan.mode, starts, prompts, steps)
+    encode = {"image": encode_images, "image_embeds": encode_embeds, "prompt": encode_prompts}
+    plan = plan.encoded(**{name: partial(function, toy) for name, function in encode.items()})
+    return generate(plan, sample, encode_images(toy, starts), list(seeds))
+
+
+def sampler(
+    toy: Toy, mode: Mode, seen: Tensor, prompts: Sequence[str], steps: int
+) -> SampleSection:
+    """Sections for the prompts, the image encoder seeing pictures uint8 [B, 64, 64, 3]."""
+    guided = Guided(encode_prompts(toy, prompts), encode_embeds(toy, seen))
+    return unipc_sampler(FlowDenoiser(toy.dits[mode], toy.dtype), guided, SamplerConfig(steps))
+
+
+def encode_prompts(toy: Toy, prompts: Sequence[str]) -> TextCondition:
+    """Prompts as one masked batch."""
+    return join_texts([toy.text_encoders.encode(prompt) for prompt in prompts], toy)
+
+
+def encode_embeds(toy: Toy, images: Tensor) -> Tensor:
+    """What the image encoder says [B, N, C] of pictures uint8 [B, 64, 64, 3]."""
+    embeds = [toy.image_encoder.encode(image.numpy()) for image in images]
+    return torch.cat(embeds).to(toy.device, toy.dtype)
 
 
 def encode_images(toy: Toy, images: Tensor) -> Tensor:
@@ -302,7 +342,12 @@ def _share(flags: Iterator[bool]) -> float:
     return sum(values) / len(values)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+Evaluation = Callable[[Toy, int, Sequence[Mode], int], Iterator[Measure]]
+"""Measures of a snapshot by cases, modes and steps."""
+
+
+def main(argv: Sequence[str] | None = None, evaluation: Evaluation = evaluate) -> None:
+    """Print an evaluation's table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cases", type=int, default=64)
     parser.add_argument("--steps", type=int, default=25)
@@ -313,7 +358,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     device = parse_device(args.device) if args.device else default_device()
     toy = Toy.load(args.snapshot, device)
     print(f"{args.snapshot.name}, {args.cases} held-out cases each, {args.steps} steps, {device}")
-    for measure in evaluate(toy, args.cases, args.modes, args.steps):
+    for measure in evaluation(toy, args.cases, args.modes, args.steps):
         print(measure, flush=True)
 
 
