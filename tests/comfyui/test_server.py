@@ -122,7 +122,7 @@ MADE = {  # frames of each picture and video that a workflow shows
 SHOWN = {  # on nodes of a workflow
     "toyworld_sections": {
         "FPReelPlan": "framepack: 109 frames, 3.63 s at 30 fps, 3 sections of 36 frames",
-        "FPReelPromptSchedule": "section 1, frames 37-72 (1.23-2.40 s), padding 0, prompt 'a magenta",
+        "FPReelPromptSchedule": "section 1, frames 37-72 (1.23-2.40 s), padding 0, prompt 'a",
         "FPReelGuideSections": "image of its own",
         "FPReelEndFrame": "persistent, strength 1",
     },

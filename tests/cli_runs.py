@@ -1,0 +1,64 @@
+"""Small command lines on the built-in model, shared by the tests of the command line."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from torch import Tensor
+
+from framepack_core.cli import build_parser, main, with_values
+from framepack_core.runtime.images import save_png
+from framepack_core.sampling.latents import load_latents
+
+WIDTH, HEIGHT = 32, 16
+SMALL = "--snapshot toyworld --seed 1 --video_size 16 32 --latent_window_size 1 --infer_steps 2 \
+    --device cpu --output_type latent"
+
+
+def picture(path: Path, seed: int = 0, size: tuple[int, int] = (HEIGHT, WIDTH)) -> str:
+    """A picture of noise in a new file."""
+    save_png(path, np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8))
+    return str(path)
+
+
+def small(command: str, out: Path, *options: str) -> list[str]:
+    """A command line with small settings, which `options` may replace."""
+    return [command, *SMALL.split(), "--save_path", str(out), *options]
+
+
+def parse(command: list[str]) -> Namespace:
+    return build_parser().parse_args(with_values(command))
+
+
+def files(command: list[str], capsys: pytest.CaptureFixture[str]) -> list[Path]:
+    """The files that a command says it made."""
+    assert main(command) == 0
+    return paths(capsys.readouterr().out)
+
+
+def paths(output: str) -> list[Path]:
+    """The lines of an output that are paths."""
+    lines = output.splitlines()
+    return [Path(line) for line in lines if line.startswith("/") or ":\\" in line]
+
+
+def latents(command: list[str], capsys: pytest.CaptureFixture[str]) -> Tensor:
+    """The latents that a command makes."""
+    [path] = files(command, capsys)
+    return load_latents(path)[0]
+
+
+def failure(command: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line that a refused command leaves on stderr."""
+    try:
+        code = main(command)
+    except SystemExit as stopped:
+        code = stopped.code
+    lines = capsys.readouterr().err.splitlines()
+    assert code == 2
+    assert len(lines) == 1
+    assert lines[0].startswith("error: ")
+    return lines[0]
