@@ -33,7 +33,7 @@ def cpu_index() -> list[str]:
 
 
 def main() -> None:
-    if sys.version_info < (3, 10):
+    if sys.version_info < (3, 10):  # noqa: UP036 (it may be started by any Python)
         sys.exit(f"error: Python 3.10 or newer is needed, this is {platform.python_version()}")
     target = Path(sys.argv[1])
     print(f"setting up {target} (once; PyTorch is the large part)", flush=True)

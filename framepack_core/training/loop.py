@@ -103,6 +103,7 @@ def train(
             except BaseException:
                 run.rescue()
                 raise
+    run.workers.leave()
     return TrainResult(config.adapter_path, run.adapters, [e["loss"] for e in run.progress.log])
 
 

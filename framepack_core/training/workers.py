@@ -20,6 +20,7 @@ class Workers:
 
     rank: int = 0
     count: int = 1
+    joined: bool = False  # here, and so to be left here
 
     @classmethod
     def join(cls, device: torch.device) -> Workers:
@@ -27,9 +28,16 @@ class Workers:
         count = int(os.environ.get("WORLD_SIZE", "1"))
         if count == 1:
             return cls()
-        if not dist.is_initialized():
+        joining = not dist.is_initialized()
+        if joining:
             dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-        return cls(dist.get_rank(), count)
+        return cls(dist.get_rank(), count, joining)
+
+    def leave(self) -> None:
+        """Part from the other processes once all are done: a process that only exits may abort."""
+        if self.joined:
+            dist.barrier()
+            dist.destroy_process_group()
 
     @property
     def is_main(self) -> bool:
