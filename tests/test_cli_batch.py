@@ -16,6 +16,7 @@ from framepack_core.cli import batch, interactive, main
 from framepack_core.cli import models as cli_models
 from framepack_core.cli.request import Request
 from framepack_core.models.text import TextEncoders
+from framepack_core.runtime.errors import FramePackError
 from framepack_core.sampling import generate
 from framepack_core.sampling.latents import load_latents
 from framepack_core.sampling.prompt_lines import parse_prompt_line
@@ -190,6 +191,13 @@ def test_every_inline_option_reaches_the_request(
     config = request.sampler.step_cache.keywords["config"]
     assert (config.retention, config.threshold, config.max_skips) == (0.5, 0.2, 3)
     assert len(Request.from_args(line_args(command, "x --vs 3 --g 2")).scene.plan.sections) == 3
+
+
+def test_a_line_of_options_takes_the_prompt_of_the_command_line(command: list[str]) -> None:
+    request = Request.from_args(line_args([*command, "--prompt", "a cat"], "--d 5"))
+    assert (request.scene.prompt, request.seed) == ("a cat", 5)
+    with pytest.raises(FramePackError, match="--prompt is missing"):
+        Request.from_args(line_args(command, "--d 5"))
 
 
 def test_an_inline_edit(tmp_path: Path, command: list[str], image: str) -> None:

@@ -22,9 +22,9 @@ def toy() -> Iterator[Toy]:
         yield Toy.load(SNAPSHOT, torch.device("cpu"))
 
 
-@pytest.mark.parametrize("plan", [plan_framepack(3, paddings=[0] * 3), plan_f1(3)])
+@pytest.mark.parametrize("plan", [plan_framepack(2, paddings=[0] * 2), plan_f1(2)])
 def test_sections_follow_prompts_of_their_own(toy: Toy, plan: Plan) -> None:
-    assert measures.sections_that_follow(toy, STEPS, plan, 0, CASES).tolist() == [[True] * 3]
+    assert measures.sections_that_follow(toy, STEPS, plan, 0, CASES).tolist() == [[True, True]]
 
 
 def test_a_section_image_places_the_shape(toy: Toy) -> None:
@@ -32,7 +32,7 @@ def test_a_section_image_places_the_shape(toy: Toy) -> None:
 
 
 def test_an_end_image_draws_the_shape_by_its_strength(toy: Toy) -> None:
-    [[none, half, full]] = measures.end_errors(toy, 4, 2, 1).tolist()
+    [[none, half, full]] = measures.end_errors(toy, 4, 1, 2, 1).tolist()
     assert none > 5 > half > full and full < 1
 
 

@@ -21,11 +21,7 @@ MENDABLE = 2  # exit code for what the user can mend
 INTERRUPTED = 130
 
 COMMANDS = (
-    (
-        "generate",
-        "make a video or an edited frame",
-        add_generate_arguments,
-    ),
+    ("generate", "make a video or an edited frame", add_generate_arguments),
     ("batch", "make one for each line of a file", add_batch_arguments),
     ("interactive", "make one for each line typed", add_interactive_arguments),
     ("extend", "go on with a video", add_extend_arguments),

@@ -46,7 +46,10 @@ def read_lines(path: str) -> list[tuple[int, PromptLine]]:
 
 def with_line(args: Namespace, line: PromptLine) -> Namespace:
     """The command line's options, with those of a prompt line in their place."""
-    return Namespace(**{**vars(args), **line.settings(args.video_size)})
+    given = line.settings(args.video_size)
+    if not line.prompt:
+        del given["prompt"]
+    return Namespace(**{**vars(args), **given})
 
 
 def make_lines(

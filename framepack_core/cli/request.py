@@ -112,13 +112,7 @@ class Request:
         return {key: str(value) for key, value in settings.items()}
 
 
-def _settings(args: Namespace) -> dict[str, str]:
-    """Options that are noted as they were written."""
-    given = {name: getattr(args, name) for name in NOTED}
-    return {"mode": mode(args)} | {n: str(value) for n, value in given.items() if value is not None}
-
-
-NOTED = (
+_NOTED = (
     "prompt",
     "negative_prompt",
     "custom_system_prompt",
@@ -129,6 +123,14 @@ NOTED = (
     "end_image_policy",
     "one_frame_inference",
 )
+
+
+def _settings(args: Namespace) -> dict[str, str]:
+    """Options that are noted as they were written."""
+    given = {name: getattr(args, name) for name in _NOTED}
+    return {"mode": _mode(args)} | {
+        n: str(value) for n, value in given.items() if value is not None
+    }
 
 
 def read_scene(args: Namespace) -> Scene:
@@ -147,15 +149,15 @@ def read_scene(args: Namespace) -> Scene:
 
 def require(args: Namespace, option: str, why: str = "") -> None:
     """Refuse to go on without an option."""
-    if not getattr(args, option):
+    if getattr(args, option) is None:
         raise FramePackError(f"--{option} is missing{why}")
 
 
-def mode(args: Namespace) -> str:
+def _mode(args: Namespace) -> str:
     return "f1" if args.f1 else "framepack"
 
 
-def window(args: Namespace) -> int:
+def _window(args: Namespace) -> int:
     return WINDOW if args.latent_window_size is None else args.latent_window_size
 
 
@@ -172,7 +174,7 @@ def _read_video(args: Namespace) -> Video:
 def _read_edit(args: Namespace) -> OneFrameEdit:
     options = parse_one_frame(args.one_frame_inference, "--one_frame_inference")
     controls, size = load_controls(args)
-    section = plan_one_frame(options, len(controls), window(args))
+    section = plan_one_frame(options, len(controls), _window(args))
     [path] = parse_spec(args.image_path, "--image_path").resolve(1)
     [prompt] = parse_spec(args.prompt, "--prompt").resolve(1)
     if path is None and not controls:
@@ -182,18 +184,18 @@ def _read_edit(args: Namespace) -> OneFrameEdit:
         )
     image = controls[0].picture if path is None else None
     image = image or Picture.load(path, size or size_of_video(args, path))
-    return OneFrameEdit(section, prompt, image, tuple(controls), window(args))
+    return OneFrameEdit(section, prompt, image, tuple(controls), _window(args))
 
 
 def read_plan(args: Namespace) -> Plan:
     """The plan with the texts and paths of its sections."""
     count = args.video_sections
     if count is None:
-        count = sections_for_seconds(args.video_seconds or DEFAULT_SECONDS, window(args))
+        count = sections_for_seconds(args.video_seconds or DEFAULT_SECONDS, _window(args))
     paddings = None
     if args.latent_paddings is not None:
         paddings = parse_paddings(args.latent_paddings, "--latent_paddings")
-    plan = plan_video(mode(args), count, window(args), paddings)
+    plan = plan_video(_mode(args), count, _window(args), paddings)
     plan = plan.scheduled(parse_spec(args.prompt, "--prompt"), "prompt")
     plan = plan.scheduled(parse_spec(args.image_path, "--image_path"), "image", "image_embeds")
     plan = _with_numbers(plan, "seed", parse_spec(args.section_seeds, "--section_seeds"), int)

@@ -33,7 +33,7 @@ from .evaluate import (
 )
 from .tracker import Track, motion, track
 
-BATCH = 16  # cases made at once
+BATCH = 8  # cases made at once: their videos fit into 4 GB
 SECTIONS = 4
 DECODED_OVER_A_CUT = 4
 """Frames at the beginning of a section that show both sides of a cut: those of one latent."""
@@ -68,7 +68,7 @@ def _section_measures(toy: Toy, plan: Plan, cases: int, steps: int) -> Iterator[
 
 
 def _end_measures(toy: Toy, cases: int, steps: int) -> Iterator[Measure]:
-    errors = _over(cases, end_errors, toy, steps).mean(dim=0).tolist()
+    errors = _over(cases, end_errors, toy, steps, 2).mean(dim=0).tolist()
     for (weak, strong), (a, b) in zip(pairwise(STRENGTHS), pairwise(errors), strict=True):
         name = f"end image: error at strength {strong:g} ({b:.2f} px) over {weak:g} ({a:.2f} px)"
         yield Measure(name, b / max(a, 1e-6), 1, at_most=True, percent=False)
@@ -144,15 +144,15 @@ def section_images(toy: Toy, steps: int, first: int, cases: int) -> Tensor:
     return error.amax(dim=1) <= END_ERROR
 
 
-def end_errors(toy: Toy, steps: int, first: int, cases: int) -> Tensor:
+def end_errors(toy: Toy, steps: int, sections: int, first: int, cases: int) -> Tensor:
     """Pixels between the last frame's shape and the end image's [cases, strengths]."""
-    clips = render.draw(_seeds(first + 230_000, cases), 2, "travel")
+    clips = render.draw(_seeds(first + 230_000, cases), sections, "travel")
     prompts = [texts[0] for texts in render.captions(clips)]
     starts, ends = render.start_image(clips), render.end_image(clips)
     goal = clips.track[:, -1, :2].float()
     errors = []
     for strength in STRENGTHS:
-        plan = plan_framepack(2).with_end(ends, strength=strength)
+        plan = plan_framepack(sections).with_end(ends, strength=strength)
         video = make_planned(toy, plan, starts, prompts, _noise_seeds(clips), steps=steps)
         errors.append((video.track.position[:, -1].cpu() - goal).norm(dim=-1))
     return torch.stack(errors, dim=1)
