@@ -138,15 +138,18 @@ class PromptFile(io.ComfyNode):
             flow_shift=0.0,
         )
 
-        rows = [
-            _of_line(number, _row, number, text, defaults, image, end_image)
-            for number, text in _lines(source, lines)
-        ]
-        return io.NodeOutput(*(list(column) for column in zip(*rows, strict=True)))
+        parsed = {number: _of_line(number, _read, text) for number, text in _lines(source, lines)}
+        rows = [_of_line(number, _settings, line, defaults) for number, line in parsed.items()]
+        prompt, negative, *numbers = (list(column) for column in zip(*rows, strict=True))
+        images = _pictures({n: line.image_path for n, line in parsed.items()}, "i", image)
+        ends = _pictures({n: line.end_image_path for n, line in parsed.items()}, "ei", end_image)
+        return io.NodeOutput(prompt, negative, images, ends, *numbers)
 
     @classmethod
-    def fingerprint_inputs(cls, source: str, lines: str, **inputs: Any) -> list[Any]:
+    def fingerprint_inputs(cls, source: str | None, lines: str | None, **inputs: Any) -> list[Any]:
         """The text, and when its pictures were last changed."""
+        if source is None or lines is None:  # linked: ComfyUI compares where they come from
+            return []
         found = _lines(source, lines)
         parsed = [_of_line(number, _read, text) for number, text in found]
         names = [name for line in parsed for name in (line.image_path, line.end_image_path) if name]
@@ -184,28 +187,20 @@ def _read(text: str) -> PromptLine:
     return line
 
 
-def _row(
-    number: int,
-    text: str,
-    defaults: PromptLine,
-    image: Tensor | None,
-    end_image: Tensor | None,
-) -> tuple[Any, ...]:
-    """The node's outputs for one line."""
-    line = given_fields(defaults) | given_fields(_read(text))
-    check_size(line["width"], line["height"])
+def _settings(line: PromptLine, defaults: PromptLine) -> tuple[Any, ...]:
+    """The node's outputs for one line but for its pictures."""
+    given = given_fields(defaults) | given_fields(line)
+    check_size(given["width"], given["height"])
     return (
-        line["prompt"],
-        line["negative_prompt"],
-        _picture(line.get("image_path"), image, f"line {number} has no --i"),
-        _picture(line.get("end_image_path"), end_image, f"line {number} has no --ei"),
-        line["width"],
-        line["height"],
-        _sections(line),
-        line["seed"],
-        line["infer_steps"],
-        line["guidance_scale"],
-        line["flow_shift"],
+        given["prompt"],
+        given["negative_prompt"],
+        given["width"],
+        given["height"],
+        _sections(given),
+        given["seed"],
+        given["infer_steps"],
+        given["guidance_scale"],
+        given["flow_shift"],
     )
 
 
@@ -216,10 +211,24 @@ def _sections(line: dict[str, Any]) -> int:
     return line["video_sections"]
 
 
-def _picture(name: str | None, default: Tensor | None, problem: str) -> Any:
-    """An image of ComfyUI's input folder, or the default; without both only what uses it stops."""
-    if name is not None:
-        return to_image(load_image(input_path(name))[None])
-    if default is not None:
-        return default
-    return ExecutionBlocker(f"{problem}, and none is connected to FramePack Prompt File")
+def _pictures(names: dict[int, str | None], option: str, default: Tensor | None) -> list[Any]:
+    """The image of each line: its own, of ComfyUI's input folder, or the default.
+
+    Where there is no image at all, only what uses this output is stopped.
+    """
+    missing = [number for number, name in names.items() if name is None and default is None]
+    if len(missing) == len(names):
+        problem = f"no line has --{option} and no image is connected to FramePack Prompt File"
+        return [ExecutionBlocker(problem)] * len(names)
+    if missing:
+        raise FramePackError(
+            f"line {missing[0]}: no --{option}, which other lines have; give one to every line, or "
+            "connect an image for those without"
+        )
+    return [
+        default if name is None else _of_line(number, _load, name) for number, name in names.items()
+    ]
+
+
+def _load(name: str) -> Tensor:
+    return to_image(load_image(input_path(name))[None])
