@@ -20,7 +20,7 @@ from ..framepack_core.sampling.one_frame import (
 )
 from ..framepack_core.sampling.sections import LATENT_STRIDE, MAX_WINDOW, WINDOW
 from .host import RunProgress, show_text, to_image_latent, to_latent
-from .section_run import Settings, section_run, setting_inputs
+from .section_run import Settings, check_mode, section_run, setting_inputs
 from .types import CATEGORY, ControlsSocket, advanced, schema
 
 HIDDEN, KEPT = "hidden", "kept"
@@ -227,6 +227,7 @@ class MakeOneFrame(io.ComfyNode):
             clip_vision_output,
             negative,
         )
+        check_mode(model, "framepack", "one frame needs")
         latent = generate_one_frame(section, run, latents, run.settings.seed)
         text = describe_one_frame(section, len(controls))
         show_text(cls.hidden.unique_id, text)

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 from functools import partial
 from typing import Any, get_args
 
 from comfy_api.latest import io
 
-from ..framepack_core.runtime.errors import FramePackError
 from ..framepack_core.sampling.generate import extend, generate
 from ..framepack_core.sampling.plan import Direction, Plan
 from .host import WINDOW_KEY, RunProgress, to_image_latent, to_latent, to_latents
-from .section_run import Settings, image_embeds, section_run, setting_inputs
+from .section_run import Settings, check_mode, image_embeds, section_run, setting_inputs
 from .types import CATEGORY, PlanSocket, advanced, schema
-
-logger = logging.getLogger(__name__)
 
 
 class Sampler(io.ComfyNode):
@@ -108,7 +104,7 @@ class Sampler(io.ComfyNode):
             clip_vision_output,
             negative,
         )
-        check_mode(model, plan)
+        check_mode(model, plan.mode, "FramePack Plan says")
         plan, seed = encoded(plan, model), run.settings.seed
         if existing is None:
             latents = generate(plan, run, start, seed)
@@ -125,15 +121,3 @@ def encoded(plan: Plan, model: Any) -> Plan:
         image=lambda guide: guide.value,
         image_embeds=lambda guide: image_embeds(model, guide.value),
     )
-
-
-def check_mode(model: Any, plan: Plan) -> None:
-    """Refuse a plan of the other mode, or warn where only the model's file name speaks of it."""
-    known = model.model.trained_for
-    if known is None or known.mode == plan.mode:
-        return
-    problem = f"plan: its mode is {plan.mode}, but the model is {known.mode}"
-    advice = f"choose {known.mode} in FramePack Plan, or load the {plan.mode} model"
-    if known.certain:
-        raise FramePackError(f"{problem}; {advice}")
-    logger.warning("%s by its name; if the video falls apart, %s", problem, advice)

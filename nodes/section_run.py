@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from tqdm.auto import tqdm
 from ..framepack_core.runtime.errors import FramePackError
 from ..framepack_core.sampling.flow import GUIDANCE, RopeScaling, combine_cfg
 from ..framepack_core.sampling.generate import SamplerConfig, SectionTask
-from ..framepack_core.sampling.plan import Section
+from ..framepack_core.sampling.plan import Mode, Section
 from ..framepack_core.sampling.step_cache import (
     MagCache,
     MagCacheConfig,
@@ -29,6 +30,8 @@ from ..framepack_core.sampling.unipc import Variant, sample_unipc
 from .host import RunProgress
 from .model import LATENT_SCALE, ROPE_SCALING, STEP_CACHE, FramePackModel, section_conditions
 from .types import advanced
+
+logger = logging.getLogger(__name__)
 
 CACHES: dict[str, Callable[[float], StepCacheFactory | None]] = {
     "off": lambda threshold: None,
@@ -288,6 +291,17 @@ def check_model(model: Any) -> None:
             f"model: a {type(model.model).__name__} is not a FramePack model; load one with Load "
             "FramePack Model"
         )
+
+
+def check_mode(model: Any, mode: Mode, reason: str) -> None:
+    """Refuse a model of the other mode, or warn where only its file's name speaks of it."""
+    known = model.model.trained_for
+    if known is None or known.mode == mode:
+        return
+    advice = f"but {reason} {mode}; load the {mode} model"
+    if known.certain:
+        raise FramePackError(f"model: it was trained for {known.mode}, {advice}")
+    logger.warning("model: its name says %s, %s if the result falls apart", known.mode, advice)
 
 
 def check_sigmas(sigmas: Tensor) -> None:

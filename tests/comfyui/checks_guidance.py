@@ -185,8 +185,7 @@ def one_frame(controls: tuple[Any, ...], **options: Any) -> torch.Tensor:
     choices = {"target_index": 9, "no_2x": False, "no_4x": False, "no_post": False}
     (latent,) = run(
         "FPReelOneFrame",
-        **(SETTINGS | choices | options),
-        model=toy().model,
+        **(SETTINGS | choices | {"model": toy().model} | options),
         positive=scene().positive,
         controls=controls,
         clip_vision_output=scene().vision,
@@ -302,8 +301,10 @@ def check_existing_video_grows_as_in_the_core() -> Any:
 def check_plan_of_the_other_mode_is_refused_or_warned_of() -> Any:
     """Where the loader knows what the model was trained for; a name alone only warns."""
     refused = error_of(lambda: sample(toy("f1").model))
-    assert refused.startswith("plan: its mode is framepack, but the model is f1;"), refused
+    assert refused.startswith("model: it was trained for f1, but FramePack Plan says framepack;")
     error_of(lambda: sample(plan=plan("f1")))
+    single = error_of(lambda: one_frame(toy_cases.control(scene().start, 0), model=toy("f1").model))
+    assert single.startswith("model: it was trained for f1, but one frame needs framepack;")
     clone = toy("f1").model.clone()
     assert error_of(lambda: sample(clone)) == refused  # as LoRA loaders make them
 
@@ -311,10 +312,10 @@ def check_plan_of_the_other_mode_is_refused_or_warned_of() -> Any:
     shutil.copytree(pack("framepack_core.toyworld").SNAPSHOT / "transformer", folder)
     folder_paths.filename_list_cache.clear()
     (model,) = run("FPReelLoadModel", model=folder.name, precision="auto")
-    with warnings_of("nodes.sample") as said:
+    with warnings_of("nodes.section_run") as said:
         assert torch.equal(sample(model), sample())
-    assert len(said) == 1 and said[0].startswith("plan: its mode is framepack, but the model is f1")
-    with warnings_of("nodes.sample") as quiet:
+    assert len(said) == 1 and said[0].startswith("model: its name says f1, but FramePack Plan says")
+    with warnings_of("nodes.section_run") as quiet:
         sample(toy().model)
     assert not quiet
     return refused, said
@@ -411,9 +412,8 @@ def check_prompt_file_makes_a_list_of_every_setting() -> None:
         pixels.tolist()
     ]
     assert numbers == [[320, 640], [64, 480], [2, 2], [42, 5], [7, 20], [2.5, 1.0], [3.0, 0.0]]
-    assert [blocked.message.split(",")[0] for blocked in end] == [
-        "line 3 has no --ei",
-        "line 4 has no --ei",
+    assert [blocked.message for blocked in end] == 2 * [
+        "no line has --ei and no image is connected to FramePack Prompt File"
     ]
 
 
@@ -428,6 +428,7 @@ def check_prompt_file_reads_files_and_notices_changes() -> None:
     assert fingerprint() == before
     path.write_text("a cat\na cow\n", encoding="utf-8")
     assert fingerprint() != before
+    assert fingerprint(lines=None) == []
 
 
 # Input that cannot work
@@ -494,6 +495,7 @@ def check_bad_guidance_is_named() -> Any:
         "line 1: --f and --vs": lambda: prompt_file("a --f 2 --vs 2"),
         "line 1: --ci: this node has no output for it": lambda: prompt_file("a --ci b.png"),
         "line 1: image": lambda: prompt_file("a --i none.png"),
+        "line 2: no --i, which other lines have": lambda: prompt_file("a --i mine.png\na dog"),
         "line 1: ../../x.png: outside of ComfyUI's input": lambda: prompt_file("a --i ../../x.png"),
         "the lines below: no prompt in it": lambda: prompt_file("# nothing"),
         "then: 'sideways' is unknown": lambda: scene_node(then="sideways"),
