@@ -1,4 +1,4 @@
-"""Write example_workflows/*.json anew, laid out in columns from left to right.
+"""Write example_workflows/*.json anew.
 
 The nodes of this pack are read from a running ComfyUI, so that the files fit their inputs; of
 ComfyUI's own nodes only what every supported version has is written.
@@ -8,223 +8,21 @@ from __future__ import annotations
 
 import json
 import tempfile
-import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from comfy_host import PACK, PACK_NAME, find_comfyui, make_base, serve
-from workflow import NOTES, WIDGETS
+from comfy_host import PACK, find_comfyui, make_base, serve
+from workflow_graph import Graph, Node, Socket
 
 FOLDER = PACK / "example_workflows"
-GAP, TITLE = (80, 30), 30  # between columns and nodes; the height of a node's title
-ROW, TEXT_ROWS, PICTURE = 24, 4, 320
-WIDTHS = {"SaveVideo": 480, "SaveImage": 400, "PreviewImage": 240, "MarkdownNote": 640}
 MODELS = "https://huggingface.co/"
-
-# Sockets, widgets and outputs of ComfyUI's own nodes, as all supported versions have them.
-CORE: dict[str, tuple[dict[str, str], dict[str, Any], dict[str, str]]] = {
-    "CreateVideo": ({"images": "IMAGE", "audio": "AUDIO"}, {"fps": 30.0}, {"VIDEO": "VIDEO"}),
-    "DualCLIPLoader": (
-        {},
-        {
-            "clip_name1": "clip_l.safetensors",
-            "clip_name2": "llava_llama3_fp16.safetensors",
-            "type": "hunyuan_video",
-            "device": "default",
-        },
-        {"CLIP": "CLIP"},
-    ),
-    "GetVideoComponents": (
-        {"video": "VIDEO"},
-        {},
-        {"images": "IMAGE", "audio": "AUDIO", "fps": "FLOAT"},
-    ),
-    "ImageFromBatch": ({"image": "IMAGE"}, {"batch_index": 0, "length": 1}, {"IMAGE": "IMAGE"}),
-    "LoadImage": (
-        {},
-        {"image": "example.png", "upload": "image"},
-        {"IMAGE": "IMAGE", "MASK": "MASK"},
-    ),
-    "LoadVideo": ({}, {"file": "example.mp4", "upload": "image"}, {"VIDEO": "VIDEO"}),
-    "MarkdownNote": ({}, {"text": ""}, {}),
-    "PreviewImage": ({"images": "IMAGE"}, {}, {}),
-    "SaveImage": ({"images": "IMAGE"}, {"filename_prefix": "ComfyUI"}, {}),
-    "SaveVideo": (
-        {"video": "VIDEO"},
-        {"filename_prefix": "video", "format": "auto", "codec": "auto"},
-        {},
-    ),
-    "VAEEncode": ({"pixels": "IMAGE", "vae": "VAE"}, {}, {"LATENT": "LATENT"}),
-}
-
-
-class Socket(NamedTuple):
-    """An output of a node, to be given to the input of another."""
-
-    node: Node
-    slot: int
-    kind: str
-
-
-@dataclass
-class Node:
-    """A node of a workflow: its inputs by name (type, optional), widgets, outputs and links."""
-
-    id: int
-    type: str
-    sockets: dict[str, tuple[str, bool]]
-    widgets: dict[str, Any]
-    outputs: dict[str, str]
-    links: dict[str, Socket] = field(default_factory=dict)
-    title: str | None = None
-    position: tuple[int, int] = (0, 0)
-
-    def __getitem__(self, output: str) -> Socket:
-        return Socket(self, list(self.outputs).index(output), self.outputs[output])
-
-    @property
-    def size(self) -> tuple[int, int]:
-        rows = max(len(self.sockets), len(self.outputs)) + len(self.widgets)
-        rows += TEXT_ROWS * sum(name in ("text", "prompts", "lines") for name in self.widgets)
-        height = 10 + ROW * rows
-        if self.type == "MarkdownNote":
-            height = 60 + 22 * sum(1 + len(line) // 90 for line in self.widgets["text"].split("\n"))
-        if self.type in ("LoadImage", "LoadVideo", "PreviewImage", "SaveImage", "SaveVideo"):
-            height += PICTURE if WIDTHS.get(self.type, 0) > 240 else 240
-        if self.type in SHOWS_TEXT:
-            height += 6 * ROW
-        return WIDTHS.get(self.type, 340), height
-
-
-SHOWS_TEXT = {"FPReelPlan", "FPReelGuideSections", "FPReelPromptSchedule", "FPReelEndFrame"}
-
-
-class Graph:
-    """A workflow under construction, column by column."""
-
-    def __init__(self, name: str, note: str, node_info: dict[str, Any]) -> None:
-        self.name, self.node_info = name, node_info
-        self.columns: list[list[Node]] = [[]]
-        self.note = self.add("MarkdownNote", title="Read me", text=note)
-        self.columns = [[]]
-
-    @property
-    def nodes(self) -> list[Node]:
-        return [self.note, *(node for column in self.columns for node in column)]
-
-    def column(self) -> None:
-        self.columns.append([])
-
-    def add(self, type: str, title: str | None = None, **inputs: Any) -> Node:
-        """A node below the last one; sockets are linked, other values are those of widgets."""
-        made = Node(self._count() + 1, type, *self._schema(type), title=title)
-        for name, value in inputs.items():
-            if isinstance(value, Socket):
-                made.links[name] = value
-                if name in made.widgets:
-                    made.sockets[name] = (value.kind, False)
-            else:
-                assert name in made.widgets, f"{type} has no widget {name}"
-                made.widgets[name] = value
-        self.columns[-1].append(made)
-        return made
-
-    def _count(self) -> int:
-        return sum(map(len, self.columns)) + hasattr(self, "note")
-
-    def _schema(self, type: str) -> tuple[dict[str, tuple[str, bool]], dict[str, Any], dict]:
-        if type in CORE:
-            sockets, widgets, outputs = CORE[type]
-            return {n: (k, n == "audio") for n, k in sockets.items()}, dict(widgets), dict(outputs)
-        info = self.node_info[type]
-        sockets, widgets = {}, {}
-        for group in ("required", "optional"):
-            for name, (kind, *rest) in info["input"].get(group, {}).items():
-                options = rest[0] if rest else {}
-                if kind in WIDGETS:
-                    widgets[name] = options.get("default", "")
-                    if options.get("control_after_generate"):
-                        widgets[f"{name} after"] = "fixed"
-                else:
-                    sockets[name] = (kind, group == "optional")
-        return sockets, widgets, dict(zip(info["output_name"], info["output"], strict=True))
-
-    def to_json(self) -> dict[str, Any]:
-        self._lay_out()
-        links = [
-            [source.node.id, source.slot, node.id, list(node.sockets).index(name), source.kind]
-            for node in self.nodes
-            for name, source in node.links.items()
-        ]
-        links = [[number, *link] for number, link in enumerate(sorted(links), 1)]
-        return {
-            "id": str(uuid.uuid5(uuid.NAMESPACE_URL, f"{PACK_NAME}/{self.name}")),
-            "revision": 0,
-            "last_node_id": len(self.nodes),
-            "last_link_id": len(links),
-            "nodes": [self._node_json(order, node, links) for order, node in enumerate(self.nodes)],
-            "links": links,
-            "groups": [],
-            "config": {},
-            "extra": {"ds": {"scale": 0.7, "offset": [60, 40 - self.note.position[1]]}},
-            "version": 0.4,
-        }
-
-    def _lay_out(self) -> None:
-        x = 0
-        for column in self.columns:
-            y = 0
-            for node in column:
-                node.position = (x, y)
-                y += node.size[1] + TITLE + GAP[1]
-            x += max(node.size[0] for node in column) + GAP[0]
-        self.note.position = (0, -self.note.size[1] - TITLE - GAP[1])
-
-    def _node_json(self, order: int, node: Node, links: list[list[Any]]) -> dict[str, Any]:
-        into = {link[4]: link[0] for link in links if link[3] == node.id}
-        out = [
-            [link[0] for link in links if link[1:3] == [node.id, slot]] or None
-            for slot in range(len(node.outputs))
-        ]
-        made = {
-            "id": node.id,
-            "type": node.type,
-            "pos": list(node.position),
-            "size": list(node.size),
-            "flags": {},
-            "order": order,
-            "mode": 0,
-            "inputs": [
-                {"name": name, "type": kind}
-                | ({"widget": {"name": name}} if name in node.widgets else {})
-                | {"link": into.get(place)}
-                | ({"shape": 7} if optional else {})  # drawn as a hollow circle
-                for place, (name, (kind, optional)) in enumerate(node.sockets.items())
-            ],
-            "outputs": [
-                {"name": name, "type": kind, "links": out[slot]}
-                for slot, (name, kind) in enumerate(node.outputs.items())
-            ],
-            "properties": {},
-            "widgets_values": list(node.widgets.values()),
-        }
-        if node.title:
-            made["title"] = node.title
-        if node.type not in NOTES:
-            owner = PACK_NAME if node.type.startswith("FPReel") else "comfy-core"
-            made["properties"] = {"cnr_id": owner, "Node name for S&R": node.type}
-        return made
 
 
 @dataclass(frozen=True)
 class World:
-    """The part of a workflow that differs between the real model and Toy World.
-
-    The first column loads the models; `picture` adds an image below, and `fit` brings images to
-    one size in the next.
-    """
+    """A workflow whose first column loads the real models or Toy World, and what both can do."""
 
     graph: Graph
     model: Socket
@@ -311,13 +109,13 @@ TOY = (
     "Toy World is a tiny model that comes with FramePack Reel. It needs no download and no GPU: "
     "press **Run**.\n\n"
 )
-Build = Callable[[Callable[[str, str], Graph]], Graph]
+NewGraph = Callable[[str, str], Graph]  # from its name and its note
 
 
 # One image to a video
 
 
-def toyworld_i2v(new: Callable[[str, str], Graph], mode: str = "framepack") -> Graph:
+def toyworld_i2v(new: NewGraph, mode: str = "framepack") -> Graph:
     name = {"framepack": "i2v", "f1": "f1"}[mode]
     graph = new(
         f"toyworld_{name}",
@@ -334,7 +132,7 @@ def toyworld_i2v(new: Callable[[str, str], Graph], mode: str = "framepack") -> G
     return graph
 
 
-def framepack_i2v(new: Callable[[str, str], Graph], mode: str = "framepack") -> Graph:
+def framepack_i2v(new: NewGraph, mode: str = "framepack") -> Graph:
     name, title = {"framepack": ("i2v", "FramePack"), "f1": ("f1", "FramePack F1")}[mode]
     graph = new(
         f"framepack_{name}",
@@ -357,7 +155,7 @@ def framepack_i2v(new: Callable[[str, str], Graph], mode: str = "framepack") -> 
 # End image
 
 
-def toyworld_end_image(new: Callable[[str, str], Graph]) -> Graph:
+def toyworld_end_image(new: NewGraph) -> Graph:
     graph = new(
         "toyworld_end_image",
         f"## End image\n{TOY}The second scene is the first one after it moved right and then down. "
@@ -376,7 +174,7 @@ def toyworld_end_image(new: Callable[[str, str], Graph]) -> Graph:
     return graph
 
 
-def framepack_end_image(new: Callable[[str, str], Graph]) -> Graph:
+def framepack_end_image(new: NewGraph) -> Graph:
     graph = new(
         "framepack_end_image",
         f"## FramePack with an end image\n{files()}Choose the first and the last picture of the "
@@ -413,7 +211,7 @@ def guided(graph: Graph, plan: Socket, frames: list[Node], end: Node) -> Socket:
     return graph.add("FPReelEndFrame", plan=plan, end_image=end["start_latent"])["plan"]
 
 
-def toyworld_sections(new: Callable[[str, str], Graph]) -> Graph:
+def toyworld_sections(new: NewGraph) -> Graph:
     graph = new(
         "toyworld_sections",
         f"## A prompt and an image for each section\n{TOY}Three sections: right, down, left. At "
@@ -447,7 +245,7 @@ DOG = (
 )
 
 
-def framepack_sections(new: Callable[[str, str], Graph]) -> Graph:
+def framepack_sections(new: NewGraph) -> Graph:
     graph = new(
         "framepack_sections",
         f"## FramePack with a prompt and an image for each section\n{files()}Choose the picture "
@@ -479,7 +277,7 @@ def framepack_sections(new: Callable[[str, str], Graph]) -> Graph:
 # One frame
 
 
-def toyworld_one_frame(new: Callable[[str, str], Graph]) -> Graph:
+def toyworld_one_frame(new: NewGraph) -> Graph:
     graph = new(
         "toyworld_one_frame",
         f"## One frame\n{TOY}One new picture of what the prompt says. A larger *target_index* is "
@@ -499,7 +297,7 @@ def toyworld_one_frame(new: Callable[[str, str], Graph]) -> Graph:
 LORA = "Put *LoraLoaderModelOnly* with your LoRA behind *Load FramePack Model*. "
 
 
-def framepack_one_frame(new: Callable[[str, str], Graph]) -> Graph:
+def framepack_one_frame(new: NewGraph) -> Graph:
     graph = new(
         "framepack_one_frame",
         f"## FramePack, one frame\n{files()}An edit of one picture, as if time passed. A larger "
@@ -516,7 +314,7 @@ def framepack_one_frame(new: Callable[[str, str], Graph]) -> Graph:
     return graph
 
 
-def toyworld_kisekaeichi(new: Callable[[str, str], Graph]) -> Graph:
+def toyworld_kisekaeichi(new: NewGraph) -> Graph:
     graph = new(
         "toyworld_kisekaeichi",
         f"## Kisekaeichi\n{TOY}The new picture takes the scene from the start image (index 0) and "
@@ -546,7 +344,7 @@ def toyworld_kisekaeichi(new: Callable[[str, str], Graph]) -> Graph:
     return graph
 
 
-def framepack_kisekaeichi(new: Callable[[str, str], Graph]) -> Graph:
+def framepack_kisekaeichi(new: NewGraph) -> Graph:
     graph = new(
         "framepack_kisekaeichi",
         f"## FramePack kisekaeichi: other clothes from a reference\n{files()}Choose a person and a "
@@ -578,7 +376,7 @@ def framepack_kisekaeichi(new: Callable[[str, str], Graph]) -> Graph:
     return graph
 
 
-def toyworld_1f_mc(new: Callable[[str, str], Graph]) -> Graph:
+def toyworld_1f_mc(new: NewGraph) -> Graph:
     graph = new(
         "toyworld_1f_mc",
         f"## 1f-mc: one frame from several pictures\n{TOY}The two control images stand at the "
@@ -602,7 +400,7 @@ def toyworld_1f_mc(new: Callable[[str, str], Graph]) -> Graph:
     return graph
 
 
-def framepack_1f_mc(new: Callable[[str, str], Graph]) -> Graph:
+def framepack_1f_mc(new: NewGraph) -> Graph:
     graph = new(
         "framepack_1f_mc",
         f"## FramePack 1f-mc: one frame from several pictures\n{files()}The control images stand "
@@ -629,7 +427,7 @@ def framepack_1f_mc(new: Callable[[str, str], Graph]) -> Graph:
 # Batch
 
 
-def toyworld_batch(new: Callable[[str, str], Graph]) -> Graph:
+def toyworld_batch(new: NewGraph) -> Graph:
     graph = new(
         "toyworld_batch",
         f"## Batch from a prompt file\n{TOY}Each line of *FramePack Prompt File* becomes a video: "
@@ -661,7 +459,7 @@ def toyworld_batch(new: Callable[[str, str], Graph]) -> Graph:
     return graph
 
 
-def framepack_batch(new: Callable[[str, str], Graph]) -> Graph:
+def framepack_batch(new: NewGraph) -> Graph:
     graph = new(
         "framepack_batch",
         f"## FramePack, batch from a prompt file\n{files()}Write one video a line, or choose a "
@@ -691,7 +489,7 @@ def framepack_batch(new: Callable[[str, str], Graph]) -> Graph:
 # Extension
 
 
-def toyworld_extend(new: Callable[[str, str], Graph]) -> Graph:
+def toyworld_extend(new: NewGraph) -> Graph:
     graph = new(
         "toyworld_extend",
         f"## Extend a video\n{TOY}The clip of the scene, where the square moves right, goes on "
@@ -709,7 +507,7 @@ def toyworld_extend(new: Callable[[str, str], Graph]) -> Graph:
     return graph
 
 
-def framepack_extend(new: Callable[[str, str], Graph]) -> Graph:
+def framepack_extend(new: NewGraph) -> Graph:
     graph = new(
         "framepack_extend",
         f"## FramePack F1, extend a video\n{files('f1')}Choose a video of 30 frames a second and "
@@ -741,7 +539,7 @@ def workflows(node_info: dict[str, Any]) -> Iterator[Graph]:
     yield from (build(new) for build in BUILDS)
 
 
-BUILDS: tuple[Build, ...] = (
+BUILDS: tuple[Callable[[NewGraph], Graph], ...] = (
     toyworld_end_image,
     framepack_end_image,
     toyworld_sections,
