@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from framepack_core.toyworld import SNAPSHOT, evaluate
-from framepack_core.toyworld.evaluate import Cases, Measure, Toy, make_videos, vae_psnr
+from framepack_core.toyworld.evaluate import Cases, Measure, Toy, vae_psnr
 from framepack_core.toyworld.tracker import motion
 
 STEPS = 8
@@ -28,7 +28,7 @@ def test_autoencoder(toy: Toy) -> None:
 def test_prompts_decide_the_motion(toy: Toy, mode: str) -> None:
     cases = Cases.draw(2, 60_000, ("left", "down"))
     for case in (cases, cases.opposites()):
-        video = make_videos(toy, mode, case.starts, case.prompts, 1, case.seeds, steps=STEPS)
+        video = toy.make_videos(mode, case.starts, case.prompts, 1, case.seeds, steps=STEPS)
         assert motion(video.track) == list(case.motions)
         assert evaluate._kept(video, case) == 1
 

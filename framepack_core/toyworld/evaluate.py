@@ -57,6 +57,23 @@ class Toy:
         dits: dict[Mode, FramePackDiT] = {"framepack": loaded.dit, "f1": f1}
         return cls(dits, loaded.vae, loaded.text_encoders, loaded.image_encoder, device, dtype)
 
+    def make_videos(
+        self,
+        mode: Mode,
+        starts: Tensor,
+        prompts: Sequence[str],
+        sections: int,
+        seeds: Sequence[int],
+        *,
+        steps: int = 25,
+        ends: Tensor | None = None,
+    ) -> Video:
+        """Videos of start images uint8 [B, 64, 64, 3], one prompt each; ends: end images alike."""
+        plan = plan_video(mode, sections)
+        if ends is not None:
+            plan = plan.with_end(ends)
+        return make_planned(self, plan, starts, prompts, seeds, steps=steps)
+
 
 @dataclass(frozen=True)
 class Measure:
@@ -89,24 +106,6 @@ class Video:
     @property
     def sections(self) -> int:
         return (self.pixels.shape[2] - 1) // render.SECTION_FRAMES
-
-
-def make_videos(
-    toy: Toy,
-    mode: Mode,
-    starts: Tensor,
-    prompts: Sequence[str],
-    sections: int,
-    seeds: Sequence[int],
-    *,
-    steps: int = 25,
-    ends: Tensor | None = None,
-) -> Video:
-    """Videos of start images uint8 [B, 64, 64, 3], one prompt each; ends: end images alike."""
-    plan = plan_video(mode, sections)
-    if ends is not None:
-        plan = plan.with_end(ends)
-    return make_planned(toy, plan, starts, prompts, seeds, steps=steps)
 
 
 @torch.no_grad()
@@ -294,8 +293,8 @@ def _end_measures(toy: Toy, cases: int, steps: int) -> Iterator[Measure]:
         prompts = [texts[0] for texts in render.captions(clips)]
         seeds = [seed % 2**31 for seed in clips.seeds]
         starts, ends = render.start_image(clips), render.end_image(clips)
-        video = make_videos(
-            toy, "framepack", starts, prompts, sections, seeds, steps=steps, ends=ends
+        video = toy.make_videos(
+            "framepack", starts, prompts, sections, seeds, steps=steps, ends=ends
         )
         goal = clips.track[:, -1, :2].to(video.pixels)
         error = (video.track.position[:, -1] - goal).norm(dim=-1)
@@ -308,7 +307,7 @@ def _end_measures(toy: Toy, cases: int, steps: int) -> Iterator[Measure]:
 
 
 def _run(toy: Toy, mode: Mode, cases: Cases, sections: int, steps: int) -> Video:
-    return make_videos(toy, mode, cases.starts, cases.prompts, sections, cases.seeds, steps=steps)
+    return toy.make_videos(mode, cases.starts, cases.prompts, sections, cases.seeds, steps=steps)
 
 
 def _kept(video: Video, cases: Cases) -> float:

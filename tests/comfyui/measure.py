@@ -36,8 +36,6 @@ def measure(cases: int, steps: int) -> None:
     inside.start()
     strengths = (0, 0.25, 0.5, 0.75, 1)
     measures = {
-        "framepack, 2 sections": partial(toy_cases.image_to_video, "framepack", sections=2),
-        "f1, 2 sections": partial(toy_cases.image_to_video, "f1", sections=2),
         "section prompts": toy_cases.section_prompts,
         "section image": toy_cases.section_images,
         **{
@@ -48,9 +46,14 @@ def measure(cases: int, steps: int) -> None:
         "masked reference": toy_cases.masked_control,
     }
     print(f"{cases} cases, {steps} steps")
+    with torch.inference_mode():  # as ComfyUI's executor does
+        for measure in inside.pack("framepack_core.toyworld.evaluate").evaluate(
+            toy_cases.in_comfyui(), cases, steps=steps
+        ):
+            print(measure, flush=True)
     for title, run in measures.items():
         start = time.monotonic()
-        with torch.inference_mode():  # as ComfyUI's executor does
+        with torch.inference_mode():
             found = run(cases=cases, steps=steps)
         print(f"{title} ({time.monotonic() - start:.0f} s)")
         for name, value in found.items():

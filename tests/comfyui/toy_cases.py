@@ -56,13 +56,13 @@ def start_frames(images: torch.Tensor) -> tuple[dict[str, Any], Any]:
 
 
 def decoded(latent: dict[str, Any]) -> Any:
-    """What the tracker sees in all frames of a batch of videos."""
+    """The videos of a batch, and what the tracker sees in them."""
     (images,) = run(
         "FPReelDecode", latent=latent, vae=toy().vae, mode="sections", tile_size=0, window=0
     )
-    levels = (images * 255).round().to(torch.uint8)
-    cases = len(latent["samples"])
-    return pack("framepack_core.toyworld.tracker").track_uint8(levels.unflatten(0, (cases, -1)))
+    clips = images.unflatten(0, (len(latent["samples"]), -1)).permute(0, 4, 1, 2, 3) * 2 - 1
+    track = pack("framepack_core.toyworld.tracker").track
+    return pack("framepack_core.toyworld.evaluate").Video(clips, track(clips))
 
 
 def glimpses(latent: dict[str, Any], *places: tuple[int, int]) -> Any:
@@ -124,16 +124,34 @@ def video(plan: Any, images: torch.Tensor, prompts: Sequence[str], steps: int, *
 # Measures
 
 
-def image_to_video(mode: str, cases: int, sections: int, steps: int) -> Measured:
-    drawn = pack("framepack_core.toyworld.evaluate").Cases.draw(cases, 700_000)
-    tracked = decoded(video(plan(mode, sections), drawn.starts, drawn.prompts, steps))
-    last, clips = tracked[-1], drawn.clips
-    seen = pack("framepack_core.toyworld.tracker").motion(tracked)
-    kept = last.present & (last.form == clips.form) & (last.colour_index == clips.colour)
-    return {
-        "moves as prompted": share([a == b for a, b in zip(seen, drawn.motions, strict=True)]),
-        "keeps colour and form": share(kept),
-    }
+def in_comfyui() -> Any:
+    """Toy World whose videos come out of the nodes, for the evaluation of the core.
+
+    A batch has one seed here, that of its first case.
+    """
+    evaluate = pack("framepack_core.toyworld.evaluate")
+
+    class NodeToy(evaluate.Toy):
+        def make_videos(
+            self,
+            mode: str,
+            starts: torch.Tensor,
+            prompts: Sequence[str],
+            sections: int,
+            seeds: Sequence[int],
+            *,
+            steps: int,
+            ends: torch.Tensor | None = None,
+        ) -> Any:
+            made = plan(mode, sections)
+            if ends is not None:
+                end, _ = start_frames(ends)
+                (made,) = run(
+                    "FPReelEndFrame", plan=made, end_image=end, strength=1.0, policy="persistent"
+                )
+            return decoded(video(made, starts, prompts, steps, seed=seeds[0]))
+
+    return NodeToy.load(pack("framepack_core.toyworld").SNAPSHOT, torch.device("cpu"))
 
 
 def section_prompts(cases: int, steps: int, sections: int = 4) -> Measured:
