@@ -282,6 +282,58 @@ def _kron_factor(
     return a.double() @ b.double(), {f".lokr_{name}_a": a, f".lokr_{name}_b": b}
 
 
+COMFY_HUNYUAN = {comfy_name(name): pieces for name, pieces in HUNYUAN.items()}
+DIALECTS = {
+    "musubi-tuner": (NATIVE, underscored("lora_unet_"), KOHYA),
+    "musubi-tuner, HunyuanVideo": (HUNYUAN, underscored("lora_unet_"), KOHYA),
+    "diffusion-pipe": (NATIVE, dotted("diffusion_model."), PEFT),
+    "diffusion-pipe, HunyuanVideo": (HUNYUAN, dotted("diffusion_model."), PEFT),
+    "HunyuanVideo under diffusers' prefix": (HUNYUAN, dotted("transformer."), PEFT),
+    "diffusers": (NATIVE, dotted("transformer."), PEFT),
+    "diffusers, older": (NATIVE, dotted("transformer."), OLD),
+    "diffusers, oldest": (NATIVE, dotted("transformer."), OLDER),
+    "diffusers, LoraLoader": (NATIVE, dotted("transformer."), LINEAR),
+    "PEFT": (NATIVE, dotted("base_model.model."), PEFT),
+    "PEFT with the adapter's name": (NATIVE, dotted("base_model.model."), ADAPTER),
+    "PEFT, bare": (NATIVE, dotted(""), PEFT),
+    "bare without .weight": (NATIVE, dotted(""), SHORT),
+    "bare HunyuanVideo": (HUNYUAN, dotted(""), PEFT),
+    "OneTrainer": (NATIVE, underscored("lora_transformer_"), KOHYA),
+    "OneTrainer, OMI": (onetrainer(HUNYUAN), dotted("transformer."), KOHYA),
+    "ComfyUI, HunyuanVideo": (COMFY_HUNYUAN, dotted("diffusion_model."), PEFT),
+    "ComfyUI's trainer": (NATIVE, dotted("diffusion_model."), KOHYA),
+    "ComfyUI's trainer on HunyuanVideo": (COMFY_HUNYUAN, dotted("diffusion_model."), KOHYA),
+    "kohya's names for ComfyUI's": (COMFY_HUNYUAN, underscored("lora_unet_"), KOHYA),
+    "LyCORIS": (NATIVE, underscored("lycoris_"), KOHYA),
+    "a whole checkpoint's prefix": (NATIVE, dotted("model.diffusion_model."), PEFT),
+    "a compiled model": (NATIVE, dotted("_orig_mod."), PEFT),
+}
+
+
+def every_kind() -> dict[str, LoraFile]:
+    """One file of each kind, on linear layers, a convolution, norms and biases."""
+    files = {
+        "LoRA": LoraFile.make(NATIVE, underscored("lora_unet_"), KOHYA, lora),
+        "fused": LoraFile.make(HUNYUAN, dotted("diffusion_model."), PEFT, lora),
+        "LoHa": LoraFile.make(NATIVE, underscored("lora_unet_"), FACTORED, loha),
+        "LoKr": LoraFile.make(NATIVE, underscored("lycoris_"), FACTORED, lokr),
+        "fused LoKr": LoraFile.make(HUNYUAN, underscored("lora_unet_"), FACTORED, lokr),
+    }
+    linear = {name: pieces for name, pieces in NATIVE.items() if "embedder.proj_4x" not in name}
+    with_dora = LoraFile.make(linear, underscored("lora_unet_"), KOHYA, lora)
+    ups = {key: x for key, x in with_dora.tensors.items() if ".lora_up" in key and x.dim() == 2}
+    for key, up in ups.items():
+        name = key.replace("lora_up.weight", "dora_scale")
+        with_dora.tensors[name] = random(up.shape[0], 1, seed=7).abs() + 0.5
+    others = {
+        "transformer_blocks.0.attn.norm_q.diff": 0.1 * random(16),
+        "proj_out.diff_b": 0.1 * random(64),
+        "transformer_blocks.0.attn.to_k.diff": 0.1 * random(DIM, DIM),
+        "transformer_blocks.0.attn.to_v.set_weight": 0.1 * random(DIM, DIM),
+    }
+    return files | {"DoRA": with_dora, "others": LoraFile(others, {}, {})}
+
+
 # --- the tiny model, and files for other models ---------------------------------------------------
 
 

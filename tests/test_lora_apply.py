@@ -9,20 +9,10 @@ import pytest
 import torch
 from lora_files import (
     DIM,
-    FACTORED,
-    HUNYUAN,
-    KOHYA,
-    NATIVE,
-    PEFT,
     SHAPES,
-    LoraFile,
-    dotted,
-    loha,
-    lokr,
-    lora,
+    every_kind,
     output,
     random,
-    underscored,
 )
 from tiny import CONFIG, randn, tiny_dit
 from torch import Tensor, nn
@@ -34,32 +24,6 @@ from framepack_core.weights.files import save_weights
 from framepack_core.weights.lora import load_lora
 from framepack_core.weights.lora_apply import LoraUse, MergeLoras, apply_loras
 from framepack_core.weights.lora_delta import Difference, LowRank
-
-LINEAR = {name: pieces for name, pieces in NATIVE.items() if "embedder.proj_4x" not in name}
-
-
-def every_kind() -> dict[str, LoraFile]:
-    """One file of each kind, on linear layers, a convolution, norms and biases."""
-    files = {
-        "LoRA": LoraFile.make(NATIVE, underscored("lora_unet_"), KOHYA, lora),
-        "fused": LoraFile.make(HUNYUAN, dotted("diffusion_model."), PEFT, lora),
-        "LoHa": LoraFile.make(NATIVE, underscored("lora_unet_"), FACTORED, loha),
-        "LoKr": LoraFile.make(NATIVE, underscored("lycoris_"), FACTORED, lokr),
-        "fused LoKr": LoraFile.make(HUNYUAN, underscored("lora_unet_"), FACTORED, lokr),
-    }
-    with_dora = LoraFile.make(LINEAR, underscored("lora_unet_"), KOHYA, lora)
-    ups = {key: x for key, x in with_dora.tensors.items() if ".lora_up" in key and x.dim() == 2}
-    for key, up in ups.items():
-        name = key.replace("lora_up.weight", "dora_scale")
-        with_dora.tensors[name] = random(up.shape[0], 1, seed=7).abs() + 0.5
-    others = {
-        "transformer_blocks.0.attn.norm_q.diff": 0.1 * random(16),
-        "proj_out.diff_b": 0.1 * random(64),
-        "transformer_blocks.0.attn.to_k.diff": 0.1 * random(DIM, DIM),
-        "transformer_blocks.0.attn.to_v.set_weight": 0.1 * random(DIM, DIM),
-    }
-    return files | {"DoRA": with_dora, "others": LoraFile(others, {}, {})}
-
 
 FILES = every_kind()
 

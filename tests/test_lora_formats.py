@@ -13,28 +13,22 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lora_files import (
-    ADAPTER,
+    DIALECTS,
     DIM,
     FACTORED,
     HUNYUAN,
     KOHYA,
-    LINEAR,
     NATIVE,
-    OLD,
-    OLDER,
     PEFT,
     SHAPES,
-    SHORT,
     Factors,
     LoraFile,
     Pieces,
     base_weights,
-    comfy_name,
     dotted,
     loha,
     lokr,
     lora,
-    onetrainer,
     peft_metadata,
     random,
     underscored,
@@ -44,35 +38,6 @@ from torch import Tensor
 from framepack_core.runtime.errors import FramePackError
 from framepack_core.weights.lora import Lora, load_lora
 from framepack_core.weights.lora_apply import LoraUse, MergeLoras
-
-COMFY = {comfy_name(name): pieces for name, pieces in HUNYUAN.items()}
-
-
-DIALECTS = {
-    "musubi-tuner": (NATIVE, underscored("lora_unet_"), KOHYA),
-    "musubi-tuner, HunyuanVideo": (HUNYUAN, underscored("lora_unet_"), KOHYA),
-    "diffusion-pipe": (NATIVE, dotted("diffusion_model."), PEFT),
-    "diffusion-pipe, HunyuanVideo": (HUNYUAN, dotted("diffusion_model."), PEFT),
-    "HunyuanVideo under diffusers' prefix": (HUNYUAN, dotted("transformer."), PEFT),
-    "diffusers": (NATIVE, dotted("transformer."), PEFT),
-    "diffusers, older": (NATIVE, dotted("transformer."), OLD),
-    "diffusers, oldest": (NATIVE, dotted("transformer."), OLDER),
-    "diffusers, LoraLoader": (NATIVE, dotted("transformer."), LINEAR),
-    "PEFT": (NATIVE, dotted("base_model.model."), PEFT),
-    "PEFT with the adapter's name": (NATIVE, dotted("base_model.model."), ADAPTER),
-    "PEFT, bare": (NATIVE, dotted(""), PEFT),
-    "bare without .weight": (NATIVE, dotted(""), SHORT),
-    "bare HunyuanVideo": (HUNYUAN, dotted(""), PEFT),
-    "OneTrainer": (NATIVE, underscored("lora_transformer_"), KOHYA),
-    "OneTrainer, OMI": (onetrainer(HUNYUAN), dotted("transformer."), KOHYA),
-    "ComfyUI, HunyuanVideo": (COMFY, dotted("diffusion_model."), PEFT),
-    "ComfyUI's trainer": (NATIVE, dotted("diffusion_model."), KOHYA),
-    "ComfyUI's trainer on HunyuanVideo": (COMFY, dotted("diffusion_model."), KOHYA),
-    "kohya's names for ComfyUI's": (COMFY, underscored("lora_unet_"), KOHYA),
-    "LyCORIS": (NATIVE, underscored("lycoris_"), KOHYA),
-    "a whole checkpoint's prefix": (NATIVE, dotted("model.diffusion_model."), PEFT),
-    "a compiled model": (NATIVE, dotted("_orig_mod."), PEFT),
-}
 
 
 def assert_merges(found: Lora, expected: dict[str, Tensor], strength: float = 1.0) -> None:

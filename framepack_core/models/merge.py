@@ -58,7 +58,7 @@ def save_dit(
     )
     for path in find_component(source, "dit").weights:
         _check_apart(Path(destination), path, max_shard_bytes is not None)
-    merged = {"base": Path(source).name, "loras": [_described(use) for use in loras]}
+    merged = merged_from(Path(source).name, loras)
     return write_dit(config, state, destination, merged, max_shard_bytes, on_tensor)
 
 
@@ -97,6 +97,11 @@ def write_dit(
     size = sum(info.nbytes for info in infos.values())
     described = _write_json(destination / "config.json", _CLASS | config.to_dict())
     return [*paths, described, _write_index(destination, paths, size)]
+
+
+def merged_from(base: str, loras: Sequence[LoraUse]) -> dict[str, Any]:
+    """What the metadata say of a model made from a base, by its name, and LoRAs."""
+    return {"base": base, "loras": [_described(use) for use in loras]}
 
 
 def _described(use: LoraUse) -> dict[str, Any]:

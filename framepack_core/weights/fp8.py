@@ -78,25 +78,26 @@ def dequantize(q: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Tensor:
     return (groups * scale.to(dtype)).reshape(q.shape)
 
 
+def rescale(weight: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """A weight divided by a scale that it need not have been made for, inside the fp8 range."""
+    limit = torch.finfo(dtype).max
+    groups = _grouped(weight, tuple(scale.shape)) / scale.to(weight.dtype)
+    return groups.clamp_(-limit, limit).reshape(weight.shape)
+
+
 def _grouped(weight: Tensor, scale: tuple[int, ...]) -> Tensor:
     """A view whose last axis is what shares a scale of this shape."""
     return weight.unflatten(1, (scale[1], -1)) if len(scale) == 3 else weight
 
 
-class Fp8Linear(nn.Linear):
-    """A linear layer that may hold its weight in fp8, and computes in the type of its input."""
+class ScaledWeight(nn.Module):
+    """Mixed into a layer class, lets its weight have a scale beside it."""
 
     scale_weight: Tensor | None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.register_buffer(SCALE, None)
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.weight.dtype not in FP8:
-            return super().forward(x)
-        bias = None if self.bias is None else self.bias.to(x.dtype)
-        return linear(x, full_weight(self, x.dtype), bias)
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
@@ -105,6 +106,16 @@ class Fp8Linear(nn.Linear):
         # Only the file knows which weights have a scale, and of what shape.
         self.scale_weight = None if scale is None else torch.empty_like(scale, device="meta")
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+class Fp8Linear(ScaledWeight, nn.Linear):
+    """A linear layer that may hold its weight in fp8, and computes in the type of its input."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.weight.dtype not in FP8:
+            return super().forward(x)
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        return linear(x, full_weight(self, x.dtype), bias)
 
 
 def full_weight(layer: nn.Linear, dtype: torch.dtype) -> Tensor:

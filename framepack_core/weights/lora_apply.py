@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import conv3d, layer_norm, rms_norm
 
 from ..runtime.errors import FramePackError
 from .fp8 import full_weight
@@ -85,103 +86,110 @@ def add_deltas(tensor: Tensor, deltas: Sequence[tuple[float, Delta]]) -> Tensor:
 
 
 class AppliedLoras:
-    """LoRAs on a model without touching its linear weights, so that their precision is kept.
+    """LoRAs beside the layers of a model whose weights stay as they are, in any type.
 
-    Linear layers get a side branch; the few other parameters are replaced by changed copies.
     Strengths can be set at any time, and `remove` gives the model back as it was, to the bit.
     """
 
-    def __init__(self, model: nn.Module, uses: Sequence[LoraUse]) -> None:
+    def __init__(self, model: nn.Module, uses: Sequence[LoraUse], full: FullWeight) -> None:
         self.strengths = [use.strength for use in uses]
-        self._handles = []
-        self._copies: list[_Copy] = []
-        for name, deltas in _by_parameter(uses).items():
-            module, kind = _owner(model, name)
-            if isinstance(module, nn.Linear) and kind == "weight":
-                branches = _Branches(deltas, self.strengths)
-                self._handles.append(module.register_forward_hook(branches))
-            else:
-                self._copies.append(_Copy(module, kind, deltas))
-        self._update()
+        self._handles = [
+            _layer(model, path).register_forward_hook(_Addition(changes, self.strengths, full))
+            for path, changes in _by_layer(uses).items()
+        ]
 
     def set_strength(self, index: int, strength: float) -> None:
         """Change how much of the index-th LoRA is applied."""
         _check_strength(strength)
         self.strengths[index] = strength
-        self._update()
 
     def remove(self) -> None:
         """Take all of them off again."""
         for handle in self._handles:
             handle.remove()
-        for copy in self._copies:
-            copy.restore()
-        self._handles, self._copies = [], []
-
-    def _update(self) -> None:
-        for copy in self._copies:
-            copy.apply(self.strengths)
+        self._handles = []
 
 
-def apply_loras(model: nn.Module, uses: Sequence[LoraUse]) -> AppliedLoras:
-    """Apply LoRAs that were read for this model's shapes; they add up, in any order."""
-    return AppliedLoras(model, uses)
+FullWeight = Callable[[nn.Module, torch.device], Tensor]
+"""The whole weight of a layer on a device, in fp32."""
 
 
-Numbered = list[tuple[int, Delta]]
+def own_weight(layer: nn.Module, device: torch.device) -> Tensor:
+    """The weight that a layer holds itself, dequantised if it has to be."""
+    return full_weight(layer, torch.float32).to(device)
 
 
-def _by_parameter(uses: Sequence[LoraUse]) -> Mapping[str, Numbered]:
-    found: dict[str, Numbered] = {}
-    for i, use in enumerate(uses):
+def apply_loras(
+    model: nn.Module, uses: Sequence[LoraUse], full: FullWeight = own_weight
+) -> AppliedLoras:
+    """Apply LoRAs that were read for this model's shapes; they add up, in any order.
+
+    full: where a host keeps weights elsewhere, how to get at one; few kinds of LoRA need it.
+    """
+    return AppliedLoras(model, uses, full)
+
+
+@dataclass(frozen=True)
+class _Change:
+    """What the number-th LoRA does to one parameter of a layer, its weight or its bias."""
+
+    number: int
+    parameter: str
+    delta: Delta
+
+
+def _by_layer(uses: Sequence[LoraUse]) -> Mapping[str, list[_Change]]:
+    found: dict[str, list[_Change]] = {}
+    for number, use in enumerate(uses):
         for name, delta in use.lora.deltas.items():
-            found.setdefault(name, []).append((i, delta))
+            path, _, parameter = name.rpartition(".")
+            found.setdefault(path, []).append(_Change(number, parameter, delta))
     return found
 
 
-def _owner(model: nn.Module, name: str) -> tuple[nn.Module, str]:
-    path, _, kind = name.rpartition(".")
+def _layer(model: nn.Module, path: str) -> nn.Module:
     try:
-        return model.get_submodule(path), kind
+        return model.get_submodule(path)
     except AttributeError:
         raise FramePackError(
             f"the model has no module {path}: read the LoRA for the shapes of this model"
         ) from None
 
 
-class _Branches:
-    """A forward hook of a linear layer that adds what its LoRAs make of the same input."""
+class _Addition:
+    """A forward hook that adds what LoRAs make of a layer's input.
 
-    def __init__(self, deltas: Numbered, strengths: Sequence[float]) -> None:
-        self._deltas, self._strengths = deltas, strengths
+    Every kind of layer is linear in its parameters, so their change acts like a layer beside it.
+    """
+
+    def __init__(
+        self, changes: Sequence[_Change], strengths: Sequence[float], full: FullWeight
+    ) -> None:
+        self._changes, self._strengths, self._full = changes, strengths, full
         self._place: tuple[torch.device, torch.dtype] | None = None
 
-    def __call__(self, module: nn.Linear, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
+    def __call__(self, layer: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
         x = args[0]
         if self._place != (x.device, x.dtype):  # known only now, and may change with the model
             self._place = (x.device, x.dtype)
-            self._deltas = [(i, delta.to(*self._place)) for i, delta in self._deltas]
-        for i, delta in self._deltas:
-            if self._strengths[i]:
-                base = full_weight(module, torch.float32) if delta.needs_base else module.weight
-                out = out + self._strengths[i] * delta.branch(x, base)
+            self._changes = [replace(c, delta=c.delta.to(*self._place)) for c in self._changes]
+        for change in self._changes:
+            if strength := self._strengths[change.number]:
+                out = out + strength * self._added(layer, change, x).to(out.dtype)
         return out
 
-
-class _Copy:
-    """A parameter that is not a linear layer's weight, swapped for a changed one."""
-
-    def __init__(self, module: nn.Module, kind: str, deltas: Numbered) -> None:
-        self._module, self._kind, self._deltas = module, kind, deltas
-        self._original: nn.Parameter = getattr(module, kind)
-
-    def apply(self, strengths: Sequence[float]) -> None:
-        self.restore()
-        deltas = [(strengths[i], delta) for i, delta in self._deltas if strengths[i]]
-        if not deltas:
-            return
-        changed = add_deltas(self._original.detach(), deltas)
-        setattr(self._module, self._kind, nn.Parameter(changed, self._original.requires_grad))
-
-    def restore(self) -> None:
-        setattr(self._module, self._kind, self._original)
+    def _added(self, layer: nn.Module, change: _Change, x: Tensor) -> Tensor:
+        """What the change of a parameter alone makes of the layer's input."""
+        delta, is_conv = change.delta, isinstance(layer, nn.Conv3d)
+        if change.parameter == "bias":
+            bias = delta.delta(layer.bias)
+            return bias[:, None, None, None] if is_conv else bias
+        base = self._full(layer, x.device) if delta.needs_base else layer.weight
+        if is_conv:
+            kernel = delta.delta(base).to(x.dtype)
+            return conv3d(x, kernel, None, layer.stride, layer.padding)
+        if isinstance(layer, nn.LayerNorm):
+            return layer_norm(x, base.shape, eps=layer.eps) * delta.delta(base)
+        if isinstance(layer, nn.RMSNorm):
+            return rms_norm(x, base.shape, eps=layer.eps) * delta.delta(base)
+        return delta.branch(x, base)
