@@ -166,7 +166,23 @@ def odd_metadata(rng: Rng, entries: dict) -> None:
     entries["__metadata__"] = rng.choice([odd, odd, odd, [], 3, "x"])
 
 
+def empty(_rng: Rng, _data: bytes) -> bytes:
+    return b""
+
+
+def same_key(rng: Rng, data: bytes) -> bytes:
+    """One name for two tensors."""
+    length = int.from_bytes(data[:8], "little")
+    entries = json.loads(data[8 : 8 + length])
+    first, second = rng.sample(list(entries), 2)
+    renamed = json.dumps({first: entries.pop(first)})[1:-1]
+    text = f"{{{renamed.replace(first, second, 1)}, {json.dumps(entries)[1:]}".encode()
+    return len(text).to_bytes(8, "little") + text + data[8 + length :]
+
+
 BYTES = {
+    "empty": empty,
+    "same key": same_key,
     "truncated": truncated,
     "continued": continued,
     "header byte": header,
@@ -174,7 +190,7 @@ BYTES = {
     "entry": edited(odd_entry),
     "metadata": edited(odd_metadata),
 }
-REFUSED = {"truncated", "continued", "huge", *DAMAGE}
+REFUSED = {"empty", "same key", "truncated", "continued", "huge", *DAMAGE}
 
 
 # --- files of something else ----------------------------------------------------------------------

@@ -164,7 +164,7 @@ def read_header(path: Path | str) -> Header:
             length = int.from_bytes(file.read(8), "little")
             if size < 8 or length > min(MAX_HEADER, size - 8):
                 raise FramePackError(f"{path} {_not_weights(path, size)}")
-            entries = json.loads(file.read(length))
+            entries = json.loads(file.read(length), object_pairs_hook=_once)
         metadata = entries.pop(METADATA, None) or {}
         metadata = {str(key): str(value) for key, value in metadata.items()}
         tensors = {name: _tensor_info(path, name, e, 8 + length) for name, e in entries.items()}
@@ -174,6 +174,16 @@ def read_header(path: Path | str) -> Header:
         ) from None
     _check_extent(path, tensors, 8 + length, size)
     return Header(tensors, metadata)
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The entries of a header; of two under one name json would take the last and be silent."""
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise ValueError(f"{name} is in it twice")
+        found[name] = value
+    return found
 
 
 def save_weights(
@@ -404,9 +414,9 @@ def _torch_load(path: Path) -> dict[str, Tensor]:
             f"{path} holds more than tensors and could run code, so it was not opened: "
             "use the safetensors file of this model"
         ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+    except Exception as error:  # any at all: torch reads on wherever a damaged file leads it
         raise FramePackError(
-            f"{path} cannot be read ({str(error).splitlines()[0]}): "
+            f"{path} cannot be read ({str(error).partition(chr(10))[0]}): "
             "the download is incomplete, download it again"
         ) from error
     if isinstance(content, dict):
