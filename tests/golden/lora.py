@@ -18,13 +18,20 @@ from torch import Tensor
 from framepack_core.models.build import dit_shapes
 from framepack_core.models.dit import DiTConfig, FramePackDiT
 from framepack_core.runtime.errors import FramePackError
+from framepack_core.training.adapters import (
+    Adapter,
+    AdapterConfig,
+    Adapters,
+    factorize,
+    select_layers,
+)
 from framepack_core.weights.lora import Lora, load_lora
 from framepack_core.weights.lora_apply import LoraUse, MergeLoras, apply_loras, open_loras
 from framepack_core.weights.lora_delta import LowRank
 from framepack_core.weights.lora_names import Shapes, part_table, underscored
 
 from .dit_tiny import ATOL, RTOL, arguments_of, inputs_of, load_model, noise_floor
-from .result import Case, compare, exact, todo
+from .result import Case, compare, exact
 
 BF16_ATOL = 5e-2
 PREFIX = "lora_unet_"
@@ -89,8 +96,11 @@ def check(folder: Path) -> Iterator[Case]:
     yield from _odd_files(goldens)
     yield from _full_width(goldens.spec["full_width_conversion"])
     yield from _models(goldens)
-    yield todo("training_network")
-    yield todo("lokr_factorization")
+    yield from _training_network(goldens)
+    for case in goldens.spec["lokr_factorization"]:
+        size, factor = case["dimension"], case["factor"]
+        found = list(factorize(size, factor))
+        yield exact(f"lokr_factorization.{size}.{factor}", found, case["result"])
 
 
 def _changed(merge: MergeLoras) -> list[str]:
@@ -205,6 +215,58 @@ def _merged(model: FramePackDiT, lora: Lora) -> FramePackDiT:
     merge = MergeLoras([LoraUse(lora)])
     model.load_state_dict({name: merge(name, x) for name, x in model.state_dict().items()})
     return model
+
+
+# --- adapters to be trained -----------------------------------------------------------------------
+
+
+def _training_network(goldens: Goldens) -> Iterator[Case]:
+    """Which layers get an adapter, of what shapes and scale."""
+    spec = goldens.spec["training_network"]
+    settings = {"rank": spec["network_dim"], "alpha": spec["network_alpha"]}
+    lora = _adapters(goldens, AdapterConfig("lora", **settings))
+    loha = _adapters(goldens, AdapterConfig("loha", **settings))
+    first = spec["lora"][0]
+    yield exact("training_network.modules", sorted(lora), sorted(spec["lora"]))
+    yield exact("training_network.lora", lora[first], spec["lora_shapes_of_first"])
+    yield exact(
+        "training_network.loha.modules", sorted(loha) == sorted(lora), spec["loha_same_names"]
+    )
+    yield exact("training_network.loha", loha[first], spec["loha_shapes_of_first"])
+    for name, factor in (("lokr_shapes", -1), ("lokr_factor4_shapes", 4)):
+        found = _adapters(goldens, AdapterConfig("lokr", **settings, factor=factor))
+        expected = spec[name]
+        yield exact(f"training_network.{name}", {key: found[key] for key in expected}, expected)
+    adapter = Adapter(first, 64, 64, AdapterConfig("lora", **settings))
+    yield exact("training_network.scale", adapter.scale, spec["scale"])
+    yield exact("training_network.alpha", adapter.alpha, spec["alpha_buffer"])
+    dit = _skeleton(goldens)
+    chosen = {
+        "exclude_attn_no_dim": select_layers(dit, exclude=["attn"]),
+        # The reference's include adds to what it takes without; here it is all that is taken.
+        "exclude_single_include_norm1": {
+            **select_layers(dit, exclude=["single"]),
+            **select_layers(dit, include=[r"norm1\.linear"]),
+        },
+    }
+    for name, layers in chosen.items():
+        expected = spec[name]["names"] if isinstance(spec[name], dict) else spec[name]
+        found = sorted(PREFIX + underscored(layer) for layer in layers)
+        yield exact(f"training_network.{name}", found, sorted(expected))
+
+
+def _skeleton(goldens: Goldens) -> FramePackDiT:
+    config = json.loads((goldens.folder / "dit_tiny_config.json").read_text())
+    return FramePackDiT(DiTConfig.from_dict(config), device="meta")
+
+
+def _adapters(goldens: Goldens, config: AdapterConfig) -> dict[str, dict[str, list[int]]]:
+    """Shapes of the factors by their keys, by module."""
+    found: dict[str, dict[str, list[int]]] = {}
+    for name, factor in Adapters.create(_skeleton(goldens), config).named_tensors().items():
+        module, _, key = name.partition(".")
+        found.setdefault(module, {})[key] = list(factor.shape)
+    return found
 
 
 # --- choosing modules -----------------------------------------------------------------------------
