@@ -3,3 +3,4 @@
 from pathlib import Path
 
 SNAPSHOT = Path(__file__).parent / "snapshot"
+OPPOSITE_LORA = Path(__file__).parent / "loras" / "opposite.safetensors"

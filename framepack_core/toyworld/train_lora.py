@@ -1,0 +1,156 @@
+"""Train the example LoRA: a Toy World in which shapes go the opposite way.
+
+`python -m framepack_core.toyworld.train_lora OUT` makes the file that comes with the built-in
+model, OUT/opposite.safetensors, in some minutes on a CPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from ..models.build import Snapshot, load_snapshot
+from ..sampling.flow import FlowDenoiser
+from ..sampling.sections import WINDOW
+from ..training.adapters import AdapterConfig
+from ..training.batches import Batches, Sample
+from ..training.cache import LatentEncoders, TextEncoder, section_tensors, text_tensors
+from ..training.cache_files import IMAGE, save_latent_cache, save_text_cache, to_half
+from ..training.config import TrainConfig
+from ..training.encoders import latent_encoders, text_encoder
+from ..training.loop import Callbacks, StepReport, train
+from ..training.timesteps import Timesteps
+from . import SNAPSHOT, render
+
+NAME = "opposite"
+CLIPS, SECTIONS = 72, 2
+BATCH = 4
+RANK = 8
+WAYS = ("left", "right", "up", "down")
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Updates at one learning rate, from where the phase before has ended."""
+
+    steps: int
+    rate: float
+    seed: int
+
+
+PHASES = (Phase(600, 1e-3, seed=5), Phase(300, 3e-4, seed=6))
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A clip to learn from: pixels [1, 3, F, 64, 64] in -1..1, and what it is to be called."""
+
+    name: str
+    pixels: torch.Tensor
+    start: torch.Tensor
+    caption: str
+
+
+def train_lora(folder: Path, phases: Sequence[Phase] = PHASES, clips: int = CLIPS) -> Path:
+    """Train in `folder` and return the finished file; the same settings give the same tensors."""
+    models = load_snapshot(SNAPSHOT, dtype=torch.float32)
+    path = None
+    with tempfile.TemporaryDirectory() as cache:
+        samples = make_samples(models, Path(cache), clips)
+        for number, phase in enumerate(phases, 1):
+            config = _config(folder / f"phase{number}", phase, path)
+            batches = Batches(samples, config.seed)
+            denoiser, callbacks = FlowDenoiser(models.dit), Callbacks(on_step=_print_step)
+            path = train(config, denoiser, batches, callbacks).path
+    finished = folder / path.name
+    shutil.copyfile(path, finished)
+    return finished
+
+
+def _config(folder: Path, phase: Phase, start: Path | None) -> TrainConfig:
+    return TrainConfig(
+        output_dir=folder,
+        output_name=NAME,
+        network_weights=start,
+        seed=phase.seed,
+        steps=phase.steps,
+        adapter=AdapterConfig(rank=RANK, alpha=RANK),
+        timesteps=Timesteps(shift=5.0),  # where a shape goes is decided in the first steps
+        learning_rate=phase.rate,
+        warmup=20,
+        gradient_checkpointing=False,
+        save_every_steps=100,
+    )
+
+
+def make_clips(count: int) -> list[Clip]:
+    """Clips of shapes that go somewhere, under the caption of the opposite way."""
+    motions = [render.MOTIONS.index(WAYS[i % len(WAYS)]) for i in range(count)]
+    starts = render.draw(range(count), 1, central=True)
+    drawn = render.with_motions(starts, torch.tensor(motions)[:, None].repeat(1, SECTIONS))
+    pixels = render.render(drawn)
+    starts = render.start_image(drawn)
+    said = [render.MOTIONS.index(render.OPPOSITE[render.MOTIONS[motion]]) for motion in motions]
+    return [
+        Clip(
+            str(i),
+            pixels[i : i + 1],
+            starts[i],
+            render.caption(form, colour, said[i], variant=i % render.CAPTION_VARIANTS),
+        )
+        for i, (form, colour) in enumerate(
+            zip(drawn.form.tolist(), drawn.colour.tolist(), strict=True)
+        )
+    ]
+
+
+def make_samples(models: Snapshot, folder: Path, count: int) -> list[Sample]:
+    """Cache files of the clips, a sample a section."""
+    latent = latent_encoders(models.vae, models.image_encoder, NAME)
+    text = text_encoder(models.text_encoders, NAME)
+    empty = _cache_text(folder, "empty", "", text)
+    return [
+        Sample(folder / clip.name, path, words, empty, BATCH)
+        for clip in make_clips(count)
+        for words in [_cache_text(folder, clip.name, clip.caption, text)]
+        for path in _cache_sections(folder, clip, latent)
+    ]
+
+
+def _cache_text(folder: Path, name: str, caption: str, encoder: TextEncoder) -> Path:
+    path = folder / f"{name}_fp_te.safetensors"
+    save_text_cache(path, text_tensors(encoder.encode(caption), caption), caption, "")
+    return path
+
+
+def _cache_sections(folder: Path, clip: Clip, encoders: LatentEncoders) -> list[Path]:
+    latents = to_half(encoders.vae(clip.pixels), clip.name)
+    image = to_half(encoders.image(clip.start.numpy())[0], clip.name)
+    paths = []
+    for section, tensors in section_tensors("framepack", latents, WINDOW):
+        paths.append(folder / f"{clip.name}_{section.index}_fp.safetensors")
+        size = (render.SIZE, render.SIZE)
+        tensors = {**tensors, IMAGE: image}
+        save_latent_cache(paths[-1], tensors, size=size, digest="", mode="framepack")
+    return paths
+
+
+def _print_step(report: StepReport) -> None:
+    if report.step % 50 == 0:
+        print(f"step {report.step} of {report.total}, loss {report.loss:.4f}", flush=True)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("out", type=Path)
+    print(train_lora(parser.parse_args(argv).out))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,47 @@
+"""The example LoRA in short; `python -m framepack_core.toyworld.evaluate_lora` measures it whole.
+
+How it is made is run for two updates only: that it is the same each time, and what the file holds.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from lora_dialects import differences
+
+from framepack_core.toyworld import OPPOSITE_LORA, SNAPSHOT
+from framepack_core.toyworld.evaluate import Toy
+from framepack_core.toyworld.evaluate_lora import measure, read
+from framepack_core.toyworld.train_lora import PHASES, Phase, train_lora
+from framepack_core.weights.files import open_weights
+
+
+@pytest.fixture(scope="module")
+def toy() -> Toy:
+    return Toy.load(SNAPSHOT, torch.device("cpu"))
+
+
+def test_shapes_go_the_opposite_way(toy: Toy) -> None:
+    lora = read(toy, OPPOSITE_LORA)
+    found = {x: measure(toy, lora, x, cases=4, steps=8) for x in (1.0, 0.5, 0.0)}
+    assert found[1.0].opposite >= 0.75 > found[0.5].opposite, found
+    assert found[0.0].opposite == 0 and found[0.0].as_prompted == 1, found
+
+
+def test_every_dialect_gives_the_same_latents(toy: Toy, tmp_path: Path) -> None:
+    """To the bit, but where factors had to be fused: those are multiplied in another order."""
+    for name, difference in differences(toy, tmp_path, steps=2):
+        assert difference == 0 if "Hunyuan" not in name else difference < 1e-5, name
+
+
+def test_made_the_same_each_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    phases = [Phase(1, 1e-3, seed=1), Phase(1, 1e-3, seed=2)]
+    one, two = (open_weights(train_lora(tmp_path / n, phases, clips=2)) for n in "ab")
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    shipped = open_weights(OPPOSITE_LORA)
+    assert {n: shipped.info(n) for n in shipped} == {n: one.info(n) for n in one}
+    last = PHASES[-1]
+    assert shipped.metadata["ss_network_dim"] == "8"
+    assert shipped.metadata["ss_steps"] == str(last.steps)
