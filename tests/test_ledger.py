@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,11 @@ import torch
 from tiny import guided, randn, tiny_dit
 
 from framepack_core.runtime.errors import FramePackError
+from framepack_core.runtime.files import atomic_path
+from framepack_core.sampling.fingerprint import fingerprint
 from framepack_core.sampling.flow import FlowDenoiser
 from framepack_core.sampling.generate import SamplerConfig, generate, unipc_sampler
-from framepack_core.sampling.ledger import Ledger, LedgerRun, fingerprint
+from framepack_core.sampling.ledger import Ledger, LedgerRun
 from framepack_core.sampling.plan import Plan
 from framepack_core.sampling.sections import plan_f1, plan_framepack
 
@@ -59,15 +62,30 @@ def test_a_stopped_run_goes_on_to_the_same_bits(plan, stop_before, tmp_path) -> 
     assert run(plan, Ledger(tmp_path).open(plan, settings()))[1] == []
 
 
-def test_a_changed_setting_starts_afresh_and_is_named(tmp_path) -> None:
-    plan = plan_framepack(2, WINDOW)
-    run(plan, Ledger(tmp_path).open(plan, settings()))
-    changed = Ledger(tmp_path).open(plan, settings(prompt="q"))
-    assert changed.finished == 0
-    assert changed.messages == [
-        "ledger: nothing of the last run fits, since it had another prompt; all 2 sections are made"
+def test_what_is_there_and_what_changed_is_said(tmp_path) -> None:
+    """Changes are those against the most similar run, whichever was the last."""
+    plan, said = plan_framepack(2, WINDOW), []
+    ledger = Ledger(tmp_path, say=said.append)
+    with pytest.raises(Killed):
+        run(plan, ledger.open(plan, settings()), stop_before=1)
+    ledger.open(plan, settings(seed=3, prompt="q"))
+    assert ledger.open(plan, settings(seed=2)).finished == 0
+    assert ledger.open(plan, settings()).finished == 1
+    ledger.open(plan_f1(2, WINDOW), settings())
+    run(plan, ledger.open(plan, settings()))
+    ledger.open(plan, settings())
+    fresh = "ledger: starts afresh, as no earlier run fits; the most similar one had another "
+    assert said == [
+        f"{fresh}seed (1, now 3), prompt",
+        f"{fresh}seed (1, now 2)",
+        "ledger: 1 of 2 sections are there already; going on after them",
+        f"{fresh}mode, section plan",
+        "ledger: 1 of 2 sections are there already; going on after them",
+        "ledger: 2 of 2 sections are there already; nothing is left to make",
     ]
-    assert Ledger(tmp_path).open(plan, settings()).finished == 2
+    lines = ledger.describe().splitlines()
+    assert "2 sections" in lines[0]
+    assert len(lines) == 2 and "2 of 2 sections" in lines[1] and lines[1].endswith("seed 1")
 
 
 def test_one_section_rolled_again_keeps_those_made_before_it(tmp_path) -> None:
@@ -94,11 +112,13 @@ def test_a_damaged_entry_is_set_aside_and_made_again(tmp_path) -> None:
     expected, _ = run(plan, Ledger(tmp_path).open(plan, settings()))
     entry = Ledger(tmp_path).entries()[0].path
     entry.write_bytes(entry.read_bytes()[:-10])
-    ledger = Ledger(tmp_path).open(plan, settings())
-    latents, made = run(plan, ledger)
+    said: list[str] = []
+    latents, made = run(plan, Ledger(tmp_path, say=said.append).open(plan, settings()))
     assert len(made) == 1 and torch.equal(latents, expected)
-    assert "is damaged" in ledger.messages[-1]
+    assert "is damaged" in said[-1]
     assert entry.with_name(entry.name + ".damaged").is_file()
+    assert "3 sections, 1 of them damaged" in Ledger(tmp_path).describe()
+    assert Ledger(tmp_path, limit=0).prune() == 3
 
 
 def test_old_entries_are_pruned_by_the_limit_but_never_this_run(tmp_path) -> None:
@@ -119,6 +139,17 @@ def test_old_entries_are_pruned_by_the_limit_but_never_this_run(tmp_path) -> Non
         Ledger(tmp_path, limit=-1)
 
 
+def test_what_a_killed_process_left_is_swept_up_a_day_later(tmp_path) -> None:
+    with atomic_path(tmp_path / "a.safetensors") as temporary:
+        left = [temporary.with_name(f".{name}{temporary.name}") for name in ("old", "new")]
+        temporary.touch()
+    for path in left:
+        path.touch()
+    os.utime(left[0], (1, 1))
+    Ledger(tmp_path).prune()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [left[1].name, "a.safetensors"]
+
+
 def test_no_partial_file_is_left_when_the_disk_is_full(tmp_path, monkeypatch) -> None:
     plan = plan_framepack(2, WINDOW)
     ledger = Ledger(tmp_path).open(plan, settings())
@@ -135,8 +166,13 @@ def test_no_partial_file_is_left_when_the_disk_is_full(tmp_path, monkeypatch) ->
 
 def test_unreadable_history_of_runs_is_no_obstacle(tmp_path) -> None:
     (tmp_path / "runs.json").write_text('{"half')
-    plan = plan_framepack(1, WINDOW)
-    assert Ledger(tmp_path).open(plan, settings()).messages == []
+    said: list[str] = []
+    Ledger(tmp_path, say=said.append).open(plan_framepack(1, WINDOW), settings())
+    assert said == []
+
+
+def holding(value):
+    return lambda: value
 
 
 def test_fingerprints_tell_contents_apart(tmp_path: Path) -> None:
@@ -164,10 +200,17 @@ def test_fingerprints_tell_contents_apart(tmp_path: Path) -> None:
         torch.zeros(2, 3),
         torch.zeros(3, 2),
         torch.zeros(2, 3, dtype=torch.bfloat16),
+        torch.bfloat16,
+        partial(holding, 1),
+        partial(holding, 2),
+        holding(1),
+        holding(2),
+        Ledger,
         plan_f1(2, WINDOW),
         replace(plan_f1(2, WINDOW), window=3),
     ]
     assert len({fingerprint(value) for value in different}) == len(different)
     assert fingerprint({"a": 1, "b": 2}) == fingerprint({"b": 2, "a": 1})
-    with pytest.raises(TypeError, match="no fingerprint of a object"):
-        fingerprint(object())
+    for unknown in (object(), holding(object())):
+        with pytest.raises(TypeError, match="no fingerprint of a object"):
+            fingerprint(unknown)

@@ -18,6 +18,7 @@ from .plan import Direction, Plan, Section
 from .schedule import dynamic_shift, flow_sigmas
 from .step_cache import StepCacheFactory
 from .unipc import Variant, sample_unipc
+from .watch import Drift, check_output, measure_drift
 
 
 @dataclass(frozen=True)
@@ -38,13 +39,14 @@ class SectionTask:
 class SectionDone:
     """A finished section: its latents [B, C, W, h, w] and the video so far in order of time.
 
-    stored: it was in the ledger and has not been made again.
+    drift: from the start image; stored: it was in the ledger and has not been made again.
     """
 
     section: Section
     order: int
     latents: Tensor
     video: Tensor
+    drift: Drift
     stored: bool = False
 
 
@@ -84,15 +86,16 @@ def generate(
         stored = None if ledger is None else ledger.load(order, shape)
         if stored is None:
             latents = sample_section(task).to(start)
-            check_finite(latents, f"section {section.index}")
+            check_output(latents, f"section {section.index}")
             if ledger is not None:
                 ledger.store(order, latents)
         else:
             latents = stored.to(start)
         history.append(section, latents)
         if on_section is not None:
-            done = SectionDone(section, order, latents, history.video(), stored is not None)
-            on_section(done)
+            drift = measure_drift(latents, start)
+            found = stored is not None
+            on_section(SectionDone(section, order, latents, history.video(), drift, found))
     return history.video()
 
 
@@ -149,15 +152,6 @@ def section_noise(shape: tuple[int, ...], seed: int | Sequence[int]) -> Iterator
     generators = [cpu_generator(s) for s in seeds]
     while True:
         yield torch.cat([torch.randn((1, *shape[1:]), generator=g) for g in generators])
-
-
-def check_finite(latents: Tensor, name: str) -> None:
-    """Refuse what a model made if any value is infinite or not a number."""
-    if not torch.isfinite(latents).all():
-        raise FramePackError(
-            f"{name}: the model returned values that are not finite; try another precision (bf16 "
-            "or fp32) or attention, and check LoRA strengths"
-        )
 
 
 def _check_start(start: Tensor) -> None:

@@ -7,12 +7,11 @@ made before it mattered, and a run with a section rolled again or added at the e
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -22,108 +21,134 @@ from torch import Tensor
 from ..runtime.errors import FramePackError
 from ..runtime.files import atomic_path, size_text
 from ..weights.files import open_weights, save_weights
+from .fingerprint import fingerprint
 from .plan import Plan
 
 KEY = "latent"
 SUFFIX = ".safetensors"
 DAMAGED = ".damaged"
 RUNS = "runs.json"
+FOLDER = ".ledger"  # beside the results, where nothing else was asked for
 FORMAT = 1  # of keys and entries; another number starts afresh
 LIMIT = 2 * 10**9  # bytes of all entries; latents are small, so this is months of runs
 KEPT_RUNS = 50
-SAMPLES = 64  # places at which the content of a large file is looked at
-SAMPLE_BYTES = 1 << 16
-
-
-def fingerprint(value: Any) -> str:
-    """A digest of settings: numbers, texts, tensors by content, paths by the file behind them."""
-    digest = hashlib.sha256()
-    _feed(digest, value)
-    return digest.hexdigest()
-
-
-def _feed(digest: Any, value: Any) -> None:
-    """Every part goes in with its kind and length, so that no two values read alike."""
-    if isinstance(value, Tensor):
-        data = value.detach().cpu().contiguous()
-        digest.update(f"tensor {data.dtype} {tuple(data.shape)} ".encode())
-        digest.update(data.view(torch.uint8).numpy() if data.ndim else data.numpy().tobytes())
-    elif isinstance(value, Path):
-        _feed_file(digest, value)
-    elif is_dataclass(value) and not isinstance(value, type):
-        _feed(digest, {f.name: getattr(value, f.name) for f in fields(value)})
-    elif isinstance(value, Mapping):
-        digest.update(f"map {len(value)} ".encode())
-        for name in sorted(value):
-            _feed(digest, name)
-            _feed(digest, value[name])
-    elif isinstance(value, tuple | list):
-        digest.update(f"list {len(value)} ".encode())
-        for item in value:
-            _feed(digest, item)
-    elif value is None or isinstance(value, bool | int | float | str):
-        text = repr(value).encode()
-        digest.update(f"{type(value).__name__} {len(text)} ".encode() + text)
-    else:
-        raise TypeError(f"no fingerprint of a {type(value).__name__}")
-
-
-def _feed_file(digest: Any, path: Path) -> None:
-    """Size and content of a file; of a large one the beginning and evenly spaced samples."""
-    size = path.stat().st_size
-    digest.update(f"file {size} ".encode())
-    with path.open("rb") as file:
-        if size <= SAMPLES * SAMPLE_BYTES:
-            digest.update(file.read())
-            return
-        for i in range(SAMPLES):
-            file.seek(i * (size - SAMPLE_BYTES) // (SAMPLES - 1))
-            digest.update(file.read(SAMPLE_BYTES))
+HALF_WRITTEN = ".*.part.*"  # the names of atomic_path
+DAY = 24 * 3600  # seconds
+KEY_LENGTH = 32  # of 64 digits of a digest: enough, and names stay readable
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One finished section on disk."""
+    """One finished section on disk, or what was one before it was damaged."""
 
     path: Path
     size: int
     modified: float
 
+    @property
+    def damaged(self) -> bool:
+        return self.path.name.endswith(DAMAGED)
 
+
+@dataclass(frozen=True)
+class RunRecord:
+    """A run as the ledger remembers it: digests of its settings, and the keys of its sections.
+
+    numbers: the settings that are numbers, as they were, to be told apart by people.
+    """
+
+    opened: float
+    settings: Mapping[str, str]
+    numbers: Mapping[str, float]
+    keys: Sequence[str]
+
+    @classmethod
+    def read(cls, record: Any) -> RunRecord:
+        """From JSON; raises TypeError, ValueError or KeyError for what is something else."""
+        settings = {str(name): str(digest) for name, digest in dict(record["settings"]).items()}
+        numbers = {str(name): float(n) for name, n in dict(record["numbers"]).items()}
+        return cls(float(record["opened"]), settings, numbers, [str(key) for key in record["keys"]])
+
+    def describe(self, entries: Mapping[str, Entry]) -> str:
+        """What is left of it, of entries by key, as a line; empty if nothing is."""
+        kept = [entries[key] for key in self.keys if key in entries]
+        if not kept:
+            return ""
+        opened = time.strftime("%Y-%m-%d %H:%M", time.localtime(self.opened))
+        size = size_text(sum(entry.size for entry in kept))
+        numbers = ", ".join(f"{name} {number:.15g}" for name, number in self.numbers.items())
+        return f"  {opened}: {len(kept)} of {len(self.keys)} sections, {size}; {numbers}"
+
+    def changes(self, now: RunRecord) -> list[str]:
+        """Names of the settings that differ, numbers with both values."""
+        names = [*now.settings, *(name for name in self.settings if name not in now.settings)]
+        return [
+            name + self._values(name, now)
+            for name in names
+            if self.settings.get(name) != now.settings.get(name)
+        ]
+
+    def _values(self, name: str, now: RunRecord) -> str:
+        if name not in self.numbers or name not in now.numbers:
+            return ""
+        return f" ({self.numbers[name]:.15g}, now {now.numbers[name]:.15g})"
+
+
+@dataclass(frozen=True)
 class Ledger:
-    """A folder of finished sections, pruned to `limit` bytes, the longest unused first."""
+    """A folder of finished sections, pruned to `limit` bytes, the longest unused first.
 
-    def __init__(self, folder: Path | str, limit: int = LIMIT) -> None:
-        if limit < 0:
-            raise FramePackError(f"ledger: a limit of {limit} bytes is not a size; use 0 or more")
-        self.folder, self.limit = Path(folder), limit
+    `say` is told what a user should know: what is there already, what changed, what is damaged.
+    """
+
+    folder: Path
+    limit: int = LIMIT
+    say: Callable[[str], None] = field(default=lambda _message: None, compare=False)
+
+    def __post_init__(self) -> None:
+        if self.limit < 0:
+            raise FramePackError(
+                f"ledger: a limit of {self.limit} bytes is not a size; use 0 or more"
+            )
 
     def open(self, plan: Plan, settings: Mapping[str, Any]) -> LedgerRun:
         """The run of a plan; `settings` hold all that its sections depend on besides the plan.
 
-        A value may be anything `fingerprint` takes; names are what `changes` reports.
+        A value may be anything `fingerprint` takes; names are what a user is told of changes.
         """
-        return LedgerRun(self, plan, {name: fingerprint(v) for name, v in settings.items()})
+        return LedgerRun(self, plan, settings)
 
     def entries(self) -> list[Entry]:
         """What is stored, the longest unused first."""
         found = []
-        for path in self.folder.glob(f"*{SUFFIX}"):
-            if not path.name.startswith("."):
+        for path in self.folder.glob(f"*{SUFFIX}*"):
+            if path.name.endswith((SUFFIX, SUFFIX + DAMAGED)) and not path.name.startswith("."):
                 status = path.stat()
                 found.append(Entry(path, status.st_size, status.st_mtime))
         return sorted(found, key=lambda entry: entry.modified)
 
     def describe(self) -> str:
+        """What is stored: one line, then one for each run of which something is left."""
         entries = self.entries()
         total = sum(entry.size for entry in entries)
-        return (
-            f"ledger {self.folder}: {len(entries)} sections, {size_text(total)} of at most "
+        damaged = sum(entry.damaged for entry in entries)
+        aside = f", {damaged} of them damaged and set aside" if damaged else ""
+        title = (
+            f"ledger {self.folder}: {len(entries)} sections{aside}, {size_text(total)} of at most "
             f"{size_text(self.limit)}"
         )
+        whole = {entry.path.stem: entry for entry in entries if not entry.damaged}
+        runs = filter(None, (run.describe(whole) for run in self.runs()))
+        return "\n".join([title, *runs])
 
     def prune(self, keep: frozenset[Path] = frozenset()) -> int:
-        """Remove entries until the limit holds; returns how many. Those in `keep` stay."""
+        """Remove entries until the limit holds; returns how many. Those in `keep` stay.
+
+        What a killed process has left half-written goes too, once no other can be at it still.
+        """
+        for path in self.folder.glob(HALF_WRITTEN):
+            if time.time() - path.stat().st_mtime > DAY:
+                path.unlink(missing_ok=True)
         entries = self.entries()
         excess, removed = sum(entry.size for entry in entries) - self.limit, 0
         for entry in entries:
@@ -134,36 +159,34 @@ class Ledger:
                 excess, removed = excess - entry.size, removed + 1
         return removed
 
-    def runs(self) -> list[dict[str, Any]]:
-        """Settings of the latest runs, by their digests; what cannot be read counts as nothing."""
+    def runs(self) -> list[RunRecord]:
+        """The latest runs, the last one first; what cannot be read counts as nothing."""
         try:
-            runs = json.loads((self.folder / RUNS).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            records = json.loads((self.folder / RUNS).read_text(encoding="utf-8"))
+            return [RunRecord.read(record) for record in records]
+        except (OSError, ValueError, TypeError, KeyError, RecursionError):
             return []
-        return [run for run in runs if isinstance(run, dict)] if isinstance(runs, list) else []
 
-    def remember(self, run: dict[str, Any]) -> None:
-        """Put a run's settings before the others."""
-        runs = [run, *(other for other in self.runs() if other != run)][:KEPT_RUNS]
+    def remember(self, run: RunRecord) -> None:
+        """Put a run before the others."""
+        others = [other for other in self.runs() if other.keys != run.keys]
+        records = [vars(record) for record in [run, *others][:KEPT_RUNS]]
         with atomic_path(self.folder / RUNS) as temporary:
-            temporary.write_text(json.dumps(runs), encoding="utf-8")
+            temporary.write_text(json.dumps(records), encoding="utf-8")
+
+
+OpenLedger = Callable[[Plan, Mapping[str, Any]], "LedgerRun"]
+"""The run of a plan with settings of its own, to be added to those that are known already."""
 
 
 class LedgerRun:
     """The sections of one run; `load` what is there, `store` what was made."""
 
-    def __init__(self, ledger: Ledger, plan: Plan, settings: dict[str, str]) -> None:
-        self.ledger, self.plan, self.settings = ledger, plan, settings
-        self.messages: list[str] = []
-        self._paths = [ledger.folder / f"{key}{SUFFIX}" for key in self._keys()]
+    def __init__(self, ledger: Ledger, plan: Plan, settings: Mapping[str, Any]) -> None:
+        self.ledger, self.plan = ledger, plan
+        self._record = _record(plan, settings)
+        self._paths = [ledger.folder / f"{key}{SUFFIX}" for key in self._record.keys]
         self._explain()
-
-    def _keys(self) -> Iterator[str]:
-        run = {f.name: getattr(self.plan, f.name) for f in fields(Plan) if f.name != "sections"}
-        before = fingerprint([FORMAT, run, self.settings])
-        for section in self.plan.sections:
-            before = fingerprint([before, section])
-            yield before
 
     @property
     def finished(self) -> int:
@@ -186,7 +209,7 @@ class LedgerRun:
                 raise FramePackError(f"{path} holds something else")
         except (FramePackError, KeyError) as error:
             path.replace(path.with_name(path.name + DAMAGED))
-            self.messages.append(
+            self.ledger.say(
                 f"ledger: {path.name} is damaged ({error}); it is set aside as "
                 f"{path.name}{DAMAGED} and its section made again"
             )
@@ -204,25 +227,33 @@ class LedgerRun:
 
     def _explain(self) -> None:
         """Say how far this run is, or which settings keep an earlier one from going on."""
-        described = {"mode": self.plan.mode, "settings": self.settings}
-        total = len(self._paths)
-        if self.finished:
-            self.messages.append(f"ledger: {self.finished} of {total} sections are there already")
+        total, finished = len(self._paths), self.finished
+        if finished:
+            rest = "nothing is left to make" if finished == total else "going on after them"
+            self.ledger.say(f"ledger: {finished} of {total} sections are there already; {rest}")
         elif earlier := self.ledger.runs():
-            changed = _changes(earlier[0], described)
+            changed = min((run.changes(self._record) for run in earlier), key=len)
             if changed:
-                self.messages.append(
-                    f"ledger: nothing of the last run fits, since it had another "
-                    f"{', '.join(changed)}; all {total} sections are made"
+                self.ledger.say(
+                    f"ledger: starts afresh, as no earlier run fits; the most similar one had "
+                    f"another {', '.join(changed)}"
                 )
-        self.ledger.remember(described)
+        self.ledger.remember(self._record)
 
 
-def _changes(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Names of the settings that differ; nothing where the earlier run cannot be compared."""
-    before = earlier.get("settings")
-    if not isinstance(before, Mapping):
-        return []
-    names = [*now["settings"], *(name for name in before if name not in now["settings"])]
-    changed = [name for name in names if before.get(name) != now["settings"].get(name)]
-    return [*(["mode"] if earlier.get("mode") != now["mode"] else []), *changed]
+def _record(plan: Plan, settings: Mapping[str, Any]) -> RunRecord:
+    run = {f.name: getattr(plan, f.name) for f in fields(Plan) if f.name != "sections"}
+    digests = {name: fingerprint(value) for name, value in settings.items()}
+    before = fingerprint([FORMAT, run, digests])
+    keys = []
+    for section in plan.sections:
+        before = fingerprint([before, section])
+        keys.append(before[:KEY_LENGTH])
+    of_plan = {name.replace("_", " "): fingerprint(value) for name, value in run.items()}
+    of_plan["section plan"] = fingerprint(plan.sections)
+    numbers = {
+        name: value
+        for name, value in settings.items()
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    }
+    return RunRecord(time.time(), digests | of_plan, numbers, keys)

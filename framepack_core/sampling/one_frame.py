@@ -15,10 +15,11 @@ from torch import Tensor
 
 from ..models.packing import Context
 from ..runtime.errors import FramePackError
-from .generate import SampleSection, SectionTask, check_finite, section_noise
+from .generate import SampleSection, SectionTask, section_noise
 from .history import index_tensor
 from .plan import HISTORY, Section, index_run
-from .sections import WINDOW
+from .sections import MAX_DIGITS, WINDOW
+from .watch import check_output
 
 USAGE = "default, no_2x, no_4x, no_post, target_index=N, control_index=N;N"
 
@@ -94,7 +95,7 @@ def generate_one_frame(
     indices = index_tensor(section.latent_indices, controls)
     task = SectionTask(section, 0, noise.to(controls.device), indices, context)
     latents = sample_section(task).to(controls)
-    check_finite(latents, "one frame")
+    check_output(latents, "one frame")
     return latents
 
 
@@ -138,7 +139,7 @@ def _clean_indices(options: OneFrame, images: int, after: int) -> tuple[int, ...
 
 
 def _read_index(text: str, name: str) -> int:
-    if not text.isdecimal():
+    if not text.isdecimal() or len(text) > MAX_DIGITS:
         raise FramePackError(f"{name}: {text!r} is not a whole number of 0 or more")
     return int(text)
 

@@ -1,0 +1,83 @@
+"""Digests by which a run is known again: equal where nothing that matters differs."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from functools import partial
+from pathlib import Path
+from types import FunctionType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+SAMPLES = 64  # places at which the content of a large file is looked at
+SAMPLE_BYTES = 1 << 16
+
+
+def fingerprint(value: Any) -> str:
+    """A digest of settings: numbers, texts, tensors by content, paths by the file behind them.
+
+    Functions count by name, those made inside others also by what they hold on to. Raises TypeError
+    for anything else, as nothing can vouch for it.
+    """
+    digest = hashlib.sha256()
+    _feed(digest, value)
+    return digest.hexdigest()
+
+
+def _feed(digest: Any, value: Any) -> None:
+    """Every part goes in with its kind and length, so that no two values read alike."""
+    if isinstance(value, Tensor):
+        data = value.detach().cpu().contiguous()
+        digest.update(f"tensor {data.dtype} {tuple(data.shape)} ".encode())
+        digest.update(data.view(torch.uint8).numpy() if data.ndim else data.numpy().tobytes())
+    elif isinstance(value, Path):
+        _feed_file(digest, value)
+    elif is_dataclass(value) and not isinstance(value, type):
+        parts = {f.name: getattr(value, f.name) for f in fields(value)}
+        _feed(digest, [type(value).__qualname__, parts])
+    elif isinstance(value, Mapping):
+        digest.update(f"map {len(value)} ".encode())
+        for name in sorted(value):
+            _feed(digest, name)
+            _feed(digest, value[name])
+    elif isinstance(value, tuple | list):
+        digest.update(f"list {len(value)} ".encode())
+        for item in value:
+            _feed(digest, item)
+    elif value is None or isinstance(value, bool | int | float | str):
+        text = repr(value).encode()
+        digest.update(f"{type(value).__name__} {len(text)} ".encode() + text)
+    elif isinstance(value, torch.dtype | torch.device):
+        _feed(digest, str(value))
+    elif isinstance(value, partial):
+        _feed(digest, [value.func, value.args, value.keywords])
+    elif isinstance(value, FunctionType | type):
+        _feed(digest, [value.__module__, value.__qualname__, _held(value)])
+    else:
+        raise TypeError(f"no fingerprint of a {type(value).__name__}")
+
+
+def _held(value: FunctionType | type) -> list[Any]:
+    """What a function made inside another one holds on to; nothing where the name says it all."""
+    module = sys.modules.get(value.__module__)
+    if getattr(module, value.__qualname__, None) is value:
+        return []
+    return [cell.cell_contents for cell in getattr(value, "__closure__", None) or ()]
+
+
+def _feed_file(digest: Any, path: Path) -> None:
+    """Size and content of a file; of a large one the beginning and evenly spaced samples."""
+    size = path.stat().st_size
+    digest.update(f"file {size} ".encode())
+    with path.open("rb") as file:
+        if size <= SAMPLES * SAMPLE_BYTES:
+            digest.update(file.read())
+            return
+        for i in range(SAMPLES):
+            file.seek(i * (size - SAMPLE_BYTES) // (SAMPLES - 1))
+            digest.update(file.read(SAMPLE_BYTES))
