@@ -1,0 +1,83 @@
+"""A timeline: what each section of a video has of its own, as one JSON text.
+
+    {"version": 1, "sections": [{"prompt": "a cat sleeps", "seed": 7}, {}, {"image": "awake.png"}]}
+
+Sections are in order of time. Those that are not listed, and names that are left out, keep what the
+plan and the run have. An empty text is a timeline in which no section has anything.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ..runtime.errors import FramePackError
+from .plan import Plan
+
+MAX_TEXT = 1 << 20  # characters of a timeline
+MAX_SECTIONS = 500
+MAX_PROMPT, MAX_NAME, MAX_PADDING, MAX_GUIDANCE = 10_000, 1_000, 1_000, 100
+MAX_SEED = 2**53 - 1  # the largest that a browser's JSON reads exactly
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class TimelineSection(_Strict):
+    """What one section has of its own; `image` is a file name of the host's."""
+
+    prompt: str | None = Field(None, max_length=MAX_PROMPT)
+    image: str | None = Field(None, min_length=1, max_length=MAX_NAME)
+    padding: int | None = Field(None, ge=0, le=MAX_PADDING)
+    seed: int | None = Field(None, ge=0, le=MAX_SEED)
+    guidance: float | None = Field(None, ge=0, le=MAX_GUIDANCE, allow_inf_nan=False)
+
+
+class Timeline(_Strict):
+    """Sections in order of time."""
+
+    version: Literal[1] = 1
+    sections: tuple[TimelineSection, ...] = Field((), max_length=MAX_SECTIONS, strict=False)
+
+    @property
+    def images(self) -> list[str]:
+        """The file names of the images, each once."""
+        return list(dict.fromkeys(s.image for s in self.sections if s.image is not None))
+
+    def apply(self, plan: Plan) -> Plan:
+        """The plan with everything that sections have; its handles are texts and file names."""
+        if len(self.sections) > len(plan.sections):
+            raise FramePackError(
+                f"timeline: {len(self.sections)} sections for a video of {len(plan.sections)}; "
+                "take the last ones out, or make the video longer"
+            )
+        for index, section in enumerate(self.sections):
+            own = section.model_dump(exclude_none=True)
+            if own:
+                plan = plan.with_overrides(str(index), image_embeds=section.image, **own)
+        return plan
+
+
+def parse_timeline(text: str) -> Timeline:
+    """Read a timeline, which is untrusted text; FramePackError names the place of a mistake."""
+    if not text.strip():
+        return Timeline()
+    if len(text) > MAX_TEXT:
+        raise FramePackError(f"timeline: {len(text)} characters; at most {MAX_TEXT} are read")
+    try:
+        return Timeline.model_validate(json.loads(text))
+    except ValidationError as error:
+        raise FramePackError(f"timeline: {_first_mistake(error)}") from None
+    except (ValueError, RecursionError) as error:
+        raise FramePackError(f"timeline: not JSON ({error}); leave it empty or mend it") from None
+
+
+def _first_mistake(error: ValidationError) -> str:
+    mistake = error.errors(include_url=False)[0]
+    place = ".".join(str(part) for part in mistake["loc"])
+    if mistake["type"] == "extra_forbidden":
+        return f"{place}: unknown; known are {', '.join(TimelineSection.model_fields)}"
+    return f"{place}: {mistake['msg']}" if place else mistake["msg"]
