@@ -20,7 +20,7 @@ from framepack_core.sampling.flow import FlowDenoiser
 from framepack_core.training.adapters import AdapterConfig, Adapters
 from framepack_core.training.batches import Batches
 from framepack_core.training.loop import Callbacks, StepReport, train
-from framepack_core.training.schedules import rate_factor
+from framepack_core.training.schedules import library_rates, rate_factor
 from framepack_core.weights.files import open_weights
 from framepack_core.weights.lora import load_lora
 
@@ -132,6 +132,17 @@ def test_resuming_on_other_data_is_refused(tmp_path: Path) -> None:
     run(config, samples)
     with pytest.raises(FramePackError, match="data = "):
         run(config.model_copy(update={"resume": True}), samples[1:])
+
+
+def test_a_name_is_not_written_over(tmp_path: Path) -> None:
+    samples = make_samples(tmp_path / "cache")
+    config = tiny_config(tmp_path)
+    run(config, samples)
+    with pytest.raises(FramePackError, match="this run is there already"):
+        run(config, samples)
+    assert config.renamed().output_name == "tiny_2"
+    run(config.renamed(), samples)
+    assert config.renamed().output_name == "tiny_3"
 
 
 def test_starting_from_an_adapter(tmp_path: Path) -> None:
@@ -321,6 +332,28 @@ def test_rates() -> None:
     assert rate_factor("cosine_with_restarts", 25, 100) == 1.0
     assert rate_factor("rex", 50, 100) == pytest.approx(2 / 3)
     assert rate_factor("polynomial", 50, 100) == pytest.approx(0.25)
+
+
+def test_rates_of_a_library() -> None:
+    factor = library_rates("torch.optim.lr_scheduler.StepLR", {"step_size": 2, "gamma": 0.1})
+    assert factor(5) == pytest.approx(0.01)  # asked for out of order, as after resuming
+    assert [factor(step) for step in range(4)] == pytest.approx([1, 1, 0.1, 0.1])
+    with pytest.raises(FramePackError, match="lr_scheduler_type: torch has no StepLR"):
+        library_rates("torch.StepLR", {})
+    with pytest.raises(FramePackError, match=r"lr_scheduler_args: .* does not take them"):
+        library_rates("torch.optim.lr_scheduler.StepLR", {"size": 2})
+
+
+def test_a_run_takes_them(tmp_path: Path) -> None:
+    config = tiny_config(
+        tmp_path,
+        scheduler_type="torch.optim.lr_scheduler.StepLR",
+        scheduler_args={"step_size": 1, "gamma": 0.5},
+        learning_rate=0.08,
+    )
+    seen = []
+    run(config, make_samples(tmp_path / "cache"), Callbacks(lambda r: seen.append(r.rate)))
+    assert seen == pytest.approx([0.08, 0.04, 0.02, 0.01])
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from ..runtime.errors import FramePackError
 from ..weights.files import open_weights, read_header
 from .cache import empty_path, text_path
 from .cache_files import IMAGE, POOLED, TEXT, TEXT_MASK, cached_mode, end_path, load_cache, show_end
+from .config import TrainConfig
 from .dataset import TrainingSet, TrainMode
 from .draws import draw_seed
 from .timesteps import LatentShape
@@ -203,6 +204,14 @@ def batch_context(tensors: Mapping[str, Tensor]) -> Context:
             latents = clean.new_zeros(*clean.shape[:2], indices.shape[1], *clean.shape[3:])
         context = replace(context, **{f"clean_{rate}": latents, f"clean_{rate}_indices": indices})
     return context
+
+
+def open_batches(found: TrainingSet, config: TrainConfig) -> tuple[Batches, Batches | None]:
+    """What a run trains on, and what it is validated on, if anything is; all must be cached."""
+    samples, held = find_samples(found, config.mode), []
+    if config.validation_clips:
+        samples, held = split_validation(samples, config.validation_clips)
+    return Batches(samples, config.seed), Batches(held) if held else None
 
 
 def split_validation(samples: Sequence[Sample], clips: int) -> tuple[list[Sample], list[Sample]]:

@@ -17,7 +17,7 @@ from ..runtime.errors import FramePackError
 from ..runtime.images import Size
 from ..sampling.plan import HISTORY
 from ..weights.files import Header, open_weights, read_header, save_weights
-from .dataset import SUFFIX, TrainMode
+from .dataset import SUFFIX, TEXT_SUFFIX, TrainMode
 
 ARCHITECTURE = "framepack"
 FORMAT_VERSION = "1.0.1"
@@ -112,9 +112,17 @@ def cached_mode(path: Path) -> TrainMode:
         raise FramePackError(f"{path} is no FramePack latent cache; move it out of the folder")
     if not any(_name(key) == "latents_clean_4x" for key in tensors):
         return "one_frame"
-    first = int(tensors[indices["latent_indices"]][0])
-    far = int(tensors[indices["clean_latent_4x_indices"]][0])
+    places = "latent_indices", "clean_latent_4x_indices"
+    try:
+        first, far = (int(tensors[indices[name]].flatten()[0]) for name in places)
+    except (KeyError, IndexError, ValueError, OverflowError):
+        raise FramePackError(f"{path} is damaged: its indices are missing; cache again") from None
     return "f1" if far < first else "framepack"
+
+
+def is_cache(path: Path) -> bool:
+    """Whether a file is one of ours or of musubi-tuner's, by its name."""
+    return path.name.endswith((SUFFIX, END_SUFFIX, TEXT_SUFFIX))
 
 
 def cached_header(path: Path) -> Header | None:

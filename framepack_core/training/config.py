@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
+from ..runtime.errors import FramePackError
 from ..sampling.flow import GUIDANCE
 from .adapters import AdapterConfig
 from .dataset import TrainMode
-from .schedules import Scheduler
+from .schedules import Scheduler, library_rates, rate_factor
 from .settings import Settings
 from .timesteps import Timesteps
 
@@ -19,7 +21,8 @@ class TrainConfig(Settings):
     """How an adapter is trained; a run with the same settings and seed is the same to the bit.
 
     steps counts updates, of `accumulation` batches a process each; epochs, if given, wins over it.
-    warmup: updates, or below 1 a share of them. guidance: the distilled scale, as in inference.
+    scheduler_type: the class path of another scheduler, in place of scheduler and warmup. warmup:
+    updates, or below 1 a share of them. guidance: the distilled scale, as in inference.
     caption_dropout, end_frame: how often the caption is left out, and how often the end frame is
     shown (its latents must be cached). network_weights: an adapter to start from. blocks_to_swap:
     how many blocks wait on the CPU. validation_clips: how many clips are held out. keep_last: how
@@ -43,6 +46,8 @@ class TrainConfig(Settings):
     optimizer_args: dict[str, Any] = Field(default_factory=dict)
     learning_rate: PositiveFloat = 2e-4
     scheduler: Scheduler = "constant"
+    scheduler_type: str = ""
+    scheduler_args: dict[str, Any] = Field(default_factory=dict)
     warmup: NonNegativeFloat = 0
     accumulation: PositiveInt = 1
     max_grad_norm: NonNegativeFloat = 1.0
@@ -69,6 +74,36 @@ class TrainConfig(Settings):
     def steps_an_epoch(self, batches: int, processes: int = 1) -> int:
         """Updates it takes to see everything once."""
         return -(-batches // (self.accumulation * processes))
+
+    def rates(self, total: int) -> Callable[[int], float]:
+        """The learning rate of an update, 0 first."""
+        if self.scheduler_type:
+            factor = library_rates(self.scheduler_type, self.scheduler_args)
+            return lambda step: self.learning_rate * factor(step)
+        return lambda step: (
+            self.learning_rate * rate_factor(self.scheduler, step, total, self.warmup)
+        )
+
+    @property
+    def exists(self) -> bool:
+        """Whether a run of this name left files, which a new one would replace."""
+        return self.adapter_path.exists() or self.state_path.exists()
+
+    def check_name(self) -> None:
+        """Refuse to write over a run; raises FramePackError."""
+        if self.exists and not self.resume:
+            raise FramePackError(
+                f"{self.adapter_path}: this run is there already; resume it, or give another "
+                "output_name"
+            )
+
+    def renamed(self) -> TrainConfig:
+        """The same under the first name, by a number behind it, that no run has yet."""
+        found, number = self, 1
+        while found.exists:
+            number += 1
+            found = self.model_copy(update={"output_name": f"{self.output_name}_{number}"})
+        return found
 
     @property
     def adapter_path(self) -> Path:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -134,9 +134,12 @@ class TrainingSet:
     items: tuple[Item, ...]
 
     @classmethod
-    def load(cls, path: Path | str) -> TrainingSet:
-        """The training set of a TOML or JSON file, or of a folder of clips with captions."""
-        return cls.of(load_datasets(path))
+    def load(cls, path: Path | str, defaults: Mapping[str, Any] | None = None) -> TrainingSet:
+        """The training set of a TOML or JSON file, or of a folder of clips with captions.
+
+        `defaults` is for keys that the file leaves out.
+        """
+        return cls.of(load_datasets(path, defaults))
 
     @classmethod
     def of(cls, datasets: Sequence[Dataset]) -> TrainingSet:
@@ -154,6 +157,11 @@ class TrainingSet:
                     f"{item.name}: the mode {mode} learns from {other}; put it into a data set "
                     "of its own and train that in its own mode"
                 )
+
+    @property
+    def window(self) -> int:
+        """Of the first data set: what samples are made with."""
+        return self.datasets[0].window
 
     @cached_property
     def steps_an_epoch(self) -> int:

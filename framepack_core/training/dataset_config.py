@@ -13,6 +13,7 @@ from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, model_v
 
 from ..runtime.errors import FramePackError
 from ..runtime.images import SIZE_STEP
+from ..runtime.texts import parse_toml
 from ..sampling.sections import MAX_WINDOW, WINDOW
 from .settings import Settings, read_table, validate
 
@@ -177,20 +178,32 @@ def load_datasets(path: Path | str, defaults: Mapping[str, Any] | None = None) -
     if path.is_dir():
         found = {**FOLDER_DEFAULTS, "video_directory": path, **(defaults or {})}
         return [validate(VideoDataset, found, f"{path}")]
-    table = read_table(path)
+    if not path.suffix:
+        raise FramePackError(f"{path}: no such folder; give one with clips and captions in it")
+    return _from_table(read_table(path), f"{path}", defaults or {})
+
+
+def parse_datasets(
+    text: str, place: str, defaults: Mapping[str, Any] | None = None
+) -> list[Dataset]:
+    """As `load_datasets`, of a description in TOML; `place` is what an error calls it."""
+    return _from_table(parse_toml(text, place), place, defaults or {})
+
+
+def _from_table(table: Mapping[str, Any], place: str, defaults: Mapping[str, Any]) -> list[Dataset]:
     if unknown := sorted(set(table) - {"general", "datasets"}):
-        raise FramePackError(f"{path}: {unknown[0]}: unknown; known are general, datasets")
+        raise FramePackError(f"{place}: {unknown[0]}: unknown; known are general, datasets")
     general, entries = table.get("general", {}), table.get("datasets", [])
     if not isinstance(general, dict):
-        raise FramePackError(f"{path}: general: not a table; write [general]")
+        raise FramePackError(f"{place}: general: not a table; write [general]")
     if not isinstance(entries, list) or not entries:
-        raise FramePackError(f"{path}: datasets: missing; write a [[datasets]] table for each")
-    validate(General, general, f"{path}: general")
+        raise FramePackError(f"{place}: datasets: missing; write a [[datasets]] table for each")
+    validate(General, general, f"{place}: general")
     datasets = [
-        _dataset(entry, {**(defaults or {}), **general}, f"{path}: datasets {i}")
+        _dataset(entry, {**defaults, **general}, f"{place}: datasets {i}")
         for i, entry in enumerate(entries, 1)
     ]
-    check_caches(datasets, str(path))
+    check_caches(datasets, place)
     return datasets
 
 

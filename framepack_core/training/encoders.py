@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
+from functools import cache
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..models.image import ImageEncoder
 from ..models.text import TextEncoders
@@ -18,6 +19,7 @@ from ..sampling.ledger import fingerprint
 from .cache import LatentEncoders, TextEncoder
 from .dataset import TrainMode
 
+NUMBERS = 4  # of a parameter that tell models apart
 _F1 = re.compile(r"(?:^|[^a-z0-9])f1(?:[^a-z0-9]|$)", re.IGNORECASE)
 _ORIGINAL = re.compile(r"framepack_?i2v", re.IGNORECASE)
 
@@ -33,7 +35,26 @@ def latent_encoders(
         pixels = pixels.to(weight)
         return vae.encode(pixels) if tile is None else tiled_encode(vae, pixels, tile)
 
-    return LatentEncoders(encode, image_encoder.encode, f"{identity} tile {tile}")
+    return LatentEncoders(encode, image_encoder.encode, latent_identity(identity, tile))
+
+
+def latent_identity(identity: str, tile: int | None) -> str:
+    """Of models that encode in tiles: the seams are in the latents."""
+    return f"{identity} tile {tile}"
+
+
+def loaded_late(load: Callable[[], LatentEncoders], identity: str) -> LatentEncoders:
+    """Encoders that are loaded when the first item needs them: often all are cached already."""
+    loaded = cache(load)
+    return LatentEncoders(
+        lambda pixels: loaded().vae(pixels), lambda image: loaded().image(image), identity
+    )
+
+
+def text_loaded_late(load: Callable[[], TextEncoder], identity: str) -> TextEncoder:
+    """Likewise for captions."""
+    loaded = cache(load)
+    return TextEncoder(lambda caption: loaded().encode(caption), identity)
 
 
 def text_encoder(
@@ -42,13 +63,34 @@ def text_encoder(
     """The encoder of a caption cache."""
     return TextEncoder(
         lambda caption: encoders.encode(caption, system_prompt),
-        f"{identity} {system_prompt or ''}",
+        text_identity(identity, system_prompt),
     )
+
+
+def text_identity(identity: str, system_prompt: str | None = None) -> str:
+    """Of models that read captions behind a system prompt."""
+    return f"{identity} {system_prompt or ''}"
 
 
 def model_identity(paths: Iterable[Path]) -> str:
     """A digest of model files, so that caches of other models are known to be stale."""
     return fingerprint(sorted(paths))
+
+
+def state_identity(models: Mapping[str, nn.Module]) -> str:
+    """Likewise of models whose files a host does not tell: a few numbers of each parameter."""
+    return fingerprint(
+        {
+            f"{kind} {name}": [list(tensor.shape), _few(tensor)]
+            for kind, model in models.items()
+            for name, tensor in model.state_dict().items()
+        }
+    )
+
+
+def _few(tensor: Tensor) -> list[float]:
+    """The first numbers, rounded as every type that weights are loaded in rounds them."""
+    return tensor.flatten()[:NUMBERS].float().cpu().to(torch.bfloat16).tolist()
 
 
 def check_model(path: Path | str, mode: TrainMode) -> None:

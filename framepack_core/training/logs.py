@@ -1,30 +1,62 @@
-"""Loss and rate for TensorBoard."""
+"""Loss and rate for TensorBoard and Weights & Biases, under the names of musubi-tuner's logs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from ..runtime.errors import FramePackError
 from .loop import StepReport
 
+Log = Callable[[StepReport], None]
 
-def tensorboard_logger(folder: Path) -> Callable[[StepReport], None]:
-    """What an `on_step` calls; names are those of musubi-tuner's logs."""
+
+def scalars(report: StepReport) -> dict[str, float]:
+    """What is logged of an update."""
+    values = {
+        "loss/current": report.loss,
+        "lr/unet": report.rate,
+        "grad_norm": report.grad_norm,
+        "loss/validation": report.validation,
+    }
+    return {name: value for name, value in values.items() if value is not None}
+
+
+@contextmanager
+def tensorboard(folder: Path) -> Iterator[Log]:
+    """What an `on_step` calls; raises FramePackError where TensorBoard is not installed."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
-        raise FramePackError(
-            "log_with: TensorBoard is not installed; run: pip install tensorboard"
-        ) from None
-    writer = SummaryWriter(str(folder))
+        raise _missing("tensorboard") from None
+    with SummaryWriter(str(folder)) as writer:
 
-    def log(report: StepReport) -> None:
-        writer.add_scalar("loss/current", report.loss, report.step)
-        writer.add_scalar("lr/unet", report.rate, report.step)
-        writer.add_scalar("grad_norm", report.grad_norm, report.step)
-        if report.validation is not None:
-            writer.add_scalar("loss/validation", report.validation, report.step)
-        writer.flush()
+        def log(report: StepReport) -> None:
+            for name, value in scalars(report).items():
+                writer.add_scalar(name, value, report.step)
+            writer.flush()
 
-    return log
+        yield log
+
+
+@contextmanager
+def wandb(folder: Path) -> Iterator[Log]:
+    """Likewise; a run of the project "framepack" by the folder's name."""
+    try:
+        import wandb as client
+    except ImportError:
+        raise _missing("wandb") from None
+    folder.mkdir(parents=True, exist_ok=True)
+    with client.init(project="framepack", name=folder.name, dir=str(folder)) as run:
+        yield lambda report: run.log(scalars(report), step=report.step)
+
+
+LOGGERS: dict[str, Callable[[Path], AbstractContextManager[Log]]] = {
+    "tensorboard": tensorboard,
+    "wandb": wandb,
+}
+
+
+def _missing(package: str) -> FramePackError:
+    return FramePackError(f"log_with: {package} is not installed; run: pip install {package}")

@@ -25,7 +25,7 @@ from .checkpoint import Progress, append_log, load_state, save_state, write_log
 from .config import TrainConfig
 from .draws import draw_seed, generator
 from .metadata import adapter_metadata
-from .schedules import make_optimizer, rate_factor
+from .schedules import make_optimizer
 from .timesteps import loss_weight
 from .workers import Workers
 
@@ -133,6 +133,7 @@ class _Run:
             config.optimizer, self.parameters, config.learning_rate, config.optimizer_args
         )
         self.total = config.total_steps(len(batches), self.workers.count)
+        self.rate = config.rates(self.total)
         self.epoch_steps = config.steps_an_epoch(len(batches), self.workers.count)
         names = [sample.latents.name for sample in batches.samples]
         self.settings = {**config.model_dump(mode="json"), "data": fingerprint(names)}
@@ -147,6 +148,7 @@ class _Run:
                 self.config.state_path, self.adapters, self.optimizer, self.settings
             )
         else:
+            self.config.check_name()
             progress = Progress()
             if self.config.network_weights is not None:
                 self.adapters.load_tensors(open_weights(self.config.network_weights))
@@ -212,7 +214,7 @@ class _Run:
                 "the clips and the precision of the model"
             )
         norm = self._clip()
-        rate = config.learning_rate * rate_factor(config.scheduler, step, self.total, config.warmup)
+        rate = self.rate(step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self._whole = False

@@ -40,7 +40,7 @@ def adapter_metadata(
         "ss_gradient_accumulation_steps": config.accumulation,
         "ss_max_train_steps": config.total_steps(steps_an_epoch),
         "ss_lr_warmup_steps": config.warmup,
-        "ss_lr_scheduler": config.scheduler,
+        "ss_lr_scheduler": config.scheduler_type or config.scheduler,
         "ss_base_model_version": ARCHITECTURE,
         "ss_network_module": NETWORK_MODULES[adapter.kind],
         "ss_network_dim": adapter.rank,

@@ -38,6 +38,7 @@ class PreparedSample:
     anchor: the start image's latent [1, C, 1, h, w], or the controls' [1, C, N, h, w].
     """
 
+    prompt: str
     plan: Plan | Section
     anchor: Tensor
     guided: Guided
@@ -95,7 +96,9 @@ def prepare_samples(
         guided = [Guided(text_to(c, device), image.to(device), guidance) for c in conditions]
         cfg = CFG(guided[1], prompt.cfg_scale) if len(guided) > 1 and prompt.cfg_scale else None
         sampler = SamplerConfig(prompt.sample_steps or STEPS, prompt.discrete_flow_shift)
-        samples.append(PreparedSample(plan, anchor, guided[0], cfg, sampler, own_seed))
+        samples.append(
+            PreparedSample(prompt.prompt, plan, anchor, guided[0], cfg, sampler, own_seed)
+        )
     return samples
 
 
@@ -107,7 +110,7 @@ def sample_writer(
     name: str,
     *,
     device: torch.device | str = "cpu",
-    on_file: Callable[[Path], None] = lambda _path: None,
+    on_file: Callable[[Path, PreparedSample], None] = lambda _path, _sample: None,
 ) -> Callable[[int], None]:
     """What `Callbacks.on_sample` calls: makes all samples of a step into files under sample/."""
 
@@ -115,7 +118,7 @@ def sample_writer(
         for i, sample in enumerate(samples):
             stem = f"{name}_{step:06d}_{i:02d}_{sample.seed}"
             latents = sample.make(denoiser, device)
-            on_file(_save(output_dir / FOLDER / stem, latents, sample.window, decode))
+            on_file(_save(output_dir / FOLDER / stem, latents, sample.window, decode), sample)
 
     return write
 

@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
+import torch
 from torch import nn
 from torch.optim import Optimizer
 
 from ..runtime.errors import FramePackError
 
-Scheduler = Literal["constant", "linear", "cosine", "cosine_with_restarts", "polynomial", "rex"]
+Scheduler = Literal[
+    "constant",
+    "constant_with_warmup",  # the same: `constant` has a warmup too
+    "linear",
+    "cosine",
+    "cosine_with_restarts",
+    "polynomial",
+    "rex",
+]
 
 RESTARTS = 4
 POWER = 2.0
@@ -58,21 +67,50 @@ def make_optimizer(
     Raises FramePackError naming the package to install, or the argument that does not fit.
     """
     path, package = OPTIMIZERS.get(name.lower(), (name, name.partition(".")[0]))
-    module, _, attribute = path.rpartition(".")
-    if not module:
+    if "." not in path:
         raise FramePackError(
             f"optimizer: {name!r} is unknown; use {', '.join(OPTIMIZERS)} or a class path such as "
             "torch.optim.SGD"
         )
-    try:
-        kind = getattr(importlib.import_module(module), attribute)
-    except ImportError as error:
-        raise FramePackError(
-            f"optimizer: {name} needs the package {package} ({error}); run: pip install {package}"
-        ) from None
-    except AttributeError:
-        raise FramePackError(f"optimizer: {module} has no {attribute}; check the name") from None
+    kind = _import(path, package, "optimizer")
     try:
         return kind(list(parameters), lr=rate, **{**DEFAULTS.get(name.lower(), {}), **args})
     except (TypeError, ValueError) as error:
         raise FramePackError(f"optimizer_args: {name} does not take them ({error})") from None
+
+
+def library_rates(path: str, args: Mapping[str, Any]) -> Callable[[int], float]:
+    """As `rate_factor`, by a scheduler of torch's kind that counts steps, named by class path.
+
+    It runs beside an optimiser of its own, from the first step on, so that nothing of it needs to
+    be saved.
+    """
+    kind = _import(path, path.partition(".")[0], "lr_scheduler_type")
+    dummy = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    try:
+        scheduler = kind(dummy, **args)
+    except (TypeError, ValueError) as error:
+        raise FramePackError(f"lr_scheduler_args: {path} does not take them ({error})") from None
+    factors: list[float] = []
+
+    def factor(step: int) -> float:
+        while len(factors) <= step:
+            factors.append(dummy.param_groups[0]["lr"])
+            dummy.step()
+            scheduler.step()
+        return factors[step]
+
+    return factor
+
+
+def _import(path: str, package: str, what: str) -> Any:
+    """The class of a dotted path."""
+    module, _, attribute = path.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, ValueError) as error:
+        raise FramePackError(
+            f"{what}: {path} needs the package {package} ({error}); run: pip install {package}"
+        ) from None
+    except AttributeError:
+        raise FramePackError(f"{what}: {module} has no {attribute}; check the name") from None

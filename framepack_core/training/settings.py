@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+import ast
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ..runtime.errors import FramePackError
+from ..runtime.texts import parse_json, parse_toml
 
 
 class Settings(BaseModel):
@@ -32,26 +33,31 @@ def validate(kind: type[S], values: Mapping[str, Any], place: str) -> S:
 def read_table(path: Path) -> dict[str, Any]:
     """The content of a .toml or .json file, which must be a table."""
     if path.suffix not in (".toml", ".json"):
-        raise FramePackError(f"{path}: a data set is described by a .toml or a .json file")
+        raise FramePackError(f"{path}: settings are read from a .toml or a .json file")
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise FramePackError(f"{path}: cannot be read ({error}); check the path") from None
-    try:
-        table = _toml(text) if path.suffix == ".toml" else json.loads(text)
-    except ValueError as error:
-        raise FramePackError(f"{path}: not {path.suffix[1:].upper()} ({error})") from None
+    if path.suffix == ".toml":
+        return parse_toml(text, f"{path}")
+    table = parse_json(text, f"{path}")
     if not isinstance(table, dict):
-        raise FramePackError(f"{path}: it should hold a table with [general] and [[datasets]]")
+        raise FramePackError(f"{path}: it should hold a table, as {{...}}")
     return table
 
 
-def _toml(text: str) -> dict[str, Any]:
-    try:
-        import tomllib
-    except ModuleNotFoundError:  # Python 3.10
-        import tomli as tomllib
-    return tomllib.loads(text)
+def parse_pairs(words: Iterable[str], place: str) -> dict[str, Any]:
+    """NAME=VALUE words, where values are Python literals or else texts."""
+    pairs = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not equals or not name:
+            raise FramePackError(f"{place}: {word!r} is not NAME=VALUE")
+        try:
+            pairs[name] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            pairs[name] = value
+    return pairs
 
 
 def _first_line(error: ValidationError, kind: type[Settings]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..runtime.errors import FramePackError
+from ..runtime.texts import parse_json
 from .dataset_config import Dataset, ImageDataset
 from .media import is_frames, is_image, is_video
 
@@ -130,10 +130,7 @@ def _from_jsonl(dataset: Dataset) -> Iterator[Source]:
 
 
 def _read_entry(line: str, place: str, dataset: Dataset) -> Source:
-    try:
-        entry = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise FramePackError(f"{place}: not JSON ({error})") from None
+    entry = parse_json(line, place)
     if not isinstance(entry, dict):
         raise FramePackError(f"{place}: not an object; write {{...}}")
     key = f"{_key(dataset)}_path"

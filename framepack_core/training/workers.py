@@ -14,6 +14,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 
+def launched_rank() -> int:
+    """This process's number among those that were launched together; 0 alone."""
+    return int(os.environ.get("RANK", "0"))
+
+
 @dataclass(frozen=True)
 class Workers:
     """This process and how many there are."""
