@@ -11,8 +11,8 @@ from torch import Tensor
 
 from ..runtime.errors import FramePackError
 from ..sampling.decode import Decode, decode_bulk, decode_frames, decode_sections, decode_slices
-from ..sampling.latents import load_latents
-from ..sampling.sections import FPS, LATENT_STRIDE, WINDOW
+from ..sampling.latents import fps_of, load_latents, window_of
+from ..sampling.sections import LATENT_STRIDE
 from .jobs import SMALLER_DECODE, shown
 from .models import Models, explain_out_of_memory
 from .output import LATENT_SUFFIX, Output
@@ -30,11 +30,11 @@ class LatentFile:
     def read(cls, path: str, window: int | None) -> LatentFile:
         """`window` replaces what the file says of it."""
         latents, metadata = load_latents(path)
-        return cls(latents, metadata, window or int(metadata.get("latent_window_size", WINDOW)))
+        return cls(latents, metadata, window or window_of(metadata))
 
     @property
     def fps(self) -> float:
-        return float(self.metadata.get("fps", FPS))
+        return fps_of(self.metadata)
 
     @property
     def single(self) -> bool:

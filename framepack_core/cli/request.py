@@ -324,10 +324,3 @@ class Calibration:
         steps = zip(*(section.norm_ratio for section in self.sections), strict=True)
         means = [1.0, *(sum(step) / len(step) for step in steps)]
         return ",".join(f"{mean:.5f}" for mean in means)
-
-
-def latents_window(args: Namespace, metadata: Mapping[str, str]) -> int:
-    """The window that saved latents were made with: the option, else what their file says."""
-    if args.latent_window_size is not None:
-        return args.latent_window_size
-    return int(metadata.get("latent_window_size", WINDOW))

@@ -26,6 +26,7 @@ ENCODERS: dict[str, tuple[str, dict[str, str]]] = {
     "libvpx-vp9": ("crf", {"b": "0"}),
 }
 BT709, LIMITED_RANGE = 1, 1
+MP4_KEYS = {"title", "comment"}
 PROBE_SIZE = 256  # hardware encoders refuse frames much smaller
 
 
@@ -33,7 +34,7 @@ class VideoWriter:
     """Encode uint8 [H, W, 3] frames into an mp4 that gets its name only when complete.
 
     crf is constant quality, lower is better. 8-bit 4:2:0 in BT.709 with the index in front plays
-    everywhere. metadata takes the keys mp4 knows, such as title and comment.
+    everywhere. metadata: title and comment, which every program shows, or keys of one's own.
     """
 
     def __init__(
@@ -83,9 +84,11 @@ class VideoWriter:
     @contextmanager
     def _run(self) -> Iterator[None]:
         with atomic_path(self.path) as temporary:
-            faststart = {"movflags": "+faststart"}
+            # Keys of one's own need another kind of tags, which fewer programs show.
+            tags = "" if self.metadata.keys() <= MP4_KEYS else "+use_metadata_tags"
+            options = {"movflags": f"+faststart{tags}"}
             with _video_errors(self.path):
-                self._container = av.open(str(temporary), "w", format="mp4", options=faststart)
+                self._container = av.open(str(temporary), "w", format="mp4", options=options)
             try:
                 self._container.metadata.update(self.metadata)
                 self._stream = _add_stream(self._container, self.codec, self.crf, self.fps)
@@ -168,11 +171,11 @@ def read_video(path: str | Path) -> tuple[Pixels, float]:
     if not path.is_file():
         raise FramePackError(f"video {path}: no such file")
     try:
-        with av.open(str(path)) as container:
+        with av.open(str(path), metadata_errors="replace") as container:
             stream = container.streams.video[0]
             frames = [_to_rgb(frame) for frame in container.decode(stream)]
             rate = stream.average_rate or stream.guessed_rate
-    except (av.FFmpegError, IndexError) as error:
+    except (av.FFmpegError, IndexError, ValueError) as error:
         raise FramePackError(
             f"video {path}: cannot be read ({error}); is it a video file?"
         ) from error

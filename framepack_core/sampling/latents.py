@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from torch import Tensor
 
 from ..runtime.errors import FramePackError
 from ..weights.files import open_weights, save_weights
+from .plan import FPS
+from .sections import MAX_WINDOW, WINDOW
 
 KEY = "latent"
 
@@ -19,6 +22,25 @@ def save_latents(
 ) -> None:
     """Write scaled latents [1, 16, F, h, w] as one fp32 tensor [16, F, h, w]."""
     save_weights(path, {KEY: latents[0].float()}, metadata)
+
+
+def window_of(metadata: Mapping[str, str]) -> int:
+    """The window that a latent file was made with, by its metadata; 9 where that says nothing."""
+    text = metadata.get("latent_window_size", str(WINDOW))
+    if not text.isdecimal() or not 1 <= int(text[:9]) <= MAX_WINDOW:
+        raise FramePackError(f"latent file: its window {text[:9]!r} is no number; name the window")
+    return int(text)
+
+
+def fps_of(metadata: Mapping[str, str]) -> float:
+    """Frames a second, by a latent file's metadata; 30 where that says nothing."""
+    try:
+        fps = float(metadata.get("fps", FPS))
+    except ValueError:
+        fps = math.nan
+    if not 0 < fps < math.inf:
+        raise FramePackError(f"latent file: its fps {metadata['fps'][:9]!r} is no number above 0")
+    return fps
 
 
 def load_latents(path: str | Path) -> tuple[Tensor, dict[str, str]]:

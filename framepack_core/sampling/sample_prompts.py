@@ -7,13 +7,13 @@ musubi-tuner. A .toml file has [[prompt.subset]] tables over the settings that t
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..runtime.errors import FramePackError
+from ..runtime.texts import parse_json, parse_toml
 from .prompt_lines import (
     ABOVE_ZERO,
     COUNT,
@@ -118,14 +118,7 @@ def _reader(path: Path) -> Callable[[Path], list[Any]]:
 
 
 def _read_toml(path: Path) -> list[Any]:
-    try:
-        import tomllib
-    except ModuleNotFoundError:  # Python 3.10
-        import tomli as tomllib
-    try:
-        shared = tomllib.loads(read_text(path)).get("prompt")
-    except tomllib.TOMLDecodeError as error:
-        raise FramePackError(f"{path}: not TOML ({error})") from None
+    shared = parse_toml(read_text(path), str(path)).get("prompt")
     subsets = shared.pop("subset", None) if isinstance(shared, dict) else None
     if not isinstance(subsets, list) or not all(isinstance(s, dict) for s in subsets):
         raise FramePackError(f"{path}: no [[prompt.subset]] in it; write one for each prompt")
@@ -133,10 +126,7 @@ def _read_toml(path: Path) -> list[Any]:
 
 
 def _read_json(path: Path) -> list[Any]:
-    try:
-        items = json.loads(read_text(path))
-    except json.JSONDecodeError as error:
-        raise FramePackError(f"{path}: not JSON ({error})") from None
+    items = parse_json(read_text(path), str(path))
     if not isinstance(items, list):
         raise FramePackError(f"{path}: it should hold a list of prompts")
     return items

@@ -11,6 +11,7 @@ WINDOW = 9
 MAX_WINDOW = 33
 SIZE_MULTIPLE = 16
 LATENT_STRIDE = 8
+MAX_DIGITS = 6  # of a number in a text
 
 
 def sections_for_seconds(seconds: float, window: int = WINDOW) -> int:
@@ -37,7 +38,7 @@ def parse_paddings(text: str, name: str = "latent_paddings") -> tuple[int, ...]:
     """Paddings such as "3,2,1,0", in the order made: the last section of the video first."""
     numbers = [number.strip() for number in text.split(",")]
     for place, number in enumerate(numbers, 1):
-        if not number.isdecimal():
+        if not number.isdecimal() or len(number) > MAX_DIGITS:
             raise FramePackError(
                 f"{name}: {number!r}, the {place}. of {text!r}, is not a whole number of 0 or "
                 "more; use a list such as 3,2,1,0"

@@ -22,10 +22,11 @@ from dataclasses import dataclass
 from ..runtime.errors import FramePackError
 
 SEPARATOR = ";;;"
+MAX_SECTIONS = 10_000  # that one part may name
 ESCAPED = "\\" + SEPARATOR
 _CUT = re.compile(f"{re.escape(ESCAPED)}|{SEPARATOR}")
 _SECTIONS = re.compile(r"(-?\d+)(?:-(-?\d+))?")
-_NUMBERS = re.compile(r"[-+.,\s\d]*\d[-+.,\s\d]*")
+_NUMBERS = re.compile(r"[-+.,\s]*\d[-+.,\s\d]*")
 _EXCERPT = 24  # characters of a part that an error repeats
 
 
@@ -156,6 +157,8 @@ def _read_sections(text: str) -> range:
     last = first if match[2] is None else int(match[2])
     if (first < 0) != (last < 0):
         raise ValueError(f"{match[0]!r} counts from both ends of the video; give two parts")
+    if last - first >= MAX_SECTIONS:
+        raise ValueError(f"{match[0]!r} is more than {MAX_SECTIONS} sections")
     if last < first:
         raise ValueError(f"{match[0]!r} runs backwards; write {last}-{first}")
     return range(first, last + 1)
