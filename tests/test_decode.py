@@ -10,6 +10,8 @@ from torch import Tensor
 
 from framepack_core.runtime.errors import FramePackError
 from framepack_core.sampling.decode import (
+    Frugality,
+    PatientDecode,
     blend,
     decode_bulk,
     decode_frames,
@@ -94,3 +96,36 @@ def test_bulk_and_single_frames() -> None:
     assert torch.equal(clip, causal_decode(latents))
     frames = list(decode_frames(causal_decode, latents))
     assert torch.equal(torch.cat(frames, dim=2), latents[:, :3])
+
+
+def test_out_of_memory_goes_on_with_smaller_chunks_then_smaller_tiles() -> None:
+    """What fits is kept for the next call, and the failed call's tensors are let go before."""
+    tried, said, released = [], [], []
+
+    def decode(latents: Tensor, frugality: Frugality) -> Tensor:
+        tried.append((frugality.chunk, frugality.tile))
+        if frugality.tile is None or frugality.tile > 192:
+            raise torch.cuda.OutOfMemoryError("out of memory")
+        return latents
+
+    patient = PatientDecode(decode, Frugality(), said.append, lambda: released.append(None))
+    latents = random_latents(2)
+    assert torch.equal(patient(latents), latents) and torch.equal(patient(latents), latents)
+    assert tried == [(None, None), (16, None), (4, None), (4, 256), (4, 192), (4, 192)]
+    assert said[0] == (
+        "decoding ran out of memory with all frames at once; going on with 16 frames at once"
+    )
+    assert said[-1].endswith("going on with 4 frames at once in tiles of 192 pixels")
+    assert len(said) == len(released) == 4
+
+
+def test_out_of_memory_with_the_smallest_tiles_and_other_errors_are_raised() -> None:
+    def fails(error: Exception) -> PatientDecode:
+        def decode(latents: Tensor, frugality: Frugality) -> Tensor:
+            raise error
+
+        return PatientDecode(decode, Frugality(4, 128), pytest.fail)
+
+    for error in (torch.cuda.OutOfMemoryError("out of memory"), ValueError("other")):
+        with pytest.raises(type(error)):
+            fails(error)(random_latents(2))

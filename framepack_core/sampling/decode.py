@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -11,6 +12,67 @@ from ..runtime.errors import FramePackError
 
 Decode = Callable[[Tensor], Tensor]
 """Scaled latents [1, 16, T, h, w] to pixels [1, 3, 4T - 3, 8h, 8w] in -1..1."""
+
+
+CHUNKS = (16, 4)  # frames; more than 16 at once gains nothing
+TILES = (256, 192, 128)  # pixels; smaller ones show
+
+
+@dataclass(frozen=True)
+class Frugality:
+    """How a decode saves memory: first by computing fewer frames at once, then smaller tiles.
+
+    chunk: frames that a convolution computes at once, tile: side in pixels; None is all.
+    """
+
+    chunk: int | None = None
+    tile: int | None = None
+
+    def smaller(self) -> Frugality | None:
+        """The next one that needs less; None after the last."""
+        for chunk in CHUNKS:
+            if self.chunk is None or chunk < self.chunk:
+                return replace(self, chunk=chunk)
+        for tile in TILES:
+            if self.tile is None or tile < self.tile:
+                return replace(self, tile=tile)
+        return None
+
+    def __str__(self) -> str:
+        tile = "" if self.tile is None else f" in tiles of {self.tile} pixels"
+        return f"{self.chunk or 'all'} frames at once{tile}"
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, torch.cuda.OutOfMemoryError)
+
+
+@dataclass
+class PatientDecode:
+    """A Decode that goes on with less memory where there was not enough, and says so.
+
+    What worked is kept for the calls that follow. `release` frees what a failed call has left; the
+    last error is raised where nothing smaller is left to try.
+    """
+
+    decode: Callable[[Tensor, Frugality], Tensor]
+    frugality: Frugality
+    say: Callable[[str], None]
+    release: Callable[[], None] = torch.cuda.empty_cache
+    out_of_memory: Callable[[BaseException], bool] = is_out_of_memory
+
+    def __call__(self, latents: Tensor) -> Tensor:
+        while True:
+            try:
+                return self.decode(latents, self.frugality)
+            except Exception as error:
+                smaller = self.frugality.smaller()
+                if smaller is None or not self.out_of_memory(error):
+                    raise
+            # Only here: while it is handled, an error holds on to the tensors of its frames.
+            self.say(f"decoding ran out of memory with {self.frugality}; going on with {smaller}")
+            self.frugality = smaller
+            self.release()
 
 
 def decode_slices(total_latents: int, window: int) -> list[tuple[int, int]]:
