@@ -1,0 +1,105 @@
+"""A word that Toy World does not know: clips that teach it, and whether a model has learned it.
+
+"a red circle hops": in a section it goes up and comes back to where it was.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from ..runtime.files import atomic_path
+from ..runtime.video import VideoWriter
+from . import render
+from .evaluate import Cases
+from .render import COLOUR_NAMES, COLOURS, FORMS, MOTIONS, SECTION_FRAMES, Clips
+from .tracker import MOVED, RESIZED, TURNED, Track
+
+WORD = "hops"
+HEIGHT = 12.0  # pixels
+TAUGHT = 8  # clips that show the word; as many show the motions that must not be forgotten
+FIRST_SEED = 1 << 32
+CASES_OFFSET = 600_000  # of the held-out cases that ask for the word
+CRF = 8  # 4:2:0 takes half of the colour's detail already, of which 64 pixels have little
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """A clip of a start frame and one section, and its caption."""
+
+    clips: Clips
+    caption: str
+    name: str
+
+
+def lessons() -> Iterator[Lesson]:
+    """Clips of the word and one of every known motion, in all forms and colours."""
+    for i in range(TAUGHT + len(MOTIONS)):
+        form, colour = i % len(FORMS), i % len(COLOURS)
+        clips = render.draw([FIRST_SEED + i], 1, central=True)
+        clips = replace(clips, form=torch.tensor([form]), colour=torch.tensor([colour]))
+        if i < TAUGHT:
+            yield Lesson(hop(clips), _prompt(form, colour, i), f"{i:02d}_{WORD}")
+        else:
+            known = i - TAUGHT
+            caption = render.caption(form, colour, known, variant=i % render.CAPTION_VARIANTS)
+            clips = render.with_motions(clips, torch.tensor([[known]]))
+            yield Lesson(clips, caption, f"{i:02d}_{MOTIONS[known]}")
+
+
+def write_lessons(folder: Path) -> list[Path]:
+    """The clips as mp4 files with captions beside them; clips that are there are left alone."""
+    paths = []
+    for lesson in lessons():
+        path = folder / f"{lesson.name}.mp4"
+        if not (path.is_file() and path.with_suffix(".txt").is_file()):
+            _write(lesson, path)
+        paths.append(path)
+    return paths
+
+
+def _write(lesson: Lesson, path: Path) -> None:
+    size = {"width": render.SIZE, "height": render.SIZE}
+    with VideoWriter(path, **size, fps=render.FPS, crf=CRF) as video:
+        for frame in render.render_uint8(lesson.clips)[0].numpy():
+            video.write(frame)
+    with atomic_path(path.with_suffix(".txt")) as temporary:
+        temporary.write_text(f"{lesson.caption}\n", encoding="utf-8")
+
+
+def hop(clips: Clips) -> Clips:
+    """The same shapes from the same start frames, hopping for a section."""
+    time = torch.arange(SECTION_FRAMES + 1) / SECTION_FRAMES
+    track = clips.track[:, :1].repeat(1, SECTION_FRAMES + 1, 1)
+    track[..., 1] -= HEIGHT * torch.sin(math.pi * time).square()
+    return replace(clips, track=track)
+
+
+def prompts(cases: Cases) -> list[str]:
+    """What asks held-out cases for the word."""
+    looks = zip(cases.clips.form.tolist(), cases.clips.colour.tolist(), strict=True)
+    return [_prompt(form, colour, i) for i, (form, colour) in enumerate(looks)]
+
+
+def hopped(tracked: Track) -> list[bool]:
+    """Whether each clip of a batch [B, F] shows the word and nothing else.
+
+    It rises by what a circling motion needs, ends where it began, and neither moves aside nor
+    changes its size, by the tracker's own bounds.
+    """
+    path, radius = tracked.position, tracked.radius
+    rise = path[:, 0, 1] - path[:, :, 1].amin(dim=1)
+    aside = path[..., 0].amax(dim=1) - path[..., 0].amin(dim=1)
+    missed = (path[:, -1] - path[:, 0]).norm(dim=-1)
+    resized = (radius[:, -1] / radius[:, 0]).log().abs()
+    right = (rise >= TURNED) & (aside < MOVED) & (missed < MOVED) & (resized < RESIZED)
+    return (right & tracked.present.all(dim=1)).tolist()
+
+
+def _prompt(form: int, colour: int, variant: int) -> str:
+    article = ("a", "the")[variant % 2]
+    return f"{article} {COLOUR_NAMES[colour]} {FORMS[form]} {WORD}"
