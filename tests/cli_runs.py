@@ -15,7 +15,7 @@ from framepack_core.sampling.latents import load_latents
 
 WIDTH, HEIGHT = 32, 16
 SMALL = "--snapshot toyworld --seed 1 --video_size 16 32 --latent_window_size 1 --infer_steps 2 \
-    --device cpu --output_type latent"
+    --device cpu --output_type latent --no_ledger"
 
 
 def picture(path: Path, seed: int = 0, size: tuple[int, int] = (HEIGHT, WIDTH)) -> str:

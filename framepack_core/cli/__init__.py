@@ -12,10 +12,15 @@ from typing import NoReturn
 from ..runtime.errors import FramePackError
 from .arguments import (
     add_batch_arguments,
+    add_check_arguments,
     add_extend_arguments,
     add_generate_arguments,
+    add_inspect_arguments,
     add_interactive_arguments,
+    add_ledger_arguments,
+    add_merge_arguments,
 )
+from .training_arguments import add_cache_command_arguments, add_train_arguments
 
 MENDABLE = 2  # exit code for what the user can mend
 INTERRUPTED = 130
@@ -25,6 +30,12 @@ COMMANDS = (
     ("batch", "make one for each line of a file", add_batch_arguments),
     ("interactive", "make one for each line typed", add_interactive_arguments),
     ("extend", "go on with a video", add_extend_arguments),
+    ("check", "report what a run will make and take, without making it", add_check_arguments),
+    ("ledger", "list or prune finished sections that are kept", add_ledger_arguments),
+    ("lora", "report what LoRA files are and what of them fits", add_inspect_arguments),
+    ("merge", "write the transformer with LoRAs merged in", add_merge_arguments),
+    ("cache", "encode a data set before training", add_cache_command_arguments),
+    ("train", "train a LoRA", add_train_arguments),
 )
 
 
@@ -42,6 +53,9 @@ def build_parser() -> Parser:
         add_arguments(commands.add_parser(name, help=title, allow_abbrev=False))
     demo = commands.add_parser("demo", help="make a video with the built-in model")
     demo.add_argument("--out", default="demo", help="folder for the results (default: demo)")
+    demo.add_argument(
+        "--clips", metavar="DIR", help="instead draw the clips that teach it a word into a folder"
+    )
     return parser
 
 
@@ -61,7 +75,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit code is 0, or 2 after an `error:` line for what can be mended."""
     args = build_parser().parse_args(with_values(sys.argv[1:] if argv is None else argv))
     # Loaded only now: torch takes seconds, which --help and a mistyped option need not wait for.
-    command = importlib.import_module(f".{args.command}", __name__)
+    saving = getattr(args, "save_merged_model", None)  # which ends there, as in musubi-tuner
+    command = importlib.import_module(f".{'merge' if saving else args.command}", __name__)
     try:
         command.run(args)
     except FramePackError as error:

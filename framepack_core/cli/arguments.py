@@ -23,6 +23,10 @@ def positive_float(text: str) -> float:
     return _positive(float, "a number", text)
 
 
+def non_negative_float(text: str) -> float:
+    return 0.0 if text.strip() == "0" else positive_float(text)
+
+
 def _positive(kind: Callable[[str], Number], name: str, text: str) -> Number:
     with suppress(ValueError):
         if 0 < kind(text) < math.inf:
@@ -78,6 +82,25 @@ def add_interactive_arguments(parser: ArgumentParser) -> None:
     add_one_frame_arguments(parser)
 
 
+def add_check_arguments(parser: ArgumentParser) -> None:
+    """Everything `framepack check` understands: the options of the run to check."""
+    add_common_arguments(parser)
+    add_one_frame_arguments(parser)
+
+
+def add_ledger_arguments(parser: ArgumentParser) -> None:
+    """Everything `framepack ledger` understands."""
+    parser.add_argument("action", choices=("list", "prune"))
+    parser.add_argument("--ledger", type=Path, metavar="DIR", help="as given to the run")
+    parser.add_argument("--save_path", type=Path, default=Path("output"), metavar="DIR")
+    parser.add_argument(
+        "--limit",
+        type=non_negative_float,
+        metavar="GB",
+        help="how much may stay, the longest unused go first (default: 2; 0 empties it)",
+    )
+
+
 def add_extend_arguments(parser: ArgumentParser) -> None:
     """Everything `framepack extend` understands."""
     source = parser.add_mutually_exclusive_group(required=True)
@@ -97,6 +120,8 @@ def add_extend_arguments(parser: ArgumentParser) -> None:
 def add_common_arguments(parser: ArgumentParser) -> None:
     """What every command that makes something understands."""
     add_model_arguments(parser)
+    add_lora_arguments(parser)
+    add_saving_arguments(parser, required=False)
     add_video_arguments(parser)
     add_guidance_arguments(parser)
     add_sampling_arguments(parser)
@@ -121,6 +146,88 @@ def add_model_arguments(parser: ArgumentParser) -> None:
     group.add_argument("--device", help="such as cuda, cuda:1, mps, cpu (default: the best here)")
     group.add_argument("--dtype", help="of the transformer (default: bf16, on cpu fp32)")
     group.add_argument("--attn_mode", default="torch", choices=("torch", "sdpa"))
+    group.add_argument("--fp8_llm", action="store_true", help="LLaMA in fp8")
+    add_fp8_arguments(parser)
+
+
+def add_fp8_arguments(parser: ArgumentParser) -> None:
+    group = parser.add_argument_group("fp8", "files that are in fp8 already need no option")
+    group.add_argument("--fp8", action="store_true", help="the transformer in fp8, by a plain cast")
+    group.add_argument(
+        "--fp8_scaled", action="store_true", help="in fp8 with scales, which is nearer to bf16"
+    )
+
+
+def add_lora_arguments(parser: ArgumentParser) -> None:
+    """LoRAs and what becomes of them."""
+    group = parser.add_argument_group(
+        "LoRA",
+        "of any trainer, for FramePack or HunyuanVideo; works beside the weights, which stay as "
+        "they are",
+    )
+    group.add_argument("--lora_weight", nargs="*", metavar="FILE", help="one or several")
+    group.add_argument(
+        "--lora_multiplier",
+        nargs="*",
+        type=float,
+        metavar="X",
+        help="strengths, one for each file (default: 1)",
+    )
+    group.add_argument(
+        "--include_patterns",
+        nargs="*",
+        metavar="REGEX",
+        help="one for each file: only modules in whose name it is found; '' for all",
+    )
+    group.add_argument(
+        "--exclude_patterns",
+        nargs="*",
+        metavar="REGEX",
+        help="likewise, which modules to leave out",
+    )
+    group.add_argument(
+        "--lycoris", action="store_true", help="not needed: LyCORIS files are read like any other"
+    )
+
+
+def add_saving_arguments(parser: ArgumentParser, required: bool) -> None:
+    """Where a merged model goes."""
+    group = parser.add_argument_group("merged model")
+    group.add_argument(
+        "--save_merged_model",
+        required=required,
+        metavar="PATH",
+        help="a .safetensors file, or with --shard_size a folder"
+        + ("" if required else "; nothing is generated then"),
+    )
+    group.add_argument(
+        "--shard_size", type=positive_float, metavar="GB", help="in files of this size"
+    )
+
+
+def add_merge_arguments(parser: ArgumentParser) -> None:
+    """Everything `framepack merge` understands."""
+    _add_transformer_arguments(parser, "model", "a file, any shard of it, or a folder")
+    parser.add_argument("--device", help="where it is merged, such as cuda (default: cpu)")
+    parser.add_argument("--dtype", help="bf16 (default) or fp16")
+    add_fp8_arguments(parser)
+    add_lora_arguments(parser)
+    add_saving_arguments(parser, required=True)
+
+
+def add_inspect_arguments(parser: ArgumentParser) -> None:
+    """Everything `framepack lora` understands."""
+    parser.add_argument("action", choices=("inspect",), help="report what files are")
+    parser.add_argument("file", nargs="+", metavar="FILE", help="a LoRA of any trainer")
+    _add_transformer_arguments(parser, "compared with", "the released model, unless one is named")
+
+
+def _add_transformer_arguments(parser: ArgumentParser, title: str, about: str) -> None:
+    group = parser.add_argument_group(title, about)
+    group.add_argument("--dit", metavar="PATH", help="FramePack or F1 transformer")
+    group.add_argument("--snapshot", metavar="DIR", help="folder with all models, or toyworld")
+    group.add_argument("--f1", action="store_true", help="the snapshot's F1 transformer")
+    parser.set_defaults(vae=None, text_encoder1=None, text_encoder2=None, image_encoder=None)
 
 
 def add_video_arguments(parser: ArgumentParser) -> None:
@@ -251,3 +358,11 @@ def add_output_arguments(parser: ArgumentParser) -> None:
     group.add_argument("--crf", type=constant_quality, default=16, help="1 to 51, lower is better")
     group.add_argument("--codec", default="libx264", help="video encoder")
     group.add_argument("--no_metadata", action="store_true", help="leave prompt and settings out")
+    group.add_argument(
+        "--ledger",
+        type=Path,
+        metavar="DIR",
+        help="where each finished section is kept, so that the same command goes on after a stop "
+        "(default: .ledger in --save_path)",
+    )
+    group.add_argument("--no_ledger", action="store_true", help="keep no sections to go on from")

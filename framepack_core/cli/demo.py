@@ -12,6 +12,7 @@ from ..runtime.video import contact_sheet, read_video
 from ..sampling.generate import SamplerConfig
 from ..sampling.sections import plan_framepack
 from ..toyworld import SNAPSHOT
+from ..toyworld.concept import write_lessons
 from ..toyworld.render import captions, draw, start_image
 from .encodings import Encodings
 from .jobs import Job, make
@@ -28,7 +29,10 @@ ENLARGE = 2  # of the sheet: the frames are 64 pixels wide
 
 
 def run(args: Namespace) -> None:
-    """Make i2v.mp4 and contact_sheet.png in the folder asked for."""
+    """Make i2v.mp4 and contact_sheet.png in the folder asked for, or clips to train on."""
+    if args.clips:
+        print(f"{len(write_lessons(Path(args.clips)))} clips and captions\n{args.clips}")
+        return
     output = Output(Path(args.out), "i2v")
     output.check(latent_bytes=0)
     models = Models(dict.fromkeys(FLAGS, SNAPSHOT), torch.device("cpu"), torch.float32)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -18,15 +18,17 @@ from ..models.dit import FramePackDiT
 from ..runtime.errors import FramePackError
 from ..sampling.decode import Decode
 from ..sampling.flow import CFG, FlowDenoiser, Guided
-from ..sampling.generate import StepInfo, unipc_sampler
+from ..sampling.generate import SectionDone, StepInfo, unipc_sampler
 from ..sampling.latents import load_latents, save_latents
-from ..sampling.plan import FPS
+from ..sampling.ledger import Ledger, LedgerRun, OpenLedger
+from ..sampling.plan import FPS, Plan
 from ..sampling.sections import LATENT_STRIDE
+from ..sampling.watch import Drift
 from .encodings import Encodings
 from .models import Models, explain_out_of_memory
 from .output import Output
-from .request import Calibration, Request
-from .scenes import OneFrameEdit, Scene
+from .request import Calibration, Request, warn
+from .scenes import Making, OneFrameEdit, Scene
 
 LATENT_BYTES = 16 * 4  # 16 channels in fp32
 FREE_MEMORY = "the encoders need about 16 GB in one piece: close what else uses it"
@@ -135,12 +137,39 @@ def _sample(job: Job, dit: FramePackDiT, models: Models, encodings: Encodings) -
     if request.with_cfg:
         negative = positive._replace(text=encodings.text(request.negative_prompt))
         cfg = CFG(negative, request.cfg_scale, request.cfg_rescale)
-    with explain_out_of_memory(SMALLER_VIDEO), _section_bar(job) as on_step:
-        sampler = unipc_sampler(denoiser, positive, request.sampler, cfg, on_step)
-        latents = scene.make(encodings, sampler, request.seed).cpu()
+    open_ledger = _ledger(job, models, positive, cfg)
+    with explain_out_of_memory(SMALLER_VIDEO), _followed(job) as progress:
+        sampler = unipc_sampler(denoiser, positive, request.sampler, cfg, progress.on_step)
+        making = Making(sampler, request.seed, open_ledger, progress.on_section)
+        latents = scene.make(encodings, making).cpu()
     if isinstance(request.sampler.step_cache, Calibration):
         print(f"--magcache_mag_ratios {request.sampler.step_cache.ratios()}")
     return latents
+
+
+def _ledger(job: Job, models: Models, positive: Guided, cfg: CFG | None) -> OpenLedger | None:
+    """Where the sections of a job are kept, under all that they depend on besides the plan."""
+    request, sampler = job.request, job.request.sampler
+    if job.output.ledger is None or isinstance(sampler.step_cache, Calibration):
+        return None  # a section that is not made again cannot be measured
+    settings = models.identity() | {
+        "prompt": positive.text,
+        "image": positive.image_embeds,
+        "guidance": positive.guidance,
+        "CFG": cfg,
+        "seed": request.seed,
+        "steps": sampler.steps,
+        "shift": sampler.shift,
+        "solver": sampler.variant,
+        "step cache": sampler.step_cache,
+        "RoPE scaling": request.rope_scaling,
+    }
+    ledger = Ledger(job.output.ledger, say=lambda text: tqdm.write(job.named(text)))
+
+    def open_ledger(plan: Plan, more: Mapping[str, Any]) -> LedgerRun:
+        return ledger.open(plan, {**settings, **more})
+
+    return open_ledger
 
 
 def _decode_all(waiting: list[Job], models: Models, attempt: Attempt) -> list[Path]:
@@ -173,18 +202,54 @@ def shown(path: Path) -> Path:
     return path
 
 
+@dataclass
+class _Progress:
+    """A bar over all steps of all sections, and how far the finished ones have drifted."""
+
+    bar: tqdm
+    title: str
+    sections: int
+    steps: int
+    drifts: dict[int, Drift] = field(default_factory=dict)
+
+    def on_step(self, info: StepInfo) -> None:
+        self.bar.set_description(f"{self.title} {info.order + 1}/{self.sections}", refresh=False)
+        self.bar.update()
+
+    def on_section(self, done: SectionDone) -> None:
+        if done.stored:
+            self.bar.update(self.steps)
+        self.drifts[done.section.index] = done.drift
+
+    def describe_drift(self) -> str:
+        """The sections that moved furthest from the start image."""
+        colour = max(self.drifts, key=lambda index: self.drifts[index].colour)
+        contrast = max(self.drifts, key=lambda index: abs(self.drifts[index].contrast - 1))
+        return (
+            f"drift from the start image: colour up to {self.drifts[colour].colour:.2f} (section "
+            f"{colour}), contrast up to x{self.drifts[contrast].contrast:.2f} (section {contrast})"
+        )
+
+
 @contextmanager
-def _section_bar(job: Job) -> Iterator[Callable[[StepInfo], None]]:
-    """A bar over all steps of all sections, to be told of each."""
+def _followed(job: Job) -> Iterator[_Progress]:
+    """Show the progress of a job; if it ends early, say what of it is kept."""
     sections, steps = job.request.scene.sections, job.request.sampler.steps
     title = job.named("section")
     with tqdm(total=sections * steps, desc=f"{title} 1/{sections}", unit="step") as bar:
-
-        def on_step(info: StepInfo) -> None:
-            bar.set_description(f"{title} {info.order + 1}/{sections}", refresh=False)
-            bar.update()
-
-        yield on_step
+        progress = _Progress(bar, title, sections, steps)
+        try:
+            yield progress
+        except BaseException:
+            if progress.drifts and job.output.ledger is not None:
+                warn(
+                    f"{len(progress.drifts)} of {sections} sections are kept in "
+                    f"{job.output.ledger}; "
+                    f"the same command with --seed {job.request.seed} goes on after them"
+                )
+            raise
+    if progress.drifts:
+        print(job.named(progress.describe_drift()))
 
 
 @contextmanager

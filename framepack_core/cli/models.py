@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import sys
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,7 +16,14 @@ import torch
 from torch import Tensor, nn
 
 from ..models.attention import Attention, sdpa
-from ..models.build import load_dit, load_image_encoder, load_text_encoders, load_vae
+from ..models.build import (
+    dit_config,
+    dit_shapes,
+    load_dit,
+    load_image_encoder,
+    load_text_encoders,
+    load_vae,
+)
 from ..models.dit import FramePackDiT
 from ..models.image import ImageEncoder
 from ..models.text import TextEncoders
@@ -24,10 +32,12 @@ from ..models.vae_tiling import tiled_decode, tiled_encode
 from ..runtime.device import default_device, parse_device, parse_dtype
 from ..runtime.errors import FramePackError
 from ..runtime.images import Pixels, to_tensor
-from ..sampling.decode import Decode
+from ..sampling.decode import Decode, Frugality, PatientDecode
 from ..toyworld import SNAPSHOT
 from ..weights.files import TORCH, open_weights
+from ..weights.fp8 import Precision
 from ..weights.layouts import F1_FOLDER, TITLES, Component, find_component
+from ..weights.lora_apply import LoraUse, apply_loras, open_loras
 from ..weights.names import UNKNOWN_KIND, guess_kind
 
 TOYWORLD = "toyworld"
@@ -63,6 +73,44 @@ def find_models(args: Namespace, needed: Sequence[Component]) -> dict[Component,
     for component, path in paths.items():
         _check_files(component, path)
     return paths
+
+
+def precision_of(args: Namespace) -> Precision:
+    """How the transformer's weights are kept."""
+    if args.fp8_scaled:
+        return "fp8_scaled"
+    return "fp8" if args.fp8 else "auto"
+
+
+_LORA_LISTS = ("lora_multiplier", "include_patterns", "exclude_patterns")
+
+
+def read_loras(args: Namespace, dit: Path) -> list[LoraUse]:
+    """The LoRAs of the options for a transformer, of which only names and sizes are read.
+
+    Raises FramePackError for a file that does not fit, and for values that belong to no file.
+    """
+    paths = getattr(args, "lora_weight", None) or []
+    values = [getattr(args, name, None) or [] for name in _LORA_LISTS]
+    for name, given in zip(_LORA_LISTS, values, strict=True):
+        if len(given) > len(paths):
+            raise FramePackError(
+                f"--{name}: {len(given)} values for {len(paths)} files of --lora_weight; give at "
+                "most one for each"
+            )
+    if not paths:
+        return []
+    uses = open_loras(paths, dit_shapes(dit_config(dit)), *values)
+    for use in uses:
+        print(f"{use.lora.path.name}: {_summary(use)}", flush=True)
+    return uses
+
+
+def _summary(use: LoraUse) -> str:
+    report = use.lora.report
+    left = len(report.unmatched) + len(report.misfit)
+    more = f"; {left} more do not fit, see `framepack lora inspect`" if left else ""
+    return f"{len(use.lora.modules)} modules at strength {use.strength:g}{more}"
 
 
 def _check_files(component: Component, path: Path) -> None:
@@ -109,6 +157,9 @@ class Models:
     attention: Attention = sdpa
     decoding: Decoding = Decoding()
     keep: bool = False
+    precision: Precision = "auto"
+    llama_precision: Precision = "auto"
+    loras: Sequence[LoraUse] = ()
     _kept: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
     _last_used: str | None = field(default=None, init=False, repr=False)
 
@@ -116,29 +167,53 @@ class Models:
     def from_args(cls, args: Namespace, needed: Sequence[Component], keep: bool = False) -> Models:
         device = _device(args.device)
         dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+        paths = find_models(args, needed)
         return cls(
-            find_models(args, needed),
+            paths,
             device,
             parse_dtype(args.dtype) if args.dtype else dtype,
             ATTENTION[args.attn_mode],
             Decoding.from_args(args),
             keep,
+            precision_of(args),
+            "fp8" if args.fp8_llm else "auto",
+            read_loras(args, paths["dit"]) if "dit" in paths else (),
         )
+
+    def identity(self) -> dict[str, Any]:
+        """What makes the transformer what it is: a ledger finds a section by it."""
+        files = find_component(self.paths["dit"], "dit")
+        return {
+            "model": [files.weights, files.config],
+            "precision": [self.dtype, self.precision, self.device.type],
+            "LoRA": [[u.lora.path, u.strength, u.lora.modules] for u in self.loras],
+            "attention": self.attention,
+        }
 
     @contextmanager
     def dit(self) -> Iterator[FramePackDiT]:
         """The transformer."""
-        options = {"dtype": self.dtype, "device": self.device, "attention": self.attention}
-        with self._use("dit", lambda: load_dit(self.paths["dit"], **options)) as dit:
+        with self._use("dit", self._load_dit) as dit:
             yield dit
+
+    def _load_dit(self) -> FramePackDiT:
+        """With its LoRAs beside the layers, so that they lose nothing to the weights' rounding."""
+        dit = load_dit(
+            self.paths["dit"],
+            dtype=self.dtype,
+            device=self.device,
+            attention=self.attention,
+            precision=self.precision,
+        )
+        apply_loras(dit, self.loras)
+        return dit
 
     @contextmanager
     def text_encoders(self) -> Iterator[TextEncoders]:
         """LLaMA and CLIP."""
         paths = self.paths["llama"], self.paths["clip"]
-        with self._use(
-            "text_encoders", lambda: load_text_encoders(*paths, **self._encoder)
-        ) as encoders:
+        options = {**self._encoder, "llama_precision": self.llama_precision}
+        with self._use("text_encoders", lambda: load_text_encoders(*paths, **options)) as encoders:
             yield encoders
 
     @contextmanager
@@ -153,7 +228,7 @@ class Models:
     @contextmanager
     def encoder(self) -> Iterator[Callable[[Pixels], Tensor]]:
         """The VAE's encoder: a picture or clip uint8 to latents [1, 16, T, h, w], fp32."""
-        with self._vae() as vae:
+        with self.vae() as vae:
 
             @torch.no_grad()
             def encode(pixels: Pixels) -> Tensor:
@@ -167,19 +242,21 @@ class Models:
     @contextmanager
     def decoder(self) -> Iterator[Decode]:
         """The VAE's decoder; its pixels come back in fp32 on the CPU."""
-        with self._vae() as vae:
+        with self.vae() as vae:
 
             @torch.no_grad()
-            def decode(latents: Tensor) -> Tensor:
-                latents = latents.to(**self._encoder)
-                if self.decoding.tile is None:
+            def decode(latents: Tensor, frugality: Frugality) -> Tensor:
+                latents, vae.chunk_size = latents.to(**self._encoder), frugality.chunk
+                if frugality.tile is None:
                     return vae.decode(latents).float().cpu()
-                return tiled_decode(vae, latents, self.decoding.tile).float().cpu()
+                return tiled_decode(vae, latents, frugality.tile).float().cpu()
 
-            yield decode
+            first = Frugality(self.decoding.chunk_size, self.decoding.tile)
+            yield PatientDecode(decode, first, say=_warn)
 
     @contextmanager
-    def _vae(self) -> Iterator[AutoencoderKL]:
+    def vae(self) -> Iterator[AutoencoderKL]:
+        """The VAE."""
         with self._use("vae", lambda: load_vae(self.paths["vae"], **self._encoder)) as vae:
             vae.chunk_size = self.decoding.chunk_size
             yield vae
@@ -225,6 +302,10 @@ def _move(model: Any, device: torch.device) -> Any:
         if isinstance(part, nn.Module):
             part.to(device)
     return model
+
+
+def _warn(text: str) -> None:
+    print(f"warning: {text}", file=sys.stderr)
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from ..runtime.errors import FramePackError
 from ..runtime.images import save_png, to_uint8
 from ..runtime.video import ImageSequenceWriter, VideoWriter, probe_encoder
+from ..sampling.ledger import FOLDER as LEDGER_FOLDER
 from ..sampling.sections import FPS
 
 LATENT_SUFFIX = "_latent"
@@ -25,7 +26,8 @@ LATENT_SUFFIX = "_latent"
 class Output:
     """The files of one result: folder/name.mp4, folder/name/name_000.png, or the latents alone.
 
-    A result of one frame, `single`, is folder/name.png instead of video or pictures.
+    A result of one frame, `single`, is folder/name.png instead of video or pictures. ledger: the
+    folder of finished sections, None to keep none.
     """
 
     folder: Path
@@ -36,11 +38,13 @@ class Output:
     crf: int = 16
     codec: str = "libx264"
     with_metadata: bool = True
+    ledger: Path | None = None
 
     @classmethod
     def from_args(
         cls, args: Namespace, name: str, fps: float = FPS, single: bool = False
     ) -> Output:
+        ledger = args.ledger or args.save_path / LEDGER_FOLDER
         return cls(
             args.save_path,
             name,
@@ -50,6 +54,7 @@ class Output:
             args.crf,
             args.codec,
             not args.no_metadata,
+            None if args.no_ledger else ledger,
         )
 
     @property

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from ..runtime.images import Pixels, Size, to_tensor
 from ..sampling.decode import Decode, decode_bulk, decode_frames, decode_sections
-from ..sampling.generate import SampleSection, generate
+from ..sampling.generate import OnSection, SampleSection, generate
+from ..sampling.ledger import OpenLedger
 from ..sampling.masks import mask_latents
 from ..sampling.one_frame import describe_one_frame, generate_one_frame
 from ..sampling.plan import LABEL, Plan, Section
@@ -21,6 +22,16 @@ from .encodings import Encodings, Wanted
 from .pictures import Control, Picture
 
 CLIP = 64  # frames of an old video that are in fp32 at once
+
+
+@dataclass(frozen=True)
+class Making:
+    """How the sections of a scene are made, where they are kept, and who is told of each."""
+
+    sample: SampleSection
+    seed: int
+    open_ledger: OpenLedger | None = None
+    on_section: OnSection | None = None
 
 
 class Scene(Protocol):
@@ -55,7 +66,7 @@ class Scene(Protocol):
     def wanted(self) -> Wanted:
         """What has to be encoded for it."""
 
-    def make(self, encodings: Encodings, sample: SampleSection, seed: int) -> Tensor:
+    def make(self, encodings: Encodings, making: Making) -> Tensor:
         """Its latents [1, 16, T, h, w]."""
 
     def clips(self, decode: Decode, latents: Tensor, bulk: bool) -> Iterator[Tensor]:
@@ -152,7 +163,7 @@ class Video:
             placed=[source for source in placed if isinstance(source, Picture)],
         )
 
-    def make(self, encodings: Encodings, sample: SampleSection, seed: int) -> Tensor:
+    def make(self, encodings: Encodings, making: Making) -> Tensor:
         start = encodings.latents(self.start)
         if self.start_mask is not None:
             start = mask_latents(start, [self.start_mask])
@@ -160,7 +171,18 @@ class Video:
             prompt=encodings.text, image=encodings.latents, image_embeds=encodings.embeds
         )
         existing = None if self.existing is None else encodings.latents(self.existing.latents)
-        return generate(plan, sample, start, seed, existing=existing)
+        ledger = making.open_ledger and making.open_ledger(
+            plan, {"start image": start, "existing video": existing}
+        )
+        return generate(
+            plan,
+            making.sample,
+            start,
+            making.seed,
+            making.on_section,
+            existing=existing,
+            ledger=ledger,
+        )
 
     def clips(self, decode: Decode, latents: Tensor, bulk: bool) -> Iterator[Tensor]:
         whole = decode_bulk if bulk else partial(decode_sections, window=self.window)
@@ -208,13 +230,13 @@ class OneFrameEdit:
     def wanted(self) -> Wanted:
         return Wanted([self.prompt], [self.image], [c.picture for c in self.controls])
 
-    def make(self, encodings: Encodings, sample: SampleSection, seed: int) -> Tensor:
+    def make(self, encodings: Encodings, making: Making) -> Tensor:
         width, height = self.size
         blank = torch.zeros(1, 16, 0, height // 8, width // 8, device=encodings.device)
         latents = [encodings.latents(control.picture) for control in self.controls]
         controls = torch.cat([blank, *latents], dim=2)
         controls = mask_latents(controls, [control.mask for control in self.controls])
-        return generate_one_frame(self.section, sample, controls, seed)
+        return generate_one_frame(self.section, making.sample, controls, making.seed)
 
     def clips(self, decode: Decode, latents: Tensor, bulk: bool) -> Iterator[Tensor]:
         return decode_frames(decode, latents)

@@ -1,0 +1,192 @@
+"""`framepack check`: what a run will make and take, before any large file is read."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from argparse import Namespace
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+
+from ..models.build import dit_config, dit_shapes
+from ..runtime.errors import FramePackError
+from ..runtime.files import size_text
+from ..runtime.memory import free_device_memory, free_main_memory
+from ..sampling.probe import StepCost, probe_decode, probe_transformer
+from ..sampling.sections import LATENT_STRIDE
+from ..weights.files import open_weights
+from ..weights.layouts import Component, find_component
+from .jobs import LATENT_BYTES, SMALLER_VIDEO, Job
+from .models import FLAGS, Models, explain_out_of_memory
+from .scenes import OneFrameEdit
+
+IMAGE_TOKENS = 729  # of the released image encoder
+CHARACTERS = 4  # of a prompt that make a token
+OTHER_MEMORY = 10**9  # of Python, torch and their buffers
+VIDEO_BYTES = 0.15  # for each pixel at the quality used by default, with some to spare
+
+
+def run(args: Namespace) -> None:
+    """Report on everything a run needs; an error names the first thing to change."""
+    models = Models.from_args(args, list(FLAGS))
+    check = Check(Job.prepare(args), models)
+    print("\n".join(f"check: {line}" for line in check.lines()))
+    problems = list(check.problems())
+    if problems:
+        raise FramePackError("; ".join(problems))
+    print("check: all is well")
+
+
+@dataclass
+class Check:
+    """The needs of a job on this machine; the weights themselves are not loaded."""
+
+    job: Job
+    models: Models
+
+    def lines(self) -> Iterator[str]:
+        """The report."""
+        sizes = ", ".join(f"{FLAGS[c]} {size_text(self._file_size(c))}" for c in FLAGS)
+        yield f"files are readable and of the right kind: {sizes}"
+        device = self.models.device
+        yield (
+            f"{device}: {size_text(self.device_need)} needed at most, "
+            f"{size_text(free_device_memory(device))} free"
+        )
+        if device.type == "cuda":
+            yield f"main memory: {size_text(self.main_need)} needed, {self._free_main} free"
+        yield f"disk: {size_text(self.disk_need)} needed, {size_text(self._free_disk)} free"
+        if self.job.output.makes_video:
+            yield f"encoder {self.job.output.codec} works"
+        yield self._time()
+
+    def problems(self) -> Iterator[str]:
+        """What keeps the run from ending well, each with the one setting to change."""
+        device, free = self.models.device, free_device_memory(self.models.device)
+        if self._transformer_need > free:
+            yield f"{device} is too small for the transformer: {self._smaller_transformer(free)}"
+        if self._encoder_need > free:
+            advice = "--fp8_llm" if self.models.llama_precision == "auto" else "a larger device"
+            yield f"{device} is too small for the text encoders: use {advice}"
+        if device.type == "cuda" and self.main_need > free_main_memory():
+            yield "main memory is too small: close other programs, or enlarge the page file"
+        if self.disk_need > self._free_disk:
+            yield f"the disk of {self.job.output.folder} is too full: name another --save_path"
+
+    @property
+    def device_need(self) -> int:
+        return max(self._transformer_need, self._encoder_need)
+
+    @property
+    def main_need(self) -> int:
+        """Weights go through a small buffer to the device; latents of all sections stay here."""
+        return OTHER_MEMORY + 4 * self._latent_size
+
+    @property
+    def disk_need(self) -> int:
+        """Latents twice, for the ledger has them too, and the video."""
+        scene = self.job.request.scene
+        width, height = scene.size
+        return 2 * self._latent_size + int(VIDEO_BYTES * width * height * scene.frames)
+
+    @cached_property
+    def step(self) -> StepCost:
+        """One pass of the transformer."""
+        scene, models = self.job.request.scene, self.models
+        width, height = (side // LATENT_STRIDE for side in scene.size)
+        start = torch.zeros(1, 16, 1, height, width, device=models.device)
+        mode = "framepack" if isinstance(scene, OneFrameEdit) else scene.plan.mode
+        with explain_out_of_memory(SMALLER_VIDEO):
+            return probe_transformer(
+                dit_config(models.paths["dit"]),
+                mode,
+                scene.latent_frames if isinstance(scene, OneFrameEdit) else scene.window,
+                start,
+                math.ceil(len(scene.prompt) / CHARACTERS),
+                self._image_tokens(),
+                models.dtype,
+                models.attention,
+            )
+
+    def _image_tokens(self) -> int:
+        config = find_component(self.models.paths["image_encoder"], "image_encoder").config or {}
+        config = config.get("vision_config", config)
+        if "image_size" not in config or "patch_size" not in config:
+            return IMAGE_TOKENS
+        return (config["image_size"] // config["patch_size"]) ** 2
+
+    def _time(self) -> str:
+        request, scene = self.job.request, self.job.request.scene
+        passes = scene.sections * request.sampler.steps * (2 if request.with_cfg else 1)
+        sampling = passes * self.step.seconds
+        skipped = ", less what the step cache skips" if request.sampler.step_cache else ""
+        text = (
+            f"time: sampling about {_duration(sampling)} ({passes} passes of "
+            f"{self.step.seconds:.2g} s{skipped})"
+        )
+        if isinstance(scene, OneFrameEdit) or not self.job.output.decodes:
+            return f"{text}, and the loading of models"
+        decoding = self._decode_seconds()
+        whole = _duration(sampling + decoding)
+        return f"{text}, decoding {_duration(decoding)}, in all {whole} and the loading of models"
+
+    def _decode_seconds(self) -> float:
+        scene = self.job.request.scene
+        width, height = (side // LATENT_STRIDE for side in scene.size)
+        with self.models.decoder() as decode:
+            blank = torch.zeros(1, 16, 1, height, width)
+            return probe_decode(decode, blank, 1 + scene.window * scene.sections, scene.window)
+
+    @cached_property
+    def _transformer_need(self) -> int:
+        config = dit_config(self.models.paths["dit"])
+        numbers = sum(math.prod(shape) for shape in dit_shapes(config).values())
+        small = self.models.precision.startswith("fp8") or self._file_size("dit") < 1.5 * numbers
+        weights = numbers * (1 if small else self.models.dtype.itemsize)
+        return weights + (self.step.memory or OTHER_MEMORY)
+
+    def _smaller_transformer(self, free: int) -> str:
+        if self.models.precision == "auto" and self._transformer_need / 2 < free:
+            return "use --fp8_scaled"
+        return "use a smaller --video_size" if self.step.memory else "use another --device"
+
+    @cached_property
+    def _encoder_need(self) -> int:
+        numbers = sum(
+            math.prod(files.info(name).shape)
+            for files in (open_weights(self._weights(c)) for c in ("llama", "clip"))
+            for name in files
+        )
+        small = self.models.llama_precision != "auto"
+        itemsize = 1 if small else 4 if self.models.device.type == "cpu" else 2
+        return numbers * itemsize + OTHER_MEMORY
+
+    @property
+    def _latent_size(self) -> int:
+        width, height = (side // LATENT_STRIDE for side in self.job.request.scene.size)
+        return self.job.request.scene.latent_frames * height * width * LATENT_BYTES
+
+    @property
+    def _free_main(self) -> str:
+        return size_text(free_main_memory())
+
+    @property
+    def _free_disk(self) -> int:
+        return shutil.disk_usage(self.job.output.folder).free
+
+    def _weights(self, component: Component) -> list[Path]:
+        return find_component(self.models.paths[component], component).weights
+
+    def _file_size(self, component: Component) -> int:
+        return sum(path.stat().st_size for path in self._weights(component))
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.1f} s"
+    minutes = seconds / 60
+    return f"{minutes:.1f} min" if minutes < 90 else f"{minutes / 60:.1f} h"

@@ -1,0 +1,19 @@
+"""`framepack ledger`: what is kept of finished sections, and less of it."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+
+from ..runtime.errors import FramePackError
+from ..sampling.ledger import FOLDER, Ledger
+
+
+def run(args: Namespace) -> None:
+    """List the kept sections, or remove those longest unused until the limit holds."""
+    folder = args.ledger or args.save_path / FOLDER
+    if not folder.is_dir():
+        raise FramePackError(f"ledger {folder}: no such folder; name --ledger or --save_path")
+    ledger = Ledger(folder) if args.limit is None else Ledger(folder, int(args.limit * 10**9))
+    if args.action == "prune":
+        print(f"{ledger.prune()} sections removed")
+    print(ledger.describe())

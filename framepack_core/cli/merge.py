@@ -1,0 +1,43 @@
+"""`framepack merge`: the transformer with LoRAs merged in, or in another type, as files."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+
+import torch
+from tqdm import tqdm
+
+from ..models.merge import save_dit
+from ..runtime.device import parse_device, parse_dtype
+from ..runtime.errors import FramePackError
+from .models import find_models, precision_of, read_loras
+
+BYTES = 10**9  # of a GB
+
+
+def run(args: Namespace) -> None:
+    """Write the merged transformer and print its files."""
+    dit = find_models(args, ["dit"])["dit"]
+    dtype = parse_dtype(args.dtype) if args.dtype else torch.bfloat16
+    if dtype == torch.float32:
+        raise FramePackError("--dtype: a model is saved in bf16 or fp16; choose one of them")
+    loras = read_loras(args, dit)
+    precision = precision_of(args)
+    with tqdm(desc="writing", unit="tensor") as bar:
+
+        def on_tensor(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        paths = save_dit(
+            dit,
+            args.save_merged_model,
+            loras,
+            dtype=dtype,
+            precision="full" if precision == "auto" else precision,
+            max_shard_bytes=int(args.shard_size * BYTES) if args.shard_size else None,
+            device=parse_device(args.device or "cpu"),
+            on_tensor=on_tensor,
+        )
+    for path in paths:
+        print(path)

@@ -1,0 +1,124 @@
+"""What a run will take, from short trials on this machine before any large file is read."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from statistics import median
+
+import torch
+from torch import Tensor
+
+from ..models.attention import Attention, sdpa
+from ..models.dit import DiTConfig, FramePackDiT
+from ..models.prompt import TextCondition
+from .decode import Decode, decode_slices
+from .flow import FlowDenoiser, Guided
+from .history import History
+from .plan import Mode
+from .sections import plan_video
+
+TRIALS = 5
+PATIENCE = 10  # seconds; what takes longer is tried once only
+FEW, MANY = 1, 3  # blocks of each kind in the trial models
+WARM_UP = 2  # latent frames
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """What one pass of the whole transformer takes; memory is that besides its weights.
+
+    memory: bytes on the device, None where the device does not tell.
+    """
+
+    seconds: float
+    memory: int | None
+
+
+@torch.no_grad()
+def probe_transformer(
+    config: DiTConfig,
+    mode: Mode,
+    window: int,
+    start: Tensor,
+    text_tokens: int,
+    image_tokens: int,
+    dtype: torch.dtype,
+    attention: Attention = sdpa,
+) -> StepCost:
+    """Time a section's pass by models of a few random blocks of real size.
+
+    start [1, C, 1, h, w] is on the device to be used, its values do not matter.
+    """
+    tokens = text_tokens, image_tokens
+
+    def measure(double: int, single: int) -> StepCost:
+        small = replace(config, num_layers=double, num_single_layers=single)
+        dit = FramePackDiT(small, dtype=dtype, device=start.device, attention=attention)
+        for parameter in dit.parameters():  # uninitialised memory may hold slow denormals
+            parameter.normal_(std=0.02)
+        return _measure(lambda: _pass(dit, dtype, mode, window, start, *tokens), start.device)
+
+    base = measure(FEW, FEW)
+    double = (measure(MANY, FEW).seconds - base.seconds) / (MANY - FEW)
+    single = (measure(FEW, MANY).seconds - base.seconds) / (MANY - FEW)
+    more = (config.num_layers - FEW) * double + (config.num_single_layers - FEW) * single
+    return StepCost(max(base.seconds, base.seconds + more), base.memory)
+
+
+def _pass(
+    dit: FramePackDiT,
+    dtype: torch.dtype,
+    mode: Mode,
+    window: int,
+    start: Tensor,
+    text_tokens: int,
+    image_tokens: int,
+) -> None:
+    plan, config, device = plan_video(mode, 1, window), dit.config, start.device
+    history, [section] = History(plan, start), plan.sections
+    text = TextCondition(
+        torch.zeros(1, text_tokens, config.text_embed_dim, device=device, dtype=dtype),
+        torch.zeros(1, config.pooled_projection_dim, device=device, dtype=dtype),
+    )
+    image = torch.zeros(1, image_tokens, config.image_proj_dim, device=device, dtype=dtype)
+    FlowDenoiser(dit, dtype).denoise(
+        start.expand(-1, -1, window, -1, -1),
+        torch.ones(1, device=device),
+        Guided(text, image if config.has_image_proj else None),
+        latent_indices=history.latent_indices(section),
+        context=history.context(section),
+    )
+
+
+def _measure(run: Callable[[], None], device: torch.device) -> StepCost:
+    """Median of a few trials after one to warm up."""
+    on_gpu = device.type == "cuda"
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats(device)
+        weights = torch.cuda.memory_allocated(device)
+    first = _seconds(run, device)
+    memory = torch.cuda.max_memory_allocated(device) - weights if on_gpu else None
+    if first > PATIENCE:
+        return StepCost(first, memory)
+    return StepCost(median(_seconds(run, device) for _ in range(TRIALS)), memory)
+
+
+def _seconds(run: Callable[[], None], device: torch.device) -> float:
+    start = time.perf_counter()
+    run()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start
+
+
+def probe_decode(decode: Decode, start: Tensor, latent_frames: int, window: int) -> float:
+    """Seconds to decode all sections of a video, from one of its slices.
+
+    Shorter clips would tell less: the VAE's attention grows faster than their length.
+    """
+    lengths = [stop - first for first, stop in decode_slices(latent_frames, window)]
+    decode(start.expand(-1, -1, WARM_UP, -1, -1))
+    longest = start.expand(-1, -1, max(lengths), -1, -1)
+    return _seconds(lambda: decode(longest), start.device) * sum(lengths) / max(lengths)

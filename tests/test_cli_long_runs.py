@@ -1,0 +1,226 @@
+"""The ledger, the check and the ledger's own command, on the command line."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from cli_runs import failure, files, latents, paths, picture, small
+
+from framepack_core.cli import jobs, main
+from framepack_core.models.vae import AutoencoderKL
+from framepack_core.runtime import files as runtime_files
+from framepack_core.runtime.video import read_video
+from framepack_core.sampling.generate import SectionTask, unipc_sampler
+from framepack_core.sampling.latents import load_latents
+
+SECTIONS = 3
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> str:
+    return picture(tmp_path / "a.png")
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The orders of the sections that are really made."""
+    orders: list[int] = []
+
+    def logged(*args):
+        sample = unipc_sampler(*args)
+
+        def begin(task: SectionTask) -> torch.Tensor:
+            orders.append(task.order)
+            return sample(task)
+
+        return begin
+
+    monkeypatch.setattr(jobs, "unipc_sampler", logged)
+    return orders
+
+
+def command(image: str, out: Path, *options: str) -> list[str]:
+    sections = ["--video_sections", str(SECTIONS), "--prompt", "x", "--image_path", image]
+    words = small("generate", out, *sections, *options)
+    words.remove("--no_ledger")
+    return words
+
+
+def stop_in(order: int, error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
+    """End every run in a section."""
+
+    def stopping(*args):
+        sample = unipc_sampler(*args)
+
+        def begin(task: SectionTask) -> torch.Tensor:
+            if task.order == order:
+                raise error
+            return sample(task)
+
+        return begin
+
+    monkeypatch.setattr(jobs, "unipc_sampler", stopping)
+
+
+def test_a_stopped_run_says_how_to_go_on_and_does(
+    image: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    expected = latents(command(image, tmp_path / "whole", "--no_ledger"), capsys)
+    with monkeypatch.context() as patch:
+        stop_in(1, KeyboardInterrupt(), patch)
+        assert main(command(image, tmp_path / "out")) == 130
+    ledger = tmp_path / "out" / ".ledger"
+    assert (
+        f"warning: 1 of 3 sections are kept in {ledger}; the same command with --seed 1 goes on "
+        "after them"
+    ) in capsys.readouterr().err
+    assert main(command(image, tmp_path / "out")) == 0
+    out = capsys.readouterr().out
+    assert "ledger: 1 of 3 sections are there already; going on after them" in out
+    assert torch.equal(load_latents(paths(out)[-1])[0], expected)
+
+
+def test_other_settings_start_afresh_and_no_ledger_keeps_nothing(
+    image: str, tmp_path: Path, made: list[int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = ["--ledger", str(tmp_path / "kept")]
+    changes = {
+        "": 3,
+        "--infer_steps 3": 3,
+        "--prompt y": 3,
+        "--guidance_scale 2": 3,
+        "--teacache 0.2": 3,
+        "--section_seeds 0:5": 1,  # section 0 is the one made last
+        "--f1": 3,
+        "--output_type both": 0,
+    }
+    counts = {}
+    for change in changes:
+        made.clear()
+        assert main(command(image, tmp_path / "out", *place, *change.split())) == 0
+        counts[change] = len(made)
+    assert counts == changes
+    assert "the most similar one had another steps (2, now 3)" in capsys.readouterr().out
+    assert not (tmp_path / "out" / ".ledger").exists()
+    made.clear()
+    assert main(command(image, tmp_path / "out", *place, "--no_ledger")) == 0
+    assert len(made) == SECTIONS
+
+
+def test_a_full_disk_at_each_write_loses_one_section_at_most(
+    image: str, tmp_path: Path, made: list[int], monkeypatch, capsys
+) -> None:
+    """The list of runs, each section, the latents, the video: the disk is full at each in turn."""
+    expected = latents(command(image, tmp_path / "whole", "--no_ledger"), capsys)
+    made.clear()
+    flush, out = runtime_files._flush, tmp_path / "out"
+    writes = ["runs.json", *[".safetensors"] * SECTIONS, "_latent.safetensors", ".mp4"]
+    for attempt, write in enumerate(writes):
+        succeed = iter(range(min(attempt, 2)))  # the list of runs, and what failed the last time
+
+        def full(path: Path, succeed=succeed) -> None:
+            if next(succeed, None) is None:
+                raise OSError(28, "No space left on device", str(path))
+            flush(path)
+
+        monkeypatch.setattr(runtime_files, "_flush", full)
+        assert main(command(image, out, "--output_type", "both")) == 2
+        said = capsys.readouterr().err
+        assert re.search(rf"error: cannot write \S+{re.escape(write)}: No space left", said), said
+        assert "files finished earlier are safe; free some space and run again" in said
+        assert not [path for path in out.rglob(".*") if path.name != ".ledger"]
+    monkeypatch.setattr(runtime_files, "_flush", flush)
+    assert torch.equal(latents(command(image, out), capsys), expected)
+    assert made == [0, 0, 1, 1, 2, 2]  # each again whose write failed, and nothing else
+
+
+def test_decoding_out_of_memory_goes_on_with_fewer_frames_and_the_same_pixels(
+    image: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    words = [*command(image, tmp_path / "out"), "--output_type", "video"]
+    [expected] = files(words, capsys)
+    whole = AutoencoderKL.decode
+
+    def limited(vae: AutoencoderKL, x: torch.Tensor) -> torch.Tensor:
+        if vae.chunk_size is None:
+            raise torch.cuda.OutOfMemoryError("out of memory")
+        return whole(vae, x)
+
+    monkeypatch.setattr(AutoencoderKL, "decode", limited)
+    assert main(words) == 0
+    said = capsys.readouterr()
+    assert said.err.count("warning: decoding ran out of memory with all frames at once; ") == 1
+    assert read_video(paths(said.out)[-1])[0].tolist() == read_video(expected)[0].tolist()
+
+
+def test_ledger_command_lists_and_prunes(
+    image: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert main(command(image, out)) == 0
+    capsys.readouterr()
+    where = ["--save_path", str(out)]
+    assert main(["ledger", "list", *where]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2 and "3 sections" in lines[0] and "3 of 3 sections" in lines[1]
+    assert "seed 1" in lines[1]
+    assert main(["ledger", "prune", *where]) == 0
+    assert capsys.readouterr().out.startswith("0 sections removed\n")
+    assert main(["ledger", "prune", *where, "--limit", "0"]) == 0
+    assert capsys.readouterr().out.startswith("3 sections removed\n")
+    assert "no such folder" in failure(["ledger", "list", "--ledger", str(tmp_path / "x")], capsys)
+    assert "--limit" in failure(["ledger", "prune", *where, "--limit", "-1"], capsys)
+
+
+def check(image: str, out: Path, *options: str) -> list[str]:
+    words = small("check", out, "--prompt", "x", "--image_path", image, *options)
+    return [*words, "--video_sections", "2"]
+
+
+def test_check_reports_and_makes_nothing(
+    image: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(check(image, tmp_path / "out", "--output_type", "video")) == 0
+    out = capsys.readouterr().out
+    assert "framepack: 32x16, 9 frames" in out
+    assert re.search(r"check: files are readable .*: dit 7.\d MB, vae 4.\d MB", out)
+    assert re.search(r"check: cpu: 1.\d GB needed at most, [\d.]+ GB free", out)
+    assert re.search(r"check: disk: [\d.]+ kB needed, [\d.]+ GB free", out)
+    assert "check: encoder libx264 works" in out
+    assert re.search(r"time: sampling about [\d.]+ s \(4 passes of .* decoding [\d.]+ s", out)
+    assert out.endswith("check: all is well\n")
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_check_names_the_setting_to_change(
+    image: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    monkeypatch.setattr("framepack_core.cli.check.free_device_memory", lambda device: 10**8)
+    error = failure(check(image, tmp_path), capsys)
+    assert "cpu is too small for the transformer: use another --device" in error
+    assert "too small for the text encoders: use --fp8_llm" in error
+    text = tmp_path / "text.txt"
+    text.write_text("no model")
+    assert "is not a file of weights" in failure(check(image, tmp_path, "--vae", str(text)), capsys)
+
+
+def test_check_estimates_the_time_of_a_run() -> None:
+    """The trial models of a few blocks foretell a pass of the whole transformer."""
+    from framepack_core.models.build import dit_config, load_dit
+    from framepack_core.sampling.probe import _measure, _pass, probe_transformer
+    from framepack_core.toyworld import SNAPSHOT
+
+    start = torch.zeros(1, 16, 1, 8, 8)
+    settings = ("framepack", 9, start, 10, 9)
+    path = SNAPSHOT / "transformer"
+    dit = load_dit(path, dtype=torch.float32)
+    with torch.no_grad():
+        ratios = []
+        for _ in range(3):  # other work on the machine slows one of the two
+            told = probe_transformer(dit_config(path), *settings, torch.float32).seconds
+            real = _measure(lambda: _pass(dit, torch.float32, *settings), start.device).seconds
+            ratios.append(told / real)
+    assert min(abs(ratio - 1) for ratio in ratios) < 0.3, ratios

@@ -1,0 +1,369 @@
+"""`framepack cache` and `framepack train`: what they make, and one line for every mistake."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import types
+from argparse import Namespace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from cli_runs import failure, parse
+
+from framepack_core.cli import main, models
+from framepack_core.cli.train import config_of
+from framepack_core.runtime.images import save_png
+from framepack_core.runtime.video import VideoWriter, read_video
+from framepack_core.toyworld import OPPOSITE_LORA, SNAPSHOT
+from framepack_core.training.logs import LOGGERS
+from framepack_core.training.loop import StepReport
+from framepack_core.weights.files import open_weights
+from framepack_core.weights.lora_report import MODE
+
+SMALL = "--resolution 32 --latent_window_size 1 --device cpu"
+TRAIN = "--output_name x --max_train_steps 3 --network_dim 2 --seed 1"
+FRAMES = 5  # of a start frame and one section at window 1
+
+
+def make_clip(path: Path, frames: int = FRAMES, size: int = 32) -> None:
+    noise = np.random.default_rng(frames).integers(0, 256, (frames, size, size, 3), np.uint8)
+    with VideoWriter(path, width=size, height=size, fps=30) as video:
+        for frame in noise:
+            video.write(frame)
+
+
+@pytest.fixture
+def clips(tmp_path: Path) -> Path:
+    folder = tmp_path / "clips"
+    folder.mkdir()
+    for name in ("a", "b"):
+        make_clip(folder / f"{name}.mp4", 9 if name == "b" else FRAMES)
+        (folder / f"{name}.txt").write_text(f"clip {name}")
+    return folder
+
+
+@pytest.fixture
+def no_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loading any model fails the test."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("a model was loaded")
+
+    for name in ("load_dit", "load_vae", "load_text_encoders", "load_image_encoder"):
+        monkeypatch.setattr(models, name, refuse)
+
+
+def cache(dataset: Path, *options: str) -> list[str]:
+    return ["cache", "--dataset_config", str(dataset), *SMALL.split(), *options]
+
+
+def train(dataset: Path, out: Path, *options: str) -> list[str]:
+    small = TRAIN.split()
+    data = ["train", "--dataset_config", str(dataset), *SMALL.split(), "--output_dir", str(out)]
+    return [*data, *small, *options]
+
+
+def config(*options: str) -> Namespace:
+    return config_of(parse(["train", *options]))
+
+
+# --- what they make -------------------------------------------------------------------------------
+
+
+def test_cache_and_train(clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(cache(clips)) == 0
+    assert "latents: 2 encoded" in capsys.readouterr().out
+    assert main(cache(clips)) == 0
+    assert "latents: 0 encoded, 2 were cached" in capsys.readouterr().out
+    save_png(tmp_path / "start.png", np.zeros((32, 32, 3), np.uint8))
+    line = f"a ball --i {tmp_path / 'start.png'} --w 32 --h 32 --f {FRAMES} --s 1 --d 7"
+    (tmp_path / "prompts.txt").write_text(line)
+    samples = ["--sample_prompts", str(tmp_path / "prompts.txt"), "--sample_every_n_steps", "3"]
+    assert main(train(clips, tmp_path / "out", *samples, "--training_comment", "a test")) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last == str(tmp_path / "out" / "x.safetensors")
+    metadata = open_weights(last).metadata
+    assert (metadata[MODE], metadata["framepack_window"]) == ("framepack", "1")
+    assert (metadata["ss_training_comment"], metadata["ss_sd_model_name"]) == ("a test", "snapshot")
+    frames, _ = read_video(tmp_path / "out" / "sample" / "x_000003_00_7.mp4")
+    assert frames.shape == (FRAMES, 32, 32, 3)
+    assert len((tmp_path / "out" / "x-log.jsonl").read_text().splitlines()) == 3
+
+
+def test_a_name_is_taken_once_and_resumed(
+    clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(cache(clips)) == 0
+    command = train(clips, tmp_path)
+    assert main(command) == 0
+    made = (tmp_path / "x.safetensors").read_bytes()
+    capsys.readouterr()
+    assert "this run is there already; resume it" in failure(command, capsys)
+    assert (tmp_path / "x.safetensors").read_bytes() == made
+    assert main([*command, "--resume", "--max_train_steps", "4"]) == 0
+    log = [json.loads(line) for line in (tmp_path / "x-log.jsonl").read_text().splitlines()]
+    assert [entry["step"] for entry in log] == [1, 2, 3, 4]
+
+
+def test_loras_below_the_new_one(
+    clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(cache(clips)) == 0
+
+    def losses(name: str, *options: str) -> list[float]:
+        assert main(train(clips, tmp_path / name, *options)) == 0
+        lines = (tmp_path / name / "x-log.jsonl").read_text().splitlines()
+        return [json.loads(line)["loss"] for line in lines]
+
+    plain = losses("plain")
+    base = ["--base_weights", str(OPPOSITE_LORA), "--base_weights_multiplier"]
+    assert losses("none", *base, "0") == plain
+    assert losses("half", *base, "0.5") != plain
+    swapped = losses("swapped", "--fp8_scaled", "--blocks_to_swap", "3")
+    assert swapped == losses("scaled", "--fp8_base", "--fp8_scaled") != plain
+
+
+def test_loggers_are_asked_for_before_the_model(
+    clips: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    request: pytest.FixtureRequest,
+) -> None:
+    assert main(cache(clips)) == 0
+    capsys.readouterr()
+    request.getfixturevalue("no_models")
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    for name in ("tensorboard", "wandb"):
+        error = failure(train(clips, tmp_path, "--log_with", name), capsys)
+        assert f"{name} is not installed; run: pip install {name}" in error
+
+
+def test_a_log_of_tensorboard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[tuple[str, float, int]] = []
+
+    class Writer:
+        def __init__(self, folder: str) -> None:
+            assert folder == str(tmp_path)
+
+        def __enter__(self) -> Writer:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            written.append(("closed", 0, 0))
+
+        def add_scalar(self, name: str, value: float, step: int) -> None:
+            written.append((name, value, step))
+
+        def flush(self) -> None: ...
+
+    module = types.ModuleType("torch.utils.tensorboard")
+    module.SummaryWriter = Writer
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
+    with LOGGERS["tensorboard"](tmp_path) as log:
+        log(StepReport(3, 9, 0, loss=0.5, rate=1e-4, grad_norm=2.0, seconds_a_step=1.0))
+    assert written == [
+        ("loss/current", 0.5, 3),
+        ("lr/unet", 1e-4, 3),
+        ("grad_norm", 2.0, 3),
+        ("closed", 0, 0),
+    ]
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed")
+def test_two_processes_of_a_launcher(clips: Path, tmp_path: Path) -> None:
+    assert main(cache(clips)) == 0
+    assert main(train(clips, tmp_path / "one", "--gradient_accumulation_steps", "2")) == 0
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    launch = ["torch.distributed.run", "--nproc_per_node", "2", "--master_port", port]
+    command = [sys.executable, "-m", *launch, "-m", "framepack_core.cli"]
+    root = str(Path(__file__).resolve().parents[1])
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": root}
+    done = subprocess.run(
+        [*command, *train(clips, tmp_path / "two")],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("x.safetensors") == 1
+    one, two = (
+        [json.loads(s)["loss"] for s in (tmp_path / n / "x-log.jsonl").read_text().splitlines()]
+        for n in ("one", "two")
+    )
+    assert two == pytest.approx(one, rel=1e-5)
+
+
+# --- options --------------------------------------------------------------------------------------
+
+
+MUSUBI = "--network_module networks.lora_framepack --network_dim 32 --optimizer_type adamw8bit \
+    --learning_rate 2e-4 --gradient_checkpointing --timestep_sampling shift --sdpa --split_attn \
+    --weighting_scheme none --discrete_flow_shift 3.0 --max_data_loader_n_workers 2 --f1 \
+    --persistent_data_loader_workers --max_train_epochs 16 --save_every_n_epochs 1 --seed 42 \
+    --mixed_precision bf16 --output_name lora"
+
+
+def test_a_command_line_of_musubi_tuner() -> None:
+    made = config(
+        *MUSUBI.split(),
+        *("--network_args", "rank_dropout=0.1", r"exclude_patterns=[r'.*single_.*']"),
+        *("--optimizer_args", "weight_decay=0.1", "betas=(0.9,0.99)"),
+    )
+    assert (made.mode, made.epochs, made.save_every_epochs, made.seed) == ("f1", 16, 1, 42)
+    assert (made.adapter.kind, made.adapter.rank, made.adapter.rank_dropout) == ("lora", 32, 0.1)
+    assert made.adapter.exclude == (".*single_.*",)
+    assert (made.timesteps.mode, made.timesteps.shift) == ("shift", 3.0)
+    assert made.optimizer_args == {"weight_decay": 0.1, "betas": (0.9, 0.99)}
+    assert (made.optimizer, made.learning_rate, made.gradient_checkpointing) == (
+        "adamw8bit", 2e-4, True,
+    )  # fmt: skip
+
+
+def test_a_config_file_and_the_command_line(tmp_path: Path) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text(
+        "max_train_steps = 7\n[network]\nnetwork_dim = 3\nnetwork_args = ['factor=4']\n"
+        "gradient_checkpointing = false\nf1 = true\n[optimizer]\nlearning_rate = 1e-3\n"
+    )
+    made = config("--learning_rate", "0.5", "--config", str(file))
+    assert (made.steps, made.adapter.rank, made.adapter.factor) == (7, 3, 4)
+    assert (made.learning_rate, made.gradient_checkpointing, made.mode) == (0.5, False, "f1")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--network_module networks.dora", "--network_module: 'networks.dora' is unknown"),
+        ("--network_args depth=3", "--network_args: depth: unknown; known are rank_dropout"),
+        ("--network_args depth", "--network_args: 'depth' is not NAME=VALUE"),
+        ("--lr_scheduler steps", "command line: scheduler: Input should be 'constant'"),
+        ("--timestep_sampling middle", "command line: timesteps.mode: Input should be"),
+        ("--caption_dropout 2", "command line: caption_dropout: Input should be less than 1"),
+        ("--network_dropout 1.5", "dropout: 1.5 is not from 0 to below 1"),
+        ("--learning_rate 0", "argument --learning_rate: '0' is not a number above 0"),
+        ("--resolution 1 2 3", "--resolution: 3 numbers; give W H or one"),
+        ("--log_with paper", "argument --log_with: invalid choice: 'paper'"),
+        ("--sample_every_n_steps 5", "--sample_prompts missing"),
+        ("--sample_prompts x.txt", "--sample_prompts: add --sample_every_n_steps"),
+        ("--config gone.toml", "gone.toml: cannot be read"),
+        ("--f1 --one_frame", "argument --one_frame: not allowed with argument --f1"),
+    ],
+)
+def test_mistaken_options(
+    options: str,
+    message: str,
+    clips: Path,
+    tmp_path: Path,
+    no_models: None,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert message in failure(train(clips, tmp_path, *options.split()), capsys)
+
+
+def test_a_mistaken_config_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "run.toml").write_text("network_size = 3")
+    error = failure(["train", "--config", str(tmp_path / "run.toml")], capsys)
+    assert "run.toml: network_size: unknown" in error
+    assert "--dataset_config missing" in failure(["train"], capsys)
+    assert "--dataset_config missing" in failure(["cache"], capsys)
+
+
+# --- mistakes in a data set: before any model is loaded -------------------------------------------
+
+
+def write_toml(folder: Path, *tables: str) -> Path:
+    path = folder / "data.toml"
+    general = "[general]\nresolution = 32\n"
+    path.write_text(general + "".join(f"[[datasets]]\n{table}\n" for table in tables))
+    return path
+
+
+def video_table(clips: Path, more: str = "") -> str:
+    return f"video_directory = '{clips}'\n{more}"
+
+
+def image_table(folder: Path, controls: int) -> str:
+    for name in ("images", "controls"):
+        (folder / name).mkdir()
+    save_png(folder / "images" / "a.png", np.zeros((32, 32, 3), np.uint8))
+    (folder / "images" / "a.txt").write_text("a")
+    for i in range(controls):
+        save_png(folder / "controls" / f"a_{i}.png", np.zeros((32, 32, 3), np.uint8))
+    return (
+        f"image_directory = '{folder / 'images'}'\ncontrol_directory = '{folder / 'controls'}'\n"
+        "fp_1f_clean_indices = [0, 10]\nfp_1f_target_index = 1\n"
+    )
+
+
+def test_mistaken_clips(
+    clips: Path, tmp_path: Path, no_models: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def error() -> str:
+        found = {failure(command, capsys) for command in (cache(clips), train(clips, tmp_path))}
+        assert len(found) == 1
+        return found.pop()
+
+    make_clip(clips / "c.mp4")
+    assert "c.mp4: no caption; write one into c.txt" in error()
+    (clips / "c.txt").write_text(" ")
+    assert "c.txt: the caption is empty" in error()
+    (clips / "c.txt").write_text("c")
+    make_clip(clips / "c.mp4", FRAMES - 1)
+    assert "c.mp4: 4 frames, but 5 are needed" in error()
+    (clips / "c.mp4").write_bytes(b"no video")
+    assert "c.mp4: cannot be read" in error()
+
+
+def test_mistaken_tables(
+    clips: Path, tmp_path: Path, no_models: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def errors(*tables: str, options: str = "") -> str:
+        toml, more = write_toml(tmp_path, *tables), options.split()
+        commands = (cache(toml, *more), train(toml, tmp_path, *more))
+        found = {failure(command, capsys) for command in commands}
+        assert len(found) == 1
+        return found.pop()
+
+    images = image_table(tmp_path, controls=1)
+    video = video_table(clips)
+    assert "data sets 1 and 2 share the cache_directory" in errors(video, video)
+    assert "a.png: 1 control images where fp_1f_clean_indices has 2" in errors(images)
+    save_png(tmp_path / "controls" / "a_1.png", np.zeros((32, 32, 3), np.uint8))
+    assert "a.png: the mode framepack learns from video clips" in errors(images)
+    assert "a.png: the mode framepack learns from video clips" in errors(video, images)
+    mixed = errors(video, images, options="--one_frame")
+    assert "clip" in mixed and "the mode one_frame learns from images with control" in mixed
+    assert "frame_extracton: unknown" in errors(video_table(clips, "frame_extracton = 'head'"))
+    assert "no such folder" in errors(video_table(clips / "gone"))
+
+
+def test_a_cache_of_another_mode(
+    clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], request: pytest.FixtureRequest
+) -> None:
+    error = failure(train(clips, tmp_path), capsys)
+    assert "is not there: cache the latents of this data set first" in error
+    assert main(cache(clips, "--f1")) == 0
+    capsys.readouterr()
+    request.getfixturevalue("no_models")
+    assert "is a cache for the mode f1, not framepack" in failure(cache(clips), capsys)
+    assert "is a cache for the mode f1, not framepack" in failure(train(clips, tmp_path), capsys)
+
+
+def test_a_model_of_another_mode(
+    clips: Path, tmp_path: Path, no_models: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    error = failure(train(clips, tmp_path, "--dit", str(SNAPSHOT / "transformer_f1")), capsys)
+    assert "transformer_f1 is an F1 model; train it in the mode f1" in error
+    error = failure(train(clips, tmp_path, "--dit", str(SNAPSHOT / "vae")), capsys)
+    assert "not of a FramePack DiT" in error
