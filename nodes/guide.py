@@ -23,6 +23,17 @@ class Guide:
     value: Any
     label: str | None = None
 
+    def at(self, width: int, height: int) -> Any:
+        """What the sampler takes for a video of that size."""
+        return self.value
+
+
+class FittedGuide(Guide):
+    """A guide that is made when the size is known: its value is a function of width and height."""
+
+    def at(self, width: int, height: int) -> Any:
+        return self.value(width, height)
+
 
 def guide(value: Any, label: str | None = None) -> Guide | None:
     return None if value is None else Guide(value, label)
@@ -80,6 +91,7 @@ class GuideSections(io.ComfyNode):
                     default=KEEP,
                     min=KEEP,
                     max=MAX_SEED,
+                    control_after_generate=False,  # the interface adds it to all that is named so
                     tooltip="Noise of these sections; sections made before them stay the same to "
                     f"the bit. {KEEP} leaves the run's.",
                 ),

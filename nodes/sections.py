@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import get_args
+import os
+from typing import Any, get_args
 
 from comfy_api.latest import io
 
+from ..framepack_core.runtime.errors import FramePackError
 from ..framepack_core.sampling.plan import FPS, Mode
 from ..framepack_core.sampling.sections import (
     MAX_WINDOW,
@@ -14,8 +16,11 @@ from ..framepack_core.sampling.sections import (
     plan_video,
     sections_for_seconds,
 )
+from ..framepack_core.sampling.timeline import parse_timeline
 from .guide import show_plan
-from .types import CATEGORY, PlanSocket, advanced, schema
+from .host import input_path
+from .timeline import encode_timeline
+from .types import CATEGORY, PlanSocket, advanced, schema, shown_as
 
 SECTIONS, SECONDS = "sections", "seconds"
 
@@ -28,8 +33,16 @@ class PlanVideo(io.ComfyNode):
             display_name="FramePack Plan",
             category=CATEGORY,
             description="Plans the sections of a video and shows their order and exact length "
-            "before anything runs.",
-            search_aliases=["framepack length", "section scheduler", "video length", "duration"],
+            "before anything runs. On the timeline each section can have a prompt, an image, a "
+            "padding, a seed and a guidance of its own.",
+            search_aliases=[
+                "framepack length",
+                "section scheduler",
+                "video length",
+                "duration",
+                "timeline",
+                "keyframes",
+            ],
             inputs=[
                 io.Combo.Input(
                     "mode",
@@ -80,6 +93,27 @@ class PlanVideo(io.ComfyNode):
                         "FramePack's own rule. All 0 gives more motion at the start.",
                     )
                 ),
+                shown_as(
+                    "FPREEL_TIMELINE",
+                    io.String.Input(
+                        "timeline",
+                        optional=True,
+                        default="",
+                        tooltip="Prompt, image, padding, seed and guidance of single sections. "
+                        "What a section does not have is the sampler's.",
+                    ),
+                ),
+                io.Clip.Input(
+                    "clip", optional=True, tooltip="Encodes the timeline's prompts, if it has any."
+                ),
+                io.Vae.Input(
+                    "vae", optional=True, tooltip="Encodes the timeline's images, if it has any."
+                ),
+                io.ClipVision.Input(
+                    "clip_vision",
+                    optional=True,
+                    tooltip="Looks at the timeline's images, if it has any.",
+                ),
             ],
             outputs=[
                 PlanSocket.Output(display_name="plan"),
@@ -90,10 +124,38 @@ class PlanVideo(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, mode: Mode, length: str, seconds: float, sections: int, window: int, paddings: str = ""
+        cls,
+        mode: Mode,
+        length: str,
+        seconds: float,
+        sections: int,
+        window: int,
+        paddings: str = "",
+        timeline: str = "",
+        clip: Any = None,
+        vae: Any = None,
+        clip_vision: Any = None,
     ) -> io.NodeOutput:
         if length == SECONDS:
             sections = sections_for_seconds(seconds, window)
         given = parse_paddings(paddings, "paddings") if paddings.strip() else None
-        plan = plan_video(mode, sections, window, given)
+        plan = parse_timeline(timeline).apply(plan_video(mode, sections, window, given))
+        plan = encode_timeline(plan, clip, vae, clip_vision)
         return show_plan(plan, cls.hidden.unique_id, plan.frames)
+
+    @classmethod
+    def validate_inputs(cls, timeline: str | None = "") -> bool | str:
+        """Refuse a timeline before anything runs; None is one that comes by a link."""
+        try:
+            for name in parse_timeline(timeline or "").images:
+                if not input_path(name).is_file():
+                    return f"timeline: there is no image {name} in ComfyUI's input folder"
+        except FramePackError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def fingerprint_inputs(cls, timeline: str | None = "", **inputs: Any) -> list[float]:
+        """When the timeline's images changed, which ComfyUI cannot see in their names."""
+        images = parse_timeline(timeline or "").images
+        return [os.path.getmtime(input_path(name)) for name in images]
