@@ -5,14 +5,22 @@ from __future__ import annotations
 from comfy_api.latest import ComfyExtension, io
 
 from .batch import PromptFile
+from .cache import CacheLatents, CacheText
+from .check import Check
 from .condition import Canvas, StartFrame, TextEncode
+from .dataset import FindDataset, ToyWorldClips
 from .decode import Decode, LoadLatent, SaveLatent
 from .guide import EndFrame, GuideSections, PromptSchedule
 from .load import LoadImageEncoder, LoadModel, LoadSnapshot, LoadTextEncoders, LoadVAE
+from .lora import ApplyLora, SaveMerged
 from .one_frame import ControlImage, MakeOneFrame
 from .sample import Sampler
+from .save_video import SaveVideo
 from .sections import PlanVideo
 from .toyworld import ToyWorldScene
+from .train import TrainLora
+from .train_config import MakeTrainConfig
+from .train_samples import SampleWhileTraining
 
 NODES: list[type[io.ComfyNode]] = [
     LoadModel,
@@ -20,6 +28,8 @@ NODES: list[type[io.ComfyNode]] = [
     LoadVAE,
     LoadImageEncoder,
     LoadSnapshot,
+    ApplyLora,
+    SaveMerged,
     TextEncode,
     Canvas,
     StartFrame,
@@ -27,14 +37,23 @@ NODES: list[type[io.ComfyNode]] = [
     GuideSections,
     PromptSchedule,
     EndFrame,
+    Check,
     Sampler,
     ControlImage,
     MakeOneFrame,
     Decode,
+    SaveVideo,
     SaveLatent,
     LoadLatent,
     PromptFile,
     ToyWorldScene,
+    FindDataset,
+    CacheLatents,
+    CacheText,
+    MakeTrainConfig,
+    SampleWhileTraining,
+    TrainLora,
+    ToyWorldClips,
 ]
 
 

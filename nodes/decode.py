@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import comfy.model_management
 import comfy.utils
@@ -17,14 +19,26 @@ from comfy.cli_args import args as comfy_args
 from comfy_api.latest import io, ui
 from torch import Tensor
 
-from ..framepack_core.sampling.decode import decode_bulk, decode_sections, decode_slices
-from ..framepack_core.sampling.latents import load_latents, save_latents
-from ..framepack_core.sampling.sections import WINDOW
-from .host import WINDOW_KEY, to_latent, to_latents
+from ..framepack_core.models.vae import AutoencoderKL
+from ..framepack_core.sampling.decode import (
+    CHUNKS,
+    TILES,
+    Frugality,
+    PatientDecode,
+    decode_bulk,
+    decode_sections,
+    decode_slices,
+)
+from ..framepack_core.sampling.latents import load_latents, save_latents, window_of
+from ..framepack_core.sampling.sections import LATENT_STRIDE, WINDOW
+from .encoders import FramePackVAE
+from .host import WINDOW_KEY, input_path, output_names, to_latent, to_latents
 from .types import CATEGORY, advanced, schema
 
+mm = comfy.model_management
+logger = logging.getLogger(__name__)
+
 SECTIONS, WHOLE = "sections", "whole"
-AUTO_TILES = (256, 192, 128)  # pixels, the largest that fits where a whole frame does not
 SAVED = "latents"  # folder in ComfyUI's output
 OUTPUT_TAG = " [output]"
 
@@ -57,7 +71,7 @@ class Decode(io.ComfyNode):
                         max=4096,
                         step=32,
                         tooltip="Side of square tiles in pixels. 0 decodes the frame whole where "
-                        f"memory allows and in tiles of {AUTO_TILES[0]} or less elsewhere. Smaller "
+                        f"memory allows and in tiles of {TILES[0]} or less elsewhere. Smaller "
                         "tiles need less memory and can show as faint blocks.",
                     )
                 ),
@@ -81,57 +95,107 @@ class Decode(io.ComfyNode):
         to_latents(latent, "latent")
         window = window or latent.get(WINDOW_KEY, WINDOW)
         videos = [
-            decode_video(sample, vae, mode, tile_size, window)
+            _collect(decode_video(sample, vae, mode, tile_size, window))
             for sample in latent["samples"].split(1)
         ]
         return io.NodeOutput(torch.cat(videos) if len(videos) > 1 else videos[0])
 
 
-def decode_video(latents: Tensor, vae: Any, mode: str, tile: int, window: int) -> Tensor:
-    """IMAGE of all frames of unscaled latents [1, 16, T, h, w]."""
+def decode_video(
+    latents: Tensor,
+    vae: Any,
+    mode: str,
+    tile: int,
+    window: int,
+    say: Callable[[str], None] = logger.warning,
+) -> Iterator[Tensor]:
+    """Clips [1, 3, F, H, W] in -1..1, in order of time, of unscaled latents [1, 16, T, h, w]."""
     vae = copy.copy(vae)
     vae.process_output = lambda pixels: pixels  # clipped after the cross-fades, not before
     if mode == WHOLE or latents.shape[2] == 1:
-        return _collect(decode_bulk(_decoder(vae, tile, 1), latents))
-    calls = len(decode_slices(latents.shape[2], window))
-    return _collect(decode_sections(_decoder(vae, tile, calls), latents, window))
+        return decode_bulk(_decoder(vae, latents, tile, 1, say), latents)
+    slices = decode_slices(latents.shape[2], window)
+    longest = latents[:, :, slice(*slices[0])]
+    return decode_sections(_decoder(vae, longest, tile, len(slices), say), latents, window)
 
 
 def _collect(clips: Iterable[Tensor]) -> Tensor:
-    device = comfy.model_management.intermediate_device()
+    """IMAGE of all frames."""
+    device = mm.intermediate_device()
     frames = [
         ((clip[0].movedim(0, -1).to(device, torch.float32) + 1) / 2).clamp(0, 1) for clip in clips
     ]
     return torch.cat(frames) if len(frames) > 1 else frames[0]
 
 
-def _decoder(vae: Any, tile: int, calls: int) -> Callable[[Tensor], Tensor]:
-    """Latents [1, 16, T, h, w] to pixels [1, 3, F, H, W] in -1..1, in `calls` calls."""
-    bar = comfy.utils.ProgressBar(calls)
+def _decoder(
+    vae: Any, longest: Tensor, tile: int, calls: int, say: Callable[[str], None]
+) -> Callable[[Tensor], Tensor]:
+    """Latents [1, 16, T, h, w] to pixels [1, 3, F, H, W] in -1..1, in `calls` calls.
 
-    def decode(latents: Tensor) -> Tensor:
-        comfy.model_management.throw_exception_if_processing_interrupted()
-        side = (tile or _tile_that_fits(vae, latents)) // vae.spacial_compression_decode()
-        if side:
-            pixels = vae.decode_tiled(latents, tile_x=side, tile_y=side, overlap=side // 4)
-        else:
-            pixels = vae.decode(latents)
+    longest: as many latents as one call decodes at most.
+    """
+    bar, whole, own = comfy.utils.ProgressBar(calls), _without_fallback(vae), _own_vae(vae)
+
+    def decode(latents: Tensor, frugality: Frugality) -> Tensor:
+        mm.throw_exception_if_processing_interrupted()
+        side = (frugality.tile or 0) // vae.spacial_compression_decode()
+        with _chunks(own, frugality.chunk):
+            if side:
+                pixels = vae.decode_tiled(latents, tile_x=side, tile_y=side, overlap=side // 4)
+            else:
+                pixels = whole.decode(latents)
         bar.update(1)
         return pixels.movedim(-1, 1)
 
-    return decode
+    # Of VAEs that are not ours no chunks can be made smaller.
+    chunk = CHUNKS[-1] if own is None else own.chunk_size
+    first = Frugality(chunk, tile or _tile_that_fits(vae, longest) or None)
+    return PatientDecode(decode, first, say, mm.soft_empty_cache, _is_out_of_memory)
+
+
+def _own_vae(vae: Any) -> AutoencoderKL | None:
+    return getattr(vae.first_stage_model, "vae", None) if isinstance(vae, FramePackVAE) else None
+
+
+@contextmanager
+def _chunks(vae: AutoencoderKL | None, frames: int | None) -> Iterator[None]:
+    """The VAE, which other nodes use too, with smaller chunks for a while."""
+    if vae is None:
+        yield
+        return
+    before, vae.chunk_size = vae.chunk_size, frames
+    try:
+        yield
+    finally:
+        vae.chunk_size = before
+
+
+def _without_fallback(vae: Any) -> Any:
+    """A copy that lets an out-of-memory error out, where ComfyUI would cut time into tiles too."""
+
+    def refuse(*_args: Any, **_options: Any) -> NoReturn:
+        raise mm.OOM_EXCEPTION("out of memory")
+
+    vae = copy.copy(vae)
+    vae.decode_tiled_3d = refuse
+    return vae
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    return getattr(mm, "is_oom", lambda e: isinstance(e, mm.OOM_EXCEPTION))(error)
 
 
 def _tile_that_fits(vae: Any, latents: Tensor) -> int:
     """Side in pixels of the largest tile that an empty device could hold; 0 for no tiles."""
-    memory = comfy.model_management.get_total_memory(vae.device)
+    memory = mm.get_total_memory(vae.device)
     if vae.memory_used_decode(latents.shape, vae.vae_dtype) < memory:
         return 0
-    for tile in AUTO_TILES:
+    for tile in TILES:
         side = tile // vae.spacial_compression_decode()
         if vae.memory_used_decode((*latents.shape[:3], side, side), vae.vae_dtype) < memory:
             return tile
-    return AUTO_TILES[-1]
+    return TILES[-1]
 
 
 class SaveLatent(io.ComfyNode):
@@ -160,13 +224,12 @@ class SaveLatent(io.ComfyNode):
     @classmethod
     def execute(cls, latent: dict[str, Any], filename_prefix: str) -> io.NodeOutput:
         latents = to_latents(latent, "latent")
-        folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(
-            filename_prefix, folder_paths.get_output_directory()
-        )
+        height, width = (side * LATENT_STRIDE for side in latents.shape[3:])
+        folder, name, counter, subfolder = output_names(filename_prefix, width, height)
         saved = []
         for i, sample in enumerate(latents.split(1)):
             file = f"{name}_{counter + i:05}_.safetensors"
-            save_latents(Path(folder) / file, sample, cls._metadata(latent))
+            save_latents(folder / file, sample, cls._metadata(latent))
             saved.append(ui.SavedResult(file, subfolder, io.FolderType.output))
         return io.NodeOutput(ui={"latents": saved})
 
@@ -203,13 +266,13 @@ class LoadLatent(io.ComfyNode):
 
     @classmethod
     def execute(cls, file: str) -> io.NodeOutput:
-        latents, metadata = load_latents(folder_paths.get_annotated_filepath(file))
-        window = int(metadata.get("latent_window_size", WINDOW))
+        latents, metadata = load_latents(input_path(file))
+        window = window_of(metadata)
         return io.NodeOutput(to_latent(latents, **{WINDOW_KEY: window}))
 
     @classmethod
     def fingerprint_inputs(cls, file: str, **inputs: Any) -> float:
-        return os.path.getmtime(folder_paths.get_annotated_filepath(file))
+        return os.path.getmtime(input_path(file))
 
 
 def _latent_files() -> list[str]:

@@ -64,13 +64,29 @@ def input_path(name: str) -> Path:
     """A file of ComfyUI's input folder, or with " [output]" behind its name of that folder."""
     folders = folder_paths.get_input_directory(), folder_paths.get_output_directory()
     try:
-        path = Path(os.path.abspath(folder_paths.get_annotated_filepath(name)))
-        inside = any(path.is_relative_to(os.path.abspath(folder)) for folder in folders)
-    except ValueError:  # newer versions of ComfyUI refuse it themselves
+        path = Path(folder_paths.get_annotated_filepath(name))
+        inside = any(is_inside(path, folder) for folder in folders)
+    except (ValueError, OSError):  # newer versions of ComfyUI refuse it themselves
         inside = False
     if not inside:
         raise FramePackError(f"{name}: outside of ComfyUI's input folder; put the file there")
     return path
+
+
+def output_names(prefix: str, width: int, height: int) -> tuple[Path, str, int, str]:
+    """Folder, start of the name, first free number and sub-folder of files in ComfyUI's output."""
+    output = Path(folder_paths.get_output_directory())
+    if "\0" in prefix or not is_inside(output / os.path.dirname(os.path.normpath(prefix)), output):
+        raise FramePackError(f"filename_prefix {prefix}: outside of ComfyUI's output folder")
+    folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(
+        prefix, str(output), width, height
+    )
+    return Path(folder), name, counter, subfolder
+
+
+def is_inside(path: Path, folder: Path | str) -> bool:
+    """Whether a path is below a folder, wherever symbolic links lead."""
+    return path.resolve().is_relative_to(Path(folder).resolve())
 
 
 _TRANSFORMERS = (FOLDERS["dit"], F1_FOLDER)
@@ -189,14 +205,18 @@ def section_previewer(patcher: Any) -> Callable[[Tensor], tuple[str, Image.Image
     shoot = previewer.decode_latent_to_preview_image
 
     def preview(latents: Tensor) -> tuple[str, Image.Image, int]:
-        last = latents.shape[2] - 1
-        count = min(PREVIEW_FRAMES, last + 1)
-        chosen = [round(i * last / max(1, count - 1)) for i in range(count)]
-        shots = [shoot("JPEG", latents[:1, :, i : i + 1]) for i in chosen]
-        kind, _, largest = shots[0]
-        return kind, _strip([picture for _, picture, _ in shots]), largest
+        kind, _, largest = shoot("JPEG", latents[:1, :, :1])
+        return kind, strip_of(lambda frame: shoot("JPEG", frame)[1], latents), largest
 
     return preview
+
+
+def strip_of(shoot: Callable[[Tensor], Image.Image], latents: Tensor) -> Image.Image:
+    """First, middle and last frame of latents [B, C, T, h, w] beside each other."""
+    last = latents.shape[2] - 1
+    count = min(PREVIEW_FRAMES, last + 1)
+    chosen = [round(i * last / max(1, count - 1)) for i in range(count)]
+    return _strip([shoot(latents[:1, :, i : i + 1]) for i in chosen])
 
 
 def _strip(pictures: list[Image.Image]) -> Image.Image:

@@ -12,15 +12,17 @@ from comfy_api.latest import io
 from ..framepack_core.runtime.device import parse_dtype
 from ..framepack_core.sampling.plan import Mode
 from ..framepack_core.toyworld import SNAPSHOT
+from ..framepack_core.weights.fp8 import Precision
 from ..framepack_core.weights.layouts import find_snapshot
 from .encoders import FramePackCLIPVision, FramePackVAE, load_clip
 from .host import model_choices, model_path, snapshot_choices, snapshot_path
-from .model import TrainedFor, load_model
+from .model import ATTENTIONS, AUTO_ATTENTION, TrainedFor, load_model
 from .types import CATEGORY, advanced, schema
 
 LOADERS = f"{CATEGORY}/loaders"
 TOY_WORLD = "Toy World (built in)"
 AUTO = "auto"
+FP8 = ("fp8", "fp8_e5m2", "fp8_scaled")
 
 
 def precision_input() -> io.WidgetInput:
@@ -57,15 +59,39 @@ class LoadModel(io.ComfyNode):
                     tooltip="A file in models/diffusion_models (of a sharded model its first "
                     "shard), or a folder in models/diffusers.",
                 ),
-                precision_input(),
+                io.Combo.Input(
+                    "precision",
+                    options=[AUTO, "bf16", "fp16", "fp32", *FP8],
+                    default=AUTO,
+                    tooltip="Number type of the weights. auto keeps fp8 files as they are and "
+                    "otherwise follows ComfyUI's choice for your hardware. fp8_scaled needs half "
+                    "the memory of bf16 and is nearer to it than plain fp8.",
+                ),
+                advanced(
+                    io.Combo.Input(
+                        "attention",
+                        options=list(ATTENTIONS),
+                        default=AUTO_ATTENTION,
+                        optional=True,
+                        tooltip="auto is what ComfyUI was started with; pytorch is always there.",
+                    )
+                ),
             ],
             outputs=[io.Model.Output(display_name="model")],
         )
 
     @classmethod
-    def execute(cls, model: str, precision: str) -> io.NodeOutput:
-        trained_for = _mode_by_name(model)
-        return io.NodeOutput(load_model(model_path("dit", model), _dtype(precision), trained_for))
+    def execute(cls, model: str, precision: str, attention: str = AUTO_ATTENTION) -> io.NodeOutput:
+        path, trained_for = model_path("dit", model), _mode_by_name(model)
+        dtype, kept = _types(precision)
+        return io.NodeOutput(load_model(path, dtype, trained_for, kept, attention))
+
+
+def _types(precision: str) -> tuple[torch.dtype | None, Precision]:
+    """The type of weights, None for ComfyUI's choice, and what becomes of those in fp8."""
+    if precision == AUTO or precision in FP8:
+        return None, precision
+    return parse_dtype(precision), "full"
 
 
 def _mode_by_name(name: str) -> TrainedFor | None:

@@ -6,7 +6,7 @@ and saves it like any model of its own.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar
@@ -29,6 +29,8 @@ from ..framepack_core.models.prompt import TextCondition
 from ..framepack_core.runtime.errors import FramePackError
 from ..framepack_core.sampling.flow import GUIDANCE, TIME_SCALE
 from ..framepack_core.sampling.sections import Mode
+from ..framepack_core.weights.fp8 import SCALE, Precision
+from .fp8 import ScaledOps
 
 mm = comfy.model_management
 
@@ -56,10 +58,28 @@ def section_conditions(
     return {SECTION_PREFIX + name: value for name, value in values.items() if value is not None}
 
 
+AUTO_ATTENTION = "auto"
+ATTENTIONS = (AUTO_ATTENTION, "pytorch", "sage", "flash", "xformers", "sub_quad", "split")
+
+
+def find_attention(name: str) -> Callable[..., Tensor]:
+    """One of ComfyUI's attention functions; auto is the one that ComfyUI was started with."""
+    module = comfy.ldm.modules.attention
+    found = module.get_attention_function("optimized" if name == AUTO_ATTENTION else name, None)
+    if found is None:
+        raise FramePackError(
+            f"attention: {name} is not available in this ComfyUI; install its package in "
+            "ComfyUI's Python and start it anew, or choose auto"
+        )
+    return found
+
+
 class HostAttention:
     """ComfyUI's attention behind the core's signature; it also is where a run can be stopped."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str = AUTO_ATTENTION) -> None:
+        find_attention(name)  # refuses one that is not there before anything is loaded
+        self.name = name
         self.transformer_options: Mapping[str, Any] = {}
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
@@ -68,7 +88,7 @@ class HostAttention:
         if key_mask is not None:  # additive: not every kernel takes booleans
             mask = torch.zeros_like(key_mask, dtype=q.dtype)
             mask = mask.masked_fill(~key_mask, torch.finfo(q.dtype).min)[:, None, None, :]
-        return comfy.ldm.modules.attention.optimized_attention(
+        return find_attention(self.name)(
             q,
             k,
             v,
@@ -88,10 +108,11 @@ class FramePackTransformer(FramePackDiT):
         dtype: torch.dtype | None = None,
         device: torch.device | None = None,
         operations: Any = None,
+        attention: str = AUTO_ATTENTION,
     ) -> None:
-        attention = HostAttention()
-        super().__init__(config, ops=operations, attention=attention, dtype=dtype, device=device)
-        self.dtype, self.host_attention = dtype, attention
+        host = HostAttention(attention)
+        super().__init__(config, ops=operations, attention=host, dtype=dtype, device=device)
+        self.dtype, self.host_attention = dtype, host
 
     def forward(
         self,
@@ -187,8 +208,8 @@ class FramePackModelConfig(comfy.supported_models_base.BASE):
     vae_key_prefix: ClassVar[list[str]] = ["vae."]
     text_encoder_key_prefix: ClassVar[list[str]] = ["text_encoders."]
 
-    def __init__(self, config: DiTConfig) -> None:
-        super().__init__({"config": config})
+    def __init__(self, config: DiTConfig, attention: str = AUTO_ATTENTION) -> None:
+        super().__init__({"config": config, "attention": attention})
 
     def get_model(
         self, state_dict: Any, prefix: str = "", device: torch.device | None = None
@@ -200,6 +221,7 @@ class FramePackModel(comfy.model_base.HunyuanVideo):
     """Flow matching over the DiT; by its base class ComfyUI knows every LoRA naming that fits."""
 
     trained_for: TrainedFor | None = None
+    origin: tuple[Any, ...] = ()  # the arguments of `load_model`
 
     def __init__(self, config: FramePackModelConfig, device: torch.device | None = None) -> None:
         comfy.model_base.BaseModel.__init__(
@@ -251,27 +273,32 @@ def load_model(
     path: Path,
     dtype: torch.dtype | None = None,
     trained_for: TrainedFor | None = None,
+    precision: Precision = "auto",
+    attention: str = AUTO_ATTENTION,
     *,
     disable_dynamic: bool = False,
 ) -> comfy.model_patcher.ModelPatcher:
     """A MODEL from a file, shard, folder or snapshot; dtype None follows ComfyUI's settings.
 
-    The weights stay views of their files until ComfyUI moves them.
+    The weights stay views of their files until ComfyUI moves them; precision is as for `load_dit`.
     """
     device, offload = mm.get_torch_device(), mm.unet_offload_device()
     supported = FramePackModelConfig.supported_inference_dtypes if dtype is None else [dtype]
     stored = dtype or mm.unet_dtype(device, -1, supported)
-    config, state = build.dit_state(path, dtype=stored)
-    model_config = FramePackModelConfig(config)
+    config, state = build.open_dit(path, dtype=stored, precision=precision)
+    model_config = FramePackModelConfig(config, attention)
     model_config.set_inference_dtype(stored, mm.unet_manual_cast(stored, device, supported))
-    model = model_config.get_model(state, device=torch.device("meta"))
-    model.diffusion_model.load_state_dict(state, strict=True, assign=True)
+    model_config.custom_operations = ScaledOps if state.holds_fp8() else None
+    tensors = dict(state)
+    model = model_config.get_model(tensors, device=torch.device("meta"))
+    model.diffusion_model.load_state_dict(tensors, strict=True, assign=True)
     model.device, model.trained_for = offload, trained_for
-    patcher = managed(model, device, offload, disable_dynamic)
-    patcher.cached_patcher_init = (
-        load_model,
-        (path, dtype, trained_for),
-    )  # how ComfyUI makes a second one
+    # Where ComfyUI streams weights by itself, it would patch scaled ones as if they had no scale.
+    plain = disable_dynamic or any(name.endswith(SCALE) for name in tensors)
+    patcher = managed(model, device, offload, plain)
+    arguments = (path, dtype, trained_for, precision, attention)
+    patcher.cached_patcher_init = (load_model, arguments)  # how ComfyUI makes a second one
+    model.origin = arguments
     return patcher
 
 

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 from functools import partial
 from typing import Any, get_args
 
-from comfy_api.latest import io
+from comfy_api.latest import io, ui
+from torch import Tensor
 
-from ..framepack_core.sampling.generate import extend, generate
+from ..framepack_core.sampling.generate import SectionDone, extend, generate
 from ..framepack_core.sampling.plan import Direction, Plan
-from .host import WINDOW_KEY, RunProgress, to_image_latent, to_latent, to_latents
+from ..framepack_core.sampling.sections import LATENT_STRIDE
+from .host import WINDOW_KEY, to_image_latent, to_latent, to_latents
+from .ledger import open_ledger
+from .live_sections import ReportedProgress, SectionReport
 from .section_run import Settings, check_mode, image_embeds, section_run, setting_inputs
 from .types import CATEGORY, PlanSocket, advanced, schema
+
+logger = logging.getLogger(__name__)
 
 
 class Sampler(io.ComfyNode):
@@ -76,9 +83,24 @@ class Sampler(io.ComfyNode):
                         "start_latent is the new first frame.",
                     )
                 ),
+                advanced(
+                    io.Boolean.Input(
+                        "ledger",
+                        default=True,
+                        optional=True,
+                        tooltip="Keeps each finished section in ComfyUI's output folder, so that "
+                        "the same run queued again after a stop or a crash goes on after them.",
+                    )
+                ),
+                io.Vae.Input(
+                    "vae",
+                    optional=True,
+                    tooltip="Shows every finished section as video on this node while the others "
+                    "are made, for the time of one more decode.",
+                ),
             ],
             outputs=[io.Latent.Output(display_name="latent")],
-            hidden=[io.Hidden.unique_id],
+            hidden=[io.Hidden.unique_id, io.Hidden.extra_pnginfo],
         )
 
     @classmethod
@@ -92,32 +114,70 @@ class Sampler(io.ComfyNode):
         negative: list[Any] | None = None,
         existing: dict[str, Any] | None = None,
         direction: Direction = "forward",
+        ledger: bool = True,
+        vae: Any = None,
         **settings: Any,
     ) -> io.NodeOutput:
         start = to_image_latent(start_latent, "start_latent")
+        video = None if existing is None else to_latents(existing, "existing")
+        if video is not None:
+            plan = plan.extending(video.shape[2], direction)
+        report = SectionReport(cls.hidden, plan, start, vae)
         run = section_run(
             model,
             positive,
             Settings(**settings),
             (plan.window, *start.shape[3:]),
-            partial(RunProgress, cls.hidden.unique_id, len(plan.sections)),
+            partial(ReportedProgress, report, cls.hidden.unique_id),
             clip_vision_output,
             negative,
         )
         check_mode(model, plan.mode, "FramePack Plan says")
-        plan, seed = encoded(plan, model), run.settings.seed
-        if existing is None:
-            latents = generate(plan, run, start, seed)
-        else:
-            video = to_latents(existing, "existing")
-            latents = extend(plan, run, video, seed, direction, start)
-        return io.NodeOutput(to_latent(latents, **{WINDOW_KEY: plan.window}))
+        plan, seed = encoded(plan, model, start), run.settings.seed
+        log = RunLog()
+        inputs = {"start_latent": start, "existing": video}
+        kept = open_ledger(run, plan, inputs, log.say) if ledger else None
+
+        def on_section(done: SectionDone) -> None:
+            log.on_section(done)
+            report.on_section(done)
+
+        with report.run():
+            if video is None:
+                latents = generate(plan, run, start, seed, on_section, ledger=kept)
+            else:
+                latents = extend(plan, run, video, seed, direction, start, on_section, kept)
+        return io.NodeOutput(
+            to_latent(latents, **{WINDOW_KEY: plan.window}), ui=ui.PreviewText(log.text)
+        )
 
 
-def encoded(plan: Plan, model: Any) -> Plan:
-    """The plan with what core's loop and `SectionRun` take in place of what the guides gave it."""
+class RunLog:
+    """What a run has to say: what the ledger found, and how far each section has drifted."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, line: str) -> None:
+        logger.info(line)
+        self.lines.append(line)
+
+    def on_section(self, done: SectionDone) -> None:
+        self.say(f"section {done.section.index}: drift from the start image: {done.drift}")
+
+    @property
+    def text(self) -> str:
+        return "\n".join(self.lines)
+
+
+def encoded(plan: Plan, model: Any, start: Tensor) -> Plan:
+    """The plan with what core's loop and `SectionRun` take in place of what the guides gave it.
+
+    start [B, C, 1, h, w]: sets the size of the pictures.
+    """
+    height, width = (side * LATENT_STRIDE for side in start.shape[3:])
     return plan.encoded(
         prompt=lambda guide: guide.value,
-        image=lambda guide: guide.value,
-        image_embeds=lambda guide: image_embeds(model, guide.value),
+        image=lambda guide: guide.at(width, height),
+        image_embeds=lambda guide: image_embeds(model, guide.at(width, height)),
     )

@@ -27,8 +27,16 @@ from ..framepack_core.sampling.step_cache import (
     TeaCache,
 )
 from ..framepack_core.sampling.unipc import Variant, sample_unipc
+from ..framepack_core.sampling.watch import check_attention
 from .host import RunProgress
-from .model import LATENT_SCALE, ROPE_SCALING, STEP_CACHE, FramePackModel, section_conditions
+from .model import (
+    LATENT_SCALE,
+    ROPE_SCALING,
+    STEP_CACHE,
+    FramePackModel,
+    find_attention,
+    section_conditions,
+)
 from .types import advanced
 
 logger = logging.getLogger(__name__)
@@ -267,6 +275,7 @@ def section_run(
     progress: makes the bar from the model and the number of steps.
     """
     check_model(model)
+    check_model_attention(model)
     if settings.cfg != 1.0 and negative is None:
         raise FramePackError(
             f"negative: cfg {settings.cfg} needs a negative prompt; connect one (it may be empty) "
@@ -291,6 +300,19 @@ def check_model(model: Any) -> None:
             f"model: a {type(model.model).__name__} is not a FramePack model; load one with Load "
             "FramePack Model"
         )
+
+
+_checked_attentions: set[tuple[Any, ...]] = set()
+
+
+def check_model_attention(model: Any) -> None:
+    """Compare the attention that a model would use with PyTorch's, once for each kind of number."""
+    attention = model.model.diffusion_model.host_attention
+    dtype = model.model.manual_cast_dtype or model.model.get_dtype()
+    key = (find_attention(attention.name), model.load_device, dtype)
+    if key not in _checked_attentions:
+        check_attention(attention, key[0].__name__, *key[1:])
+        _checked_attentions.add(key)
 
 
 def check_mode(model: Any, mode: Mode, reason: str) -> None:

@@ -141,8 +141,8 @@ class Server:
 
 
 @contextmanager
-def serve(comfy: ComfyUI, base: Path) -> Iterator[Server]:
-    """A server on a free port, stopped at the end."""
+def serve(comfy: ComfyUI, base: Path, *options: str) -> Iterator[Server]:
+    """A server on a free port, stopped at the end; with further options of ComfyUI's."""
     port, log = free_port(), base / "server.log"
     command = [
         str(comfy.python),
@@ -152,6 +152,7 @@ def serve(comfy: ComfyUI, base: Path) -> Iterator[Server]:
         *("--port", str(port)),
         *("--base-directory", str(base)),
         *("--database-url", f"sqlite:///{base / 'comfy.db'}"),
+        *options,
     ]
     with log.open("wb") as out:
         process = subprocess.Popen(
@@ -166,7 +167,7 @@ def serve(comfy: ComfyUI, base: Path) -> Iterator[Server]:
         process.wait(30)
 
 
-def _wait_until_up(server: Server, seconds: float = 90) -> None:
+def _wait_until_up(server: Server, seconds: float = 300) -> None:
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         assert server.process.poll() is None, server.tail()

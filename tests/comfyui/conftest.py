@@ -63,7 +63,7 @@ def inside(comfy: ComfyUI, tmp_path_factory: pytest.TempPathFactory) -> dict[str
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=300,
+        timeout=900,
     )
     assert report.is_file(), done.stdout[-6000:]
     return json.loads(report.read_text(encoding="utf-8"))

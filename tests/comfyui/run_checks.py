@@ -5,6 +5,7 @@ The report says how each ended and what it measured.
 
 from __future__ import annotations
 
+import importlib
 import json
 import time
 import traceback
@@ -13,17 +14,17 @@ from pathlib import Path
 import inside  # first: it makes ComfyUI importable
 
 # isort: split
-import checks_guidance
-import checks_nodes
 import torch
 
 
 def main() -> None:
     report_path, *chosen = inside.ARGUMENTS
     inside.start()
+    files = sorted(Path(__file__).parent.glob("checks_*.py"))
+    modules = [importlib.import_module(file.stem) for file in files]
     checks = {
         name.removeprefix("check_"): function
-        for module in (checks_nodes, checks_guidance)
+        for module in modules
         for name, function in vars(module).items()
         if name.startswith("check_")
     }

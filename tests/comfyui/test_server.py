@@ -19,6 +19,7 @@ WORKFLOWS = sorted((PACK / "example_workflows").glob("*.json"))
 FULL_SIZE = [path for path in WORKFLOWS if path.stem.startswith("framepack")]
 NODES = {
     "FPReelCanvas",
+    "FPReelCheck",
     "FPReelControlImage",
     "FPReelDecode",
     "FPReelEndFrame",
@@ -35,9 +36,13 @@ NODES = {
     "FPReelPromptSchedule",
     "FPReelSampler",
     "FPReelSaveLatent",
+    "FPReelSaveVideo",
     "FPReelStartFrame",
     "FPReelTextEncode",
     "FPReelToyWorldScene",
+    *("FPReelApplyLora", "FPReelSaveMerged"),
+    *("FPReelDataset", "FPReelCacheLatents", "FPReelCacheText", "FPReelTrainConfig"),
+    *("FPReelSamplePrompts", "FPReelTrainLora", "FPReelToyWorldClips"),
 }
 
 
@@ -100,11 +105,12 @@ MISSING = {
     ("DualCLIPLoader", "clip_name2", "value_not_in_list"),
     ("LoadImage", "image", "custom_validation_failed"),
     ("LoadVideo", "file", "custom_validation_failed"),
+    ("FPReelApplyLora", "lora", "value_not_in_list"),
     ("FPReelLoadModel", "model", "value_not_in_list"),
     ("FPReelLoadVAE", "vae", "value_not_in_list"),
     ("FPReelLoadImageEncoder", "image_encoder", "value_not_in_list"),
 }
-OLD_NODES = {"DualCLIPLoader", "LoadImage", "LoadVideo"}
+OLD_NODES = {"DualCLIPLoader", "LoadImage", "LoadVideo", "FPReelApplyLora"}
 
 MADE = {  # frames of each picture and video that a workflow shows
     "toyworld_i2v": [73],
@@ -116,6 +122,9 @@ MADE = {  # frames of each picture and video that a workflow shows
     "toyworld_one_frame": [1, 1],
     "toyworld_kisekaeichi": [1, 1, 1],
     "toyworld_1f_mc": [1, 1, 1],
+    "toyworld_lora": [73],
+    "toyworld_train": [37, 37],
+    "toyworld_train_one_frame": [1, 1],
 }
 
 
@@ -125,6 +134,12 @@ SHOWN = {  # on nodes of a workflow
         "FPReelPromptSchedule": "section 1, frames 37-72 (1.23-2.40 s), padding 0, prompt 'a",
         "FPReelGuideSections": "image of its own",
         "FPReelEndFrame": "persistent, strength 1",
+    },
+    "toyworld_lora": {"FPReelApplyLora": "fits 54 modules of the model"},
+    "toyworld_train": {"FPReelDataset": "16 clips in 16 sections"},
+    "toyworld_train_one_frame": {
+        "FPReelDataset": "16 images",
+        "FPReelOneFrame": "one frame at index 5; it sees control images at 0",
     },
     "toyworld_kisekaeichi": {"FPReelOneFrame": "one frame at index 9; it sees control images"},
 }
@@ -136,7 +151,7 @@ def test_toyworld_workflow_makes_what_it_shows(
 ) -> None:
     prompt = to_api(read(PACK / "example_workflows" / f"{name}.json"), node_info)
     for node in prompt.values():
-        if node["class_type"] in ("FPReelSampler", "FPReelOneFrame"):
+        if node["class_type"] in ("FPReelSampler", "FPReelOneFrame", "FPReelTrainConfig"):
             node["inputs"]["steps"] = 3
     outputs = server.run(prompt)
     clips = [

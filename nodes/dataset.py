@@ -1,0 +1,300 @@
+"""What is trained on: a folder of clips or a TOML description, and the clips of Toy World."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, get_args
+
+import folder_paths
+from comfy_api.latest import io, ui
+
+from ..framepack_core.runtime.errors import FramePackError
+from ..framepack_core.sampling.sections import MAX_WINDOW, WINDOW
+from ..framepack_core.toyworld.concept import WORD, write_lessons, write_pairs
+from ..framepack_core.training.cache_files import is_cache
+from ..framepack_core.training.dataset import TrainingSet, TrainMode
+from ..framepack_core.training.dataset_config import (
+    Dataset as Described,
+)
+from ..framepack_core.training.dataset_config import (
+    Extraction,
+    load_datasets,
+    parse_datasets,
+)
+from .host import is_inside, show_text
+from .types import CATEGORY, DatasetSocket, advanced, schema
+
+TRAINING = f"{CATEGORY}/training"
+TOY_CLIPS = "toyworld_clips"
+CLIPS, PAIRS = "clips", "pictures"
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A training set on its way: the mode is known once its latents are cached."""
+
+    found: TrainingSet
+    mode: TrainMode | None = None
+
+    def cached_for(self, mode: TrainMode) -> Dataset:
+        return replace(self, mode=mode)
+
+
+class FindDataset(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="FPReelDataset",
+            display_name="FramePack Dataset",
+            category=TRAINING,
+            description="Finds what a LoRA is to be trained on and shows it: clips, sizes, "
+            "sections, steps an epoch and the disk space of the caches.",
+            search_aliases=["training data", "dataset config", "toml", "musubi", "lora training"],
+            inputs=[
+                io.String.Input(
+                    "path",
+                    default="",
+                    tooltip="A folder of clips, each with a text file of the same name beside it "
+                    "that says what it shows; or a .toml or .json file as musubi-tuner has them. "
+                    "A relative path starts in ComfyUI's input folder.",
+                ),
+                io.Int.Input(
+                    "resolution",
+                    default=640,
+                    min=16,
+                    max=4096,
+                    step=16,
+                    tooltip="Clips are scaled to about resolution x resolution pixels in their own "
+                    "shape. Here and below: where a file names nothing else.",
+                ),
+                io.Int.Input(
+                    "batch_size",
+                    default=1,
+                    min=1,
+                    max=64,
+                    tooltip="Sections trained together; more needs more memory.",
+                ),
+                advanced(
+                    io.Int.Input(
+                        "repeats",
+                        default=1,
+                        min=1,
+                        max=1000,
+                        optional=True,
+                        tooltip="How often each clip counts in an epoch.",
+                    )
+                ),
+                advanced(
+                    io.Int.Input(
+                        "window",
+                        default=WINDOW,
+                        min=1,
+                        max=MAX_WINDOW,
+                        optional=True,
+                        tooltip="Latent frames a section, as in FramePack Plan.",
+                    )
+                ),
+                advanced(
+                    io.Combo.Input(
+                        "frame_extraction",
+                        options=list(get_args(Extraction)),
+                        default="full",
+                        optional=True,
+                        tooltip="Which part of a clip: full is as much of it as max_frames allows; "
+                        "the others take pieces of target_frames, from its head, one after the "
+                        "other (chunk), every frame_stride frames (slide) or frame_sample of them "
+                        "evenly (uniform).",
+                    )
+                ),
+                advanced(
+                    io.Int.Input(
+                        "max_frames",
+                        default=129,
+                        min=5,
+                        max=100_000,
+                        optional=True,
+                        tooltip="Of full: the most frames of a clip.",
+                    )
+                ),
+                advanced(
+                    io.Int.Input(
+                        "target_frames",
+                        default=37,
+                        min=5,
+                        max=100_000,
+                        optional=True,
+                        tooltip="Of the others: frames a piece, 1 more than a multiple of 36.",
+                    )
+                ),
+                advanced(
+                    io.Int.Input(
+                        "frame_stride",
+                        default=1,
+                        min=1,
+                        max=100_000,
+                        optional=True,
+                        tooltip="Of slide: frames from the start of one piece to the next.",
+                    )
+                ),
+                advanced(
+                    io.Int.Input(
+                        "frame_sample",
+                        default=1,
+                        min=1,
+                        max=1000,
+                        optional=True,
+                        tooltip="Of uniform: pieces a clip.",
+                    )
+                ),
+                advanced(
+                    io.Float.Input(
+                        "source_fps",
+                        default=0.0,
+                        min=0.0,
+                        max=1000.0,
+                        optional=True,
+                        tooltip="Frame rate of the clips, where it is above 30: frames are left "
+                        "out to come to 30. 0 takes every frame.",
+                    )
+                ),
+                advanced(
+                    io.String.Input(
+                        "toml",
+                        default="",
+                        multiline=True,
+                        optional=True,
+                        tooltip="The description itself, in place of a path: [general] and "
+                        "[[datasets]] tables. For one-frame training with control images. Relative "
+                        "folders start in ComfyUI's input folder.",
+                    )
+                ),
+            ],
+            outputs=[
+                DatasetSocket.Output(display_name="dataset"),
+                io.String.Output(display_name="summary"),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, path: str | None = None, toml: str = "", **_: Any) -> Any:
+        """Clips and captions that changed are found again; caches beside them do not count."""
+        place = None if toml.strip() or not path else _place(path)
+        return None if place is None else _listing(place)
+
+    @classmethod
+    def execute(cls, path: str, toml: str = "", **settings: Any) -> io.NodeOutput:
+        defaults = _defaults(settings)
+        if toml.strip():
+            datasets = [_placed(one) for one in parse_datasets(toml, "toml", defaults)]
+        else:
+            datasets = load_datasets(_place(path), defaults)
+        found = TrainingSet.of(datasets)
+        text = found.describe()
+        show_text(cls.hidden.unique_id, text)
+        return io.NodeOutput(Dataset(found), text, ui=ui.PreviewText(text))
+
+
+PATHS = (
+    *("video_directory", "video_jsonl_file", "image_directory", "image_jsonl_file"),
+    *("control_directory", "cache_directory"),
+)
+PER_PIECE = ("frame_extraction", "target_frames", "frame_stride", "frame_sample")
+
+
+def _defaults(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The node's settings by the names that a description has."""
+    values = dict(settings)
+    values["num_repeats"] = values.pop("repeats", 1)
+    values["fp_latent_window_size"] = values.pop("window", WINDOW)
+    if not values.get("source_fps"):
+        values.pop("source_fps", None)
+    if values.get("frame_extraction", "full") == "full":  # what an empty description means too
+        values = {name: value for name, value in values.items() if name not in PER_PIECE}
+    elif "target_frames" in values:
+        values["target_frames"] = [values["target_frames"]]
+    return values
+
+
+def _place(path: str) -> Path:
+    if not path.strip():
+        raise FramePackError(
+            "path: empty; name a folder of clips with captions beside them, or a .toml file"
+        )
+    return _from_input(Path(path.strip().strip('"')), "path")
+
+
+def _from_input(path: Path, name: str) -> Path:
+    """A path in full, which is where a user's clips lie, or one below ComfyUI's input folder."""
+    if ".." in path.parts and not path.is_absolute():
+        raise FramePackError(f"{name}: {path} leads out of ComfyUI's input folder; give it in full")
+    return Path(folder_paths.get_input_directory()) / path
+
+
+def _placed(dataset: Described) -> Described:
+    """With its paths in full; as it came with a workflow, it must not choose where to write."""
+    named = {name: getattr(dataset, name, None) for name in PATHS}
+    full = {name: _from_input(path, f"toml: {name}") for name, path in named.items() if path}
+    placed = dataset.model_copy(update=full)
+    folders = [folder_paths.get_input_directory(), folder_paths.get_output_directory()]
+    if not any(is_inside(placed.cache, place) for place in (*folders, placed.folder) if place):
+        raise FramePackError(
+            f"toml: cache_directory: {placed.cache} is neither below the clips nor in ComfyUI's "
+            "input or output folder; change it, or give the description as a file in path"
+        )
+    return placed
+
+
+def _listing(place: Path) -> list[tuple[str, int, int]] | str:
+    """Names, sizes and times of what is in a folder, or of a file."""
+    if not place.exists():
+        return "nothing"
+    files = sorted(place.iterdir()) if place.is_dir() else [place]
+    states = [(file.name, file.stat()) for file in files if not is_cache(file)]
+    return [(name, state.st_size, state.st_mtime_ns) for name, state in states]
+
+
+class ToyWorldClips(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="FPReelToyWorldClips",
+            display_name="Toy World Clips",
+            category=TRAINING,
+            description="Draws 16 clips, or 16 pairs of pictures, with captions that teach the "
+            f"built-in Toy World model a word it does not know: {WORD}.",
+            search_aliases=["toy world", "example dataset", "training example"],
+            inputs=[
+                io.String.Input(
+                    "folder",
+                    default=TOY_CLIPS,
+                    tooltip="A folder in ComfyUI's output folder; clips that are there stay.",
+                ),
+                io.Combo.Input(
+                    "lesson",
+                    options=[CLIPS, PAIRS],
+                    default=CLIPS,
+                    tooltip="clips are for training videos; pictures are for one-frame edits: the "
+                    "start, and how it looks at index 5.",
+                ),
+            ],
+            outputs=[
+                io.String.Output(display_name="path", tooltip="For FramePack Dataset."),
+                io.String.Output(display_name="prompt", tooltip="One that uses the word."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, folder: str, lesson: str = CLIPS) -> io.NodeOutput:
+        root = Path(folder_paths.get_output_directory()).resolve()
+        place = Path(os.path.normpath(root / folder))
+        if not folder.strip() or place == root or not place.is_relative_to(root):
+            raise FramePackError(f"folder: {folder!r} is no folder in ComfyUI's output folder")
+        if lesson == PAIRS:
+            place = write_pairs(place)
+        else:
+            write_lessons(place)
+        return io.NodeOutput(str(place), f"a red circle {WORD}")

@@ -1,0 +1,134 @@
+"""A video under construction, as its node shows it: section in progress, finished ones as clips."""
+
+from __future__ import annotations
+
+import base64
+import io
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import folder_paths
+import latent_preview
+from torch import Tensor
+
+from ..framepack_core.runtime.errors import FramePackError
+from ..framepack_core.runtime.video import VideoWriter
+from ..framepack_core.sampling.generate import SectionDone
+from ..framepack_core.sampling.plan import FPS, Plan
+from ..framepack_core.sampling.sections import LATENT_STRIDE
+from .host import RunProgress, strip_of, to_latent, to_uint8
+from .live import Report
+
+logger = logging.getLogger(__name__)
+
+INTERVAL = 0.5  # seconds between messages about steps
+FOLDER = "framepack_reel"  # in ComfyUI's temp folder
+CRF = 20
+
+
+class SectionReport:
+    """Tells a sampler's node where its run is.
+
+    start [B, C, 1, h, w] sets the size. With a vae every finished section becomes a clip, decoded
+    once and alone: without its neighbours its first frame stands for four.
+    """
+
+    def __init__(self, hidden: Any, plan: Plan, start: Tensor, vae: Any = None) -> None:
+        self.report = Report("fpreel.section", hidden, gathered=("done",))
+        self.plan, self.vae = plan, vae
+        self.height, self.width = (side * LATENT_STRIDE for side in start.shape[3:])
+        self._began = self._section_began = time.monotonic()
+        self._last_sent = 0.0
+
+    @contextmanager
+    def run(self) -> Iterator[SectionReport]:
+        """Around the whole run: says how long the video will be, and how the run ended."""
+        self._send(
+            "sampling",
+            mode=self.plan.mode,
+            sections=len(self.plan.sections),
+            window=self.plan.window,
+            frames=self.plan.frames,
+            fps=FPS,
+            width=self.width,
+            height=self.height,
+        )
+        try:
+            yield self
+        except BaseException:
+            self._send("interrupted")
+            raise
+        self._send("finished", picture=None)
+
+    def step(self, order: int, step: int, steps: int, picture: str) -> None:
+        section = self.plan.sections[order].index
+        self._send(
+            "sampling", order=order, section=section, step=step, steps=steps, picture=picture
+        )
+
+    @property
+    def is_due(self) -> bool:
+        return time.monotonic() - self._last_sent >= INTERVAL
+
+    def on_section(self, done: SectionDone) -> None:
+        """A section is finished."""
+        entry = {
+            "section": done.section.index,
+            "stored": done.stored,
+            "seconds": time.monotonic() - self._section_began,
+            "clip": None if self.vae is None else self._clip(done),
+        }
+        self._section_began = time.monotonic()
+        self._send("sampling", order=done.order, section=done.section.index, done=[entry])
+
+    def _clip(self, done: SectionDone) -> dict[str, str] | None:
+        """A file that the page can play; a run goes on without it if it cannot be made."""
+        name = f"{self.report.run['run']}_{done.section.index}.mp4"
+        path = Path(folder_paths.get_temp_directory()) / FOLDER / name
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            latent = to_latent(done.latents[:1])["samples"]
+            frames = to_uint8(self.vae.decode(latent).flatten(0, 1))
+            size = {"width": self.width, "height": self.height}
+            with VideoWriter(path, **size, fps=FPS, crf=CRF) as video:
+                for frame in frames:
+                    video.write(frame)
+        except (FramePackError, OSError, RuntimeError) as error:
+            logger.warning("section %d has no preview: %s", done.section.index, error)
+            return None
+        return {"filename": name, "subfolder": FOLDER, "type": "temp"}
+
+    def _send(self, state: str, **news: Any) -> None:
+        self._last_sent = time.monotonic()
+        self.report.send(state=state, elapsed=self._last_sent - self._began, **news)
+
+
+class ReportedProgress(RunProgress):
+    """The bar of a run whose node shows more than a bar."""
+
+    def __init__(self, report: SectionReport, node_id: str, patcher: Any, steps: int) -> None:
+        super().__init__(node_id, len(report.plan.sections), patcher, steps)
+        self.report = report
+        self._shoot = _rgb_previewer(patcher.model.latent_format)
+
+    def step(self, order: int, step: int, denoised: Tensor) -> None:
+        super().step(order, step, denoised)
+        if self.report.is_due:
+            self.report.step(order, step, self.steps, _picture(self._shoot, denoised))
+
+
+def _rgb_previewer(latent_format: Any) -> Any:
+    """Latents to colours by a small table, whatever preview method the user chose."""
+    factors = latent_format.latent_rgb_factors, latent_format.latent_rgb_factors_bias
+    return latent_preview.Latent2RGBPreviewer(*factors).decode_latent_to_preview
+
+
+def _picture(shoot: Any, denoised: Tensor) -> str:
+    """First, middle and last latent frame as the address of a picture."""
+    data = io.BytesIO()
+    strip_of(shoot, denoised).save(data, format="PNG")
+    return f"data:image/png;base64,{base64.b64encode(data.getvalue()).decode()}"

@@ -1,0 +1,147 @@
+"""Long videos to files, decoded and written section by section."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import comfy.model_management
+import folder_paths
+from comfy.cli_args import args as comfy_args
+from comfy_api.latest import InputImpl, io, ui
+from torch import Tensor
+
+from ..framepack_core.runtime.errors import FramePackError
+from ..framepack_core.runtime.images import to_uint8
+from ..framepack_core.runtime.video import ENCODERS, VideoWriter, probe_encoder
+from ..framepack_core.sampling.latents import save_latents
+from ..framepack_core.sampling.plan import FPS
+from ..framepack_core.sampling.sections import LATENT_STRIDE, MAX_WINDOW, WINDOW
+from .decode import SAVED, SECTIONS, decode_video
+from .host import WINDOW_KEY, output_names, to_latents
+from .types import CATEGORY, advanced, schema
+
+
+class SaveVideo(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="FPReelSaveVideo",
+            display_name="Save FramePack Video",
+            category=CATEGORY,
+            description="Decodes latents and writes them to a video file section by section, so "
+            "that memory does not grow with the length. If saving fails, the latents are kept.",
+            search_aliases=["framepack save video", "SaveVideo", "stream", "long video", "mp4"],
+            inputs=[
+                io.Latent.Input("latent", tooltip="From FramePack Sampler or a latent file."),
+                io.Vae.Input("vae", tooltip="HunyuanVideo VAE, from any loader."),
+                io.String.Input(
+                    "filename_prefix",
+                    default="video/framepack",
+                    tooltip="Folder and start of the name, in ComfyUI's output folder.",
+                ),
+                io.Float.Input(
+                    "fps",
+                    default=float(FPS),
+                    min=1.0,
+                    max=240.0,
+                    step=1.0,
+                    tooltip=f"Frames a second; FramePack makes motion of {FPS}.",
+                ),
+                io.Int.Input(
+                    "crf",
+                    default=16,
+                    min=1,
+                    max=51,
+                    tooltip="Quality, lower is better and larger; 16 shows no loss.",
+                ),
+                advanced(
+                    io.Combo.Input(
+                        "codec",
+                        options=list(ENCODERS),
+                        default="libx264",
+                        tooltip="Video encoder; libx264 plays everywhere.",
+                    )
+                ),
+                advanced(
+                    io.Int.Input(
+                        "tile_size",
+                        default=0,
+                        min=0,
+                        max=4096,
+                        step=32,
+                        tooltip="As in FramePack Decode; 0 chooses by memory.",
+                    )
+                ),
+                advanced(
+                    io.Int.Input(
+                        "window",
+                        default=0,
+                        min=0,
+                        max=MAX_WINDOW,
+                        tooltip="Latent frames a section. 0 is what the latents were made with.",
+                    )
+                ),
+            ],
+            outputs=[io.Video.Output(display_name="video")],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        latent: dict[str, Any],
+        vae: Any,
+        filename_prefix: str,
+        fps: float,
+        crf: int,
+        codec: str,
+        tile_size: int,
+        window: int,
+    ) -> io.NodeOutput:
+        latents = to_latents(latent, "latent")
+        probe_encoder(codec)
+        window = window or latent.get(WINDOW_KEY, WINDOW)
+        height, width = (side * LATENT_STRIDE for side in latents.shape[3:])
+        folder, name, counter, subfolder = output_names(filename_prefix, width, height)
+        options = {"width": width, "height": height, "fps": fps, "crf": crf, "codec": codec}
+        results = []
+        samples = zip(latent["samples"].split(1), latents.split(1), strict=True)
+        for number, (sample, scaled) in enumerate(samples, counter):
+            path = folder / f"{name}_{number:05}_.mp4"
+            video = VideoWriter(path, **options, metadata=cls._metadata())
+            with _latents_rescued(scaled, path.stem, window), video:
+                for clip in decode_video(sample, vae, SECTIONS, tile_size, window):
+                    for frame in to_uint8(clip):
+                        video.write(frame)
+            results.append(ui.SavedResult(path.name, subfolder, io.FolderType.output))
+        return io.NodeOutput(InputImpl.VideoFromFile(str(path)), ui=ui.PreviewVideo(results))
+
+    @classmethod
+    def _metadata(cls) -> dict[str, str]:
+        """The workflow as ComfyUI's Save Video writes it, so that a dropped file brings it back."""
+        if comfy_args.disable_metadata:
+            return {}
+        found = {**(cls.hidden.extra_pnginfo or {}), "prompt": cls.hidden.prompt}
+        return {key: json.dumps(value) for key, value in found.items() if value is not None}
+
+
+@contextmanager
+def _latents_rescued(latents: Tensor, name: str, window: int) -> Iterator[None]:
+    """Keep the latents [1, 16, T, h, w] of a video that cannot be decoded or written."""
+    try:
+        yield
+    except comfy.model_management.InterruptProcessingException:
+        raise
+    except Exception as error:
+        path = Path(folder_paths.get_output_directory()) / SAVED / f"{name}.safetensors"
+        try:
+            save_latents(path, latents, {"latent_window_size": str(window)})
+        except FramePackError:
+            advice = "queue again: what was sampled is still there, unless ComfyUI is stopped"
+        else:
+            advice = f"the latents are kept as {path}: open them with Load FramePack Latent"
+        raise FramePackError(f"{error}; {advice}") from error

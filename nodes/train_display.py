@@ -1,0 +1,126 @@
+"""What a training run shows on its node while it goes on."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import comfy.model_management
+import comfy.utils
+import folder_paths
+from comfy_api.latest import ui
+from PIL import Image
+
+from ..framepack_core.runtime.images import load_image
+from ..framepack_core.runtime.video import contact_sheet, read_video
+from ..framepack_core.training.loop import StepReport
+from ..framepack_core.training.samples import PreparedSample
+from .cache import duration
+from .host import show_text
+from .live import Report
+
+INTERVAL = 0.2  # seconds between messages to the interface
+SMOOTHED = 50  # updates whose mean loss is shown
+FRAMES, SIDE = 4, 512  # of a sample's preview: how many, and the largest side in pixels
+
+
+class TrainingDisplay:
+    """Text, bar, losses and samples."""
+
+    def __init__(self, hidden: Any) -> None:
+        self.node_id = hidden.unique_id
+        self.report = Report("fpreel.training", hidden, gathered=("losses", "samples"))
+        self.root = Path(folder_paths.get_output_directory()) / "loras"
+        self._bar = comfy.utils.ProgressBar(1)
+        self._recent: deque[float] = deque(maxlen=SMOOTHED)
+        self._unsent: list[tuple[int, float]] = []
+        self._started, self._last_sent = time.monotonic(), -math.inf
+        self._step = 0
+        self._samples: list[dict[str, Any]] = []
+
+    @contextmanager
+    def run(self) -> Iterator[None]:
+        """Around the whole run: says how it ended."""
+        show_text(self.node_id, "loading the model")
+        try:
+            yield
+        except BaseException:
+            self._send("interrupted")
+            show_text(self.node_id, f"stopped after step {self._step}; run again to go on")
+            raise
+        self._send("finished")
+
+    def on_step(self, report: StepReport) -> None:
+        """After an update; raises to stop the run."""
+        self._step = report.step
+        self._recent.append(report.loss)
+        self._unsent.append((report.step, report.loss))
+        mean = sum(self._recent) / len(self._recent)
+        left, pace = duration(report.seconds_left), _pace(report.seconds_a_step)
+        text = f"step {report.step} of {report.total}, loss {mean:.4f}\n{pace}, {left} left"
+        if report.validation is not None:
+            text += f"\nvalidation loss {report.validation:.4f}"
+        if time.monotonic() - self._last_sent >= INTERVAL or report.step == report.total:
+            show_text(self.node_id, text)
+            self._bar.update_absolute(report.step, report.total)
+            self._send(
+                "training",
+                step=report.step,
+                steps=report.total,
+                lr=report.rate,
+                speed=1 / max(report.seconds_a_step, 1e-6),
+                remaining=report.seconds_left,
+            )
+        comfy.model_management.throw_exception_if_processing_interrupted()
+
+    def on_save(self, path: Path) -> None:
+        self._send("saving", message=f"saved {path.name}")
+
+    def sampling(self, write: Callable[[int], None]) -> Callable[[int], None]:
+        """A writer of samples that says when it is at work."""
+
+        def sample(step: int) -> None:
+            self._step = step
+            self._send("sampling")
+            show_text(self.node_id, f"step {step}: making samples")
+            write(step)
+
+        return sample
+
+    def on_sample(self, path: Path, sample: PreparedSample) -> None:
+        """A sample is there: shown as a strip of frames, and told to the interface as a file."""
+        root = Path(folder_paths.get_output_directory())
+        folder = path.parent.relative_to(root).as_posix()
+        file = {"filename": path.name, "subfolder": folder, "type": "output"}
+        entry = {"step": self._step, "prompt": sample.prompt, **file}
+        self._samples.append(entry)
+        self._send("sampling", samples=[entry])
+        self._bar.update_absolute(self._bar.current, preview=("JPEG", _strip(path), SIDE))
+        comfy.model_management.throw_exception_if_processing_interrupted()
+
+    def preview(self) -> ui.PreviewVideo | None:
+        """The samples of the last step."""
+        files = [entry for entry in self._samples if entry["step"] == self._step]
+        shown = [{k: e[k] for k in ("filename", "subfolder", "type")} for e in files]
+        return ui.PreviewVideo(shown) if shown else None
+
+    def _send(self, state: str, **news: Any) -> None:
+        elapsed, self._last_sent = time.monotonic() - self._started, time.monotonic()
+        losses, self._unsent = self._unsent, []
+        self.report.send(state=state, elapsed=elapsed, losses=losses, **news)
+
+
+def _pace(seconds: float) -> str:
+    return f"{seconds:.2f} s a step" if seconds >= 1 else f"{1 / max(seconds, 1e-6):.1f} steps a s"
+
+
+def _strip(path: Path) -> Image.Image:
+    frames = read_video(path)[0] if path.suffix == ".mp4" else load_image(path)[None]
+    picture = Image.fromarray(contact_sheet(frames, count=FRAMES, columns=FRAMES))
+    picture.thumbnail((SIDE, SIDE))
+    return picture

@@ -1,0 +1,214 @@
+"""Samples while a LoRA is trained, encoded before and decoded by ComfyUI's own objects."""
+
+from __future__ import annotations
+
+import copy
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import folder_paths
+import torch
+from comfy_api.latest import io
+from torch import Tensor
+
+from ..framepack_core.models.prompt import TextCondition
+from ..framepack_core.runtime.errors import FramePackError
+from ..framepack_core.runtime.images import save_png
+from ..framepack_core.sampling.sample_prompts import (
+    SamplePrompt,
+    load_sample_prompts,
+    parse_sample_line,
+)
+from ..framepack_core.sampling.sections import SIZE_MULTIPLE
+from ..framepack_core.training.config import TrainConfig
+from ..framepack_core.training.samples import PreparedSample, check_prompts, prepare_samples
+from .cache import latent_encoders, text_encoder
+from .condition import MAX_SIZE
+from .dataset import TRAINING
+from .host import input_path, to_uint8
+from .model import LATENT_SCALE
+from .types import SamplePromptsSocket, advanced, schema
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Prompts, what encodes and decodes them, and when they are due."""
+
+    prompts: list[SamplePrompt]
+    clip: Any
+    vae: Any
+    clip_vision: Any
+    every_steps: int
+    at_first: bool
+
+    def scheduled(self, config: TrainConfig) -> TrainConfig:
+        """A run's settings with these samples in it."""
+        due = {"sample_every_steps": self.every_steps, "sample_at_first": self.at_first}
+        return config.model_copy(update=due)
+
+    def prepare(
+        self, config: TrainConfig, window: int, device: torch.device
+    ) -> list[PreparedSample]:
+        """Everything encoded; checked first."""
+        check_prompts(self.prompts, config.mode, window)
+        latent, text = latent_encoders(self.vae, self.clip_vision), text_encoder(self.clip)
+        latent = replace(latent, vae=_escaped(latent.vae), image=_escaped(latent.image))
+        text = replace(text, encode=_escaped(text.encode))
+        with torch.inference_mode(False), torch.no_grad():
+            return prepare_samples(
+                self.prompts, config.mode, window, latent, text, seed=config.seed, device=device
+            )
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents [1, 16, T, h, w] to pixels [1, 3, F, H, W] in -1..1."""
+        vae = copy.copy(self.vae)
+        vae.process_output = lambda pixels: pixels  # clipped after the cross-fades, not before
+        pixels = _escaped(vae.decode)(latents / LATENT_SCALE)
+        return pixels.movedim(-1, 1).float().cpu()
+
+
+def _escaped(encode: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """What runs in inference mode, as ComfyUI's objects expect, and gives what may leave it."""
+
+    def run(given: Any) -> Any:
+        with torch.inference_mode():
+            made = encode(given)
+        if isinstance(made, TextCondition):
+            return replace(made, text=made.text.clone(), pooled=made.pooled.clone())
+        return made.clone()
+
+    return run
+
+
+class SampleWhileTraining(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        size = {"min": SIZE_MULTIPLE, "max": MAX_SIZE, "step": SIZE_MULTIPLE}
+        return schema(
+            node_id="FPReelSamplePrompts",
+            display_name="FramePack Sample Prompts",
+            category=TRAINING,
+            description="Videos or pictures made with the LoRA while it is trained, by the same "
+            "sampler as FramePack Sampler, in the folder sample beside it.",
+            search_aliases=["sample prompts", "preview training", "validation video"],
+            inputs=[
+                io.Clip.Input("clip", tooltip="The text encoders."),
+                io.Vae.Input("vae", tooltip="A HunyuanVideo VAE."),
+                io.ClipVision.Input("clip_vision", tooltip="SigLIP."),
+                io.String.Input(
+                    "prompts",
+                    multiline=True,
+                    default="",
+                    tooltip="One sample a line, with options behind it: a cat runs --i start.png "
+                    "--w 640 --h 480 --f 73 --d 42 --s 25. Also --ei end image, --ci control "
+                    "image, --of one-frame options, --g guidance, --l cfg, --n negative.",
+                ),
+                io.Int.Input(
+                    "every_steps", default=250, min=1, max=1_000_000, tooltip="How often."
+                ),
+                io.Boolean.Input(
+                    "at_first", default=True, tooltip="Also before the first step, to compare."
+                ),
+                io.Int.Input("width", default=640, **size, tooltip="Where a line has no --w."),
+                io.Int.Input("height", default=640, **size, tooltip="Where a line has no --h."),
+                io.Int.Input(
+                    "sections",
+                    default=1,
+                    min=1,
+                    max=100,
+                    tooltip="Length where a line has neither --f nor --vs.",
+                ),
+                io.Image.Input(
+                    "image",
+                    optional=True,
+                    tooltip="Start image where a line has no --i, and for one-frame the control "
+                    "image where it has no --ci.",
+                ),
+                advanced(
+                    io.String.Input(
+                        "file",
+                        default="",
+                        optional=True,
+                        tooltip="A .txt, .toml or .json file in ComfyUI's input folder in place of "
+                        "the lines, as musubi-tuner has them.",
+                    )
+                ),
+            ],
+            outputs=[SamplePromptsSocket.Output(display_name="samples")],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        clip: Any,
+        vae: Any,
+        clip_vision: Any,
+        prompts: str,
+        every_steps: int,
+        at_first: bool,
+        width: int,
+        height: int,
+        sections: int,
+        image: Tensor | None = None,
+        file: str = "",
+    ) -> io.NodeOutput:
+        found = load_sample_prompts(input_path(file)) if file.strip() else list(_parsed(prompts))
+        start = None if image is None else _picture(image)
+        found = [_completed(_placed(p), width, height, sections, start) for p in found]
+        return io.NodeOutput(Samples(found, clip, vae, clip_vision, every_steps, at_first))
+
+
+def _parsed(text: str) -> Iterator[SamplePrompt]:
+    lines = [(i, line.strip()) for i, line in enumerate(text.splitlines(), 1)]
+    lines = [(i, line) for i, line in lines if line and not line.startswith("#")]
+    if not lines:
+        raise FramePackError("prompts: empty; write one sample a line, or name a file")
+    for number, line in lines:
+        try:
+            yield parse_sample_line(line)
+        except FramePackError as error:
+            raise FramePackError(f"prompts, line {number}: {error}") from None
+
+
+def _placed(prompt: SamplePrompt) -> SamplePrompt:
+    """Pictures are those of ComfyUI's input folder."""
+    single = {name: getattr(prompt, name) for name in ("image_path", "end_image_path")}
+    several = {
+        name: getattr(prompt, name) for name in ("control_image_path", "control_image_mask_path")
+    }
+    return replace(
+        prompt,
+        **{name: str(input_path(path)) for name, path in single.items() if path},
+        **{
+            name: tuple(str(input_path(p)) for p in paths)
+            for name, paths in several.items()
+            if paths
+        },
+    )
+
+
+def _completed(
+    prompt: SamplePrompt, width: int, height: int, sections: int, start: str | None
+) -> SamplePrompt:
+    """A prompt with the node's values for what it does not say."""
+    length = prompt.video_sections
+    if length is None and prompt.frame_count is None:
+        length = sections
+    return replace(
+        prompt,
+        width=prompt.width or width,
+        height=prompt.height or height,
+        video_sections=length,
+        image_path=prompt.image_path or start,
+        control_image_path=prompt.control_image_path or (start and (start,)),
+    )
+
+
+def _picture(image: Tensor) -> str:
+    """The first image of a batch as a file, which is what prompts name."""
+    path = Path(folder_paths.get_temp_directory()) / f"fpreel_sample_{uuid.uuid4().hex}.png"
+    save_png(path, to_uint8(image)[0])
+    return str(path)

@@ -1,0 +1,421 @@
+"""Runs that are stopped, killed or changed: what the sampler node finds again, and what not."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import av
+import comfy.ldm.modules.attention
+import comfy.model_management as mm
+import comfy.samplers
+import torch
+from inside import BASE, difference, error_of, pack, plan, run, sample, scene, toy
+
+TESTS = Path(__file__).resolve().parents[1]
+sys.path += [str(TESTS), str(TESTS.parent)]  # behind ComfyUI's own modules
+
+import killing  # noqa: E402
+
+SECTIONS = 3
+LEDGER = BASE / "output" / ".framepack_ledger"
+
+
+def long_plan() -> Any:
+    return plan(sections=SECTIONS, window=1)
+
+
+def kept(**changes: Any) -> torch.Tensor:
+    """Latents of the sampler node with the ledger on."""
+    return sample(**({"plan": long_plan(), "steps": 2, "ledger": True} | changes))
+
+
+@contextmanager
+def counted(
+    stop_in: int | None = None, reason: type[BaseException] | None = None
+) -> Iterator[list]:
+    """The orders of the sections that are really made; `reason` is raised in the one to stop in."""
+    section_run, made = pack("nodes.section_run").SectionRun, []
+    original = section_run.__call__
+
+    def call(self: Any, task: Any) -> torch.Tensor:
+        if task.order == stop_in:
+            raise reason()
+        made.append(task.order)
+        return original(self, task)
+
+    section_run.__call__ = call
+    try:
+        yield made
+    finally:
+        section_run.__call__ = original
+
+
+def made_by(**changes: Any) -> int:
+    """How many sections a run with these changes has to make."""
+    with counted() as made:
+        kept(**changes)
+    return len(made)
+
+
+def fresh() -> None:
+    shutil.rmtree(LEDGER, ignore_errors=True)
+
+
+def check_ledger_goes_on_after_an_interrupt() -> None:
+    fresh()
+    expected = kept(ledger=False)
+    for stop in range(SECTIONS):
+        with counted(stop, mm.InterruptProcessingException) as made:
+            try:
+                kept()
+            except mm.InterruptProcessingException:
+                assert made == ([] if stop == 0 else [stop - 1]), made
+    with counted() as made:
+        assert torch.equal(kept(), expected)
+    assert made == [SECTIONS - 1], made
+    assert made_by() == 0
+
+
+def check_ledger_tells_runs_apart() -> Any:
+    """Every input that matters makes all sections anew; then they are found again."""
+    fresh()
+    kept()
+    (guided,) = run("FluxGuidance", conditioning=scene().positive, guidance=2.0)
+    (negative,) = run("FPReelTextEncode", clip=toy().clip, text="")
+    (euler,) = run("KSamplerSelect", sampler_name="euler")
+    (sigmas,) = run("BasicScheduler", model=toy().model, scheduler="beta", steps=2, denoise=1.0)
+    start = {"samples": scene().start["samples"] + 0.01}
+    rescaled = toy().model.clone()
+    rescaled.set_model_sampler_cfg_function(lambda args: args["cond"])
+    changes = {
+        "seed": {"seed": 4},
+        "steps": {"steps": 3},
+        "guidance": {"guidance": 9.0},
+        "guided prompt": {"positive": guided},
+        "cfg": {"cfg": 2.0, "negative": negative},
+        "shift": {"shift": 3.0},
+        "solver": {"solver": "unipc_bh2"},
+        "step cache": {"step_cache": "TeaCache", "cache_threshold": 0.9},
+        "rope": {"rope_threshold": 800.0},
+        "sampler": {"sampler": euler},
+        "sigmas": {"sigmas": sigmas},
+        "start": {"start_latent": start},
+        "model": {"model": toy("f1").model, "plan": plan("f1", SECTIONS, 1)},
+        "LoRA": {"model": with_lora(0.5)},
+        "LoRA strength": {"model": with_lora(0.6)},
+        "other nodes": {"model": rescaled},
+        "plan": {"plan": plan(sections=4, window=1)},
+    }
+    made = {name: made_by(**change) for name, change in changes.items()}
+    assert made == {name: 4 if name == "plan" else SECTIONS for name in changes}, made
+    again = {name: made_by(**change) for name, change in (changes | {"nothing": {}}).items()}
+    assert set(again.values()) == {0}, again
+    return made
+
+
+def with_lora(strength: float) -> Any:
+    """A clone of the model with a LoRA through ComfyUI's own patches."""
+    key = "diffusion_model.transformer_blocks.0.attn.to_q.weight"
+    rows, columns = toy().model.model.state_dict()[key].shape
+    draw = torch.Generator().manual_seed(0)
+    up, down = torch.randn(rows, 2, generator=draw), torch.randn(2, columns, generator=draw)
+    adapter = comfy.weight_adapter.LoRAAdapter(set(), (up, down, 2.0, None, None, None))
+    model = toy().model.clone()
+    assert model.add_patches({key: adapter}, strength) == [key]
+    return model
+
+
+def check_ledger_is_off_where_a_model_is_unknown() -> Any:
+    fresh()
+    said: list[str] = []
+    model = toy().model.clone()
+    model.set_model_unet_function_wrapper(Stranger())
+    log = pack("nodes.sample").RunLog
+    original, log.say = log.say, lambda self, line: said.append(line)
+    try:
+        assert [made_by(model=model), made_by(model=model)] == [SECTIONS] * 2
+    finally:
+        log.say = original
+    assert said[0].startswith("ledger: off in this run, as it could not know changes of the model")
+    assert not list(LEDGER.glob("[!.]*.safetensors"))
+    return said[0]
+
+
+class Stranger:
+    """Another pack's wrapper with a state that nobody can look into."""
+
+    def __call__(self, forward: Callable[..., Any], args: dict[str, Any]) -> Any:
+        return forward(args["input"], args["timestep"], **args["c"])
+
+
+def check_ledger_rerolls_one_section_and_extends_f1() -> None:
+    fresh()
+    first = kept()
+    (rerolled,) = run(
+        "FPReelGuideSections", plan=long_plan(), sections="0", padding=-1, seed=9, guidance=-1.0
+    )
+    with counted() as made:
+        second = kept(plan=rerolled)
+    assert made == [SECTIONS - 1]  # section 0 is the one made last
+    assert torch.equal(first[:, :, 2:], second[:, :, 2:]) and not torch.equal(first, second)
+    f1 = partial(kept, model=toy("f1").model)
+    short = f1(plan=plan("f1", 2, 1))
+    with counted() as made:
+        longer = f1(plan=plan("f1", 3, 1))
+    assert made == [2] and torch.equal(longer[:, :, : short.shape[2]], short)
+
+
+def check_damaged_entry_is_set_aside() -> Any:
+    fresh()
+    expected = kept()
+    entry = sorted(LEDGER.glob("[!.]*.safetensors"))[0]
+    entry.write_bytes(entry.read_bytes()[:-7])
+    with counted() as made:
+        assert torch.equal(kept(), expected)
+    assert len(made) == 1
+    assert Path(f"{entry}.damaged").is_file() and entry.is_file()
+
+
+def check_full_disk_keeps_the_sections_before_it() -> Any:
+    """Every write of a run fails in turn; the next run goes on and ends with the same bits."""
+    fresh()
+    expected = kept(ledger=False)
+    files, failed = pack("framepack_core.runtime.files"), 0
+    flush = files._flush
+    while True:
+        writes = iter(range(2))  # one write more succeeds each time: the list of runs, a section
+
+        def full(path: Path, writes: Iterator[int] = writes) -> None:
+            if next(writes, None) is None:
+                raise OSError(28, "No space left on device", str(path))
+            flush(path)
+
+        before = len(list(LEDGER.glob("[!.]*.safetensors")))
+        files._flush = full
+        try:
+            message = error_of(kept) if before + 1 < SECTIONS else None
+            if message is None:
+                assert torch.equal(kept(), expected)
+                return failed
+        finally:
+            files._flush = flush
+        assert "No space left" in message and "files finished earlier are safe" in message
+        assert len(list(LEDGER.glob("[!.]*.safetensors"))) == before + 1
+        assert not list(LEDGER.glob(".*"))
+        failed += 1
+
+
+def check_killed_runs_go_on_to_the_same_bits() -> Any:
+    """SIGKILL of ComfyUI's process, here of a copy of it, in the middle of a run."""
+    if not hasattr(os, "fork"):
+        return "needs fork()"
+    sections, kills = 6, 20 if killing.FULL else 3
+    longer = partial(kept, plan=plan(sections=sections, window=1))
+    start = time.monotonic()
+    expected = longer(ledger=False)
+    duration = time.monotonic() - start
+    counts = []
+    for moment in killing.moments(kills, duration, seed=8):
+        fresh()
+        LEDGER.mkdir()
+        killing.kill_after(moment, killing.in_child(longer), LEDGER)
+        finished = len(list(LEDGER.glob("[!.]*.safetensors")))
+        with counted() as made:
+            assert torch.equal(longer(), expected), f"killed after {moment:.2f} s"
+        assert made == list(range(finished, sections)), (made, finished)
+        counts.append(finished)
+    return f"{kills} of {kills} equal, killed with {counts} sections done, in {duration:.2f} s"
+
+
+# Decoding and saving
+
+
+def video_latent(sections: int = 3) -> dict[str, Any]:
+    return {"samples": sample(plan=plan(sections=sections, window=2)), "framepack_window": 2}
+
+
+def save_video(latent: dict[str, Any], **changes: Any) -> Any:
+    settings = {"fps": 30.0, "crf": 1, "codec": "libx264", "tile_size": 0, "window": 0}
+    inputs = {"latent": latent, "vae": toy().vae, "filename_prefix": "video/long"}
+    return run("FPReelSaveVideo", **(inputs | settings | changes))
+
+
+def decoded(latent: dict[str, Any]) -> torch.Tensor:
+    (images,) = run(
+        "FPReelDecode", latent=latent, vae=toy().vae, mode="sections", tile_size=0, window=0
+    )
+    return images
+
+
+def check_saved_video_is_what_decode_gives_with_the_workflow_in_it() -> Any:
+    latent = video_latent()
+    (video,) = save_video(latent)
+    path = Path(video.get_stream_source())
+    assert path.parent == BASE / "output" / "video" and path.name == "long_00001_.mp4"
+    frames, fps = pack("framepack_core.runtime.video").read_video(path)
+    expected = decoded(latent)
+    measured = float((torch.from_numpy(frames).float() / 255 - expected).abs().mean())
+    assert frames.shape == (25, 64, 64, 3) and fps == 30 and measured < 0.01, measured
+    with av.open(str(path)) as container:
+        assert json.loads(container.metadata["workflow"]) == {"nodes": []}
+    save_video({"samples": latent["samples"].repeat(2, 1, 1, 1, 1), "framepack_window": 2})
+    names = sorted(file.name for file in path.parent.iterdir())
+    assert names == [f"long_0000{number}_.mp4" for number in (1, 2, 3)], names
+    return measured
+
+
+def check_decode_out_of_memory_goes_on_in_smaller_pieces() -> Any:
+    """ComfyUI's own error at 5 of 8 latents a side; tiles of 32 pixels are what fits."""
+    latent, said, chunks = video_latent(), [], []
+    expected = decoded(latent)
+    network, decode = toy().vae.first_stage_model, pack("nodes.decode")
+    original = network.decode
+
+    def limited(latents: torch.Tensor) -> torch.Tensor:
+        chunks.append(network.vae.chunk_size)
+        if latents.shape[-1] > 4:
+            raise mm.OOM_EXCEPTION("out of memory")
+        return original(latents)
+
+    core = pack("framepack_core.sampling.decode")
+    tiles, core.TILES, network.decode = core.TILES, (48, 32), limited
+    try:
+        clips = list(
+            decode.decode_video(latent["samples"], toy().vae, "sections", 0, 2, said.append)
+        )
+    finally:
+        core.TILES = tiles
+        del network.decode
+    assert [line.rpartition("; going on with ")[2] for line in said] == [
+        "4 frames at once",
+        "4 frames at once in tiles of 48 pixels",
+        "4 frames at once in tiles of 32 pixels",
+    ], said
+    assert chunks[:2] == [8, 4] and network.vae.chunk_size == 8, chunks
+    images = (torch.cat(clips, 2)[0].movedim(0, -1) + 1) / 2
+    measured = difference(images.clamp(0, 1), expected)
+    assert measured < 0.5, measured  # the norms see one tile at a time
+    return said, measured
+
+
+def check_failed_save_keeps_the_latents_and_says_where() -> Any:
+    latent, files = video_latent(), pack("framepack_core.runtime.files")
+    flush = files._flush
+
+    def full(path: Path) -> None:
+        if path.suffix == ".mp4":
+            raise OSError(28, "No space left on device", str(path))
+        flush(path)
+
+    files._flush = full
+    try:
+        message = error_of(lambda: save_video(latent, filename_prefix="video/full"))
+    finally:
+        files._flush = flush
+    assert "No space left" in message and message.endswith("open them with Load FramePack Latent")
+    assert not list((BASE / "output" / "video").glob("*full*"))
+    (loaded,) = run("FPReelLoadLatent", file="latents/full_00001_.safetensors [output]")
+    assert difference(loaded["samples"], latent["samples"]) < 1e-5
+    assert loaded["framepack_window"] == 2
+    return message
+
+
+# Hostile input and wrong kernels
+
+
+def check_paths_stay_in_their_folders() -> Any:
+    """Traversal, absolute names and symbolic links, in every widget that takes a file's name."""
+    outside = BASE / "outside"
+    outside.mkdir()
+    (outside / "secret.txt").write_text("a prompt")
+    core = pack("framepack_core.sampling.latents")
+    core.save_latents(outside / "secret.safetensors", torch.zeros(1, 16, 1, 2, 2))
+    for folder in ("input", "output"):
+        (BASE / folder / "link").symlink_to(outside, target_is_directory=True)
+    for suffix in ("txt", "safetensors"):
+        (BASE / "input" / f"linked.{suffix}").symlink_to(outside / f"secret.{suffix}")
+    latent = {"samples": torch.zeros(1, 16, 1, 2, 2), "framepack_window": 1}
+
+    def refused(action: Callable[[], Any]) -> str:
+        try:
+            action()
+        except (Exception, SystemExit) as error:
+            return type(error).__name__
+        return "allowed"
+
+    names = ("../outside/secret", f"{outside}/secret", "link/secret", "linked", "..\\outside\\x")
+    outcome = {}
+    for name in names:
+        reads = {
+            "load latent": partial(run, "FPReelLoadLatent", file=f"{name}.safetensors"),
+            "of output": partial(run, "FPReelLoadLatent", file=f"{name}.safetensors [output]"),
+            "prompt file": partial(prompt_file, f"{name}.txt"),
+            "image of a line": partial(prompt_file, "the lines below", f"a --i {name}.txt"),
+        }
+        outcome |= {f"{kind}: {name}": refused(read) for kind, read in reads.items()}
+    for prefix in ("../outside/x", f"{outside}/x", "link/x", "link/new/x", "a/../../outside/x"):
+        writes = {
+            "save latent": partial(run, "FPReelSaveLatent", latent=latent, filename_prefix=prefix),
+            "save video": partial(save_video, latent, filename_prefix=prefix),
+        }
+        outcome |= {f"{kind}: {prefix}": refused(write) for kind, write in writes.items()}
+    assert sorted(path.name for path in outside.iterdir()) == ["secret.safetensors", "secret.txt"]
+    assert set(outcome.values()) == {"FramePackError"}, outcome
+    return len(outcome)
+
+
+def prompt_file(source: str, lines: str = "") -> Any:
+    settings = {"width": 64, "height": 64, "sections": 1, "seed": 0, "steps": 2}
+    return run("FPReelPromptFile", source=source, lines=lines, **settings)
+
+
+def check_wrong_attention_is_refused_by_name() -> str:
+    """A kernel that mixes up its inputs, as a broken build of a fast one might."""
+    kernels = comfy.ldm.modules.attention
+    original = kernels.optimized_attention
+
+    def fast_attention(q: Any, k: Any, v: Any, **options: Any) -> torch.Tensor:
+        return original(q, v, k, **options)
+
+    kernels.optimized_attention = fast_attention
+    try:
+        return error_of(sample)
+    finally:
+        kernels.optimized_attention = original
+
+
+# Preflight
+
+
+def check_the_check_says_what_a_run_will_take() -> Any:
+    inputs = {"model": toy().model, "start_latent": scene().start, "steps": 4}
+    made, report = run("FPReelCheck", plan=long_plan(), **inputs)
+    size, device, memory, disk, duration = report.splitlines()
+    assert made == long_plan()
+    assert size.startswith("framepack: 64x64, 13 frames") and device.startswith("cpu: ")
+    assert "free" in memory and "32.8 kB for latents" in disk, disk
+    assert "(12 passes of" in duration
+    folder_paths = pack("nodes.check").shutil
+    original = folder_paths.disk_usage
+    folder_paths.disk_usage = lambda path: SimpleNamespace(free=1)
+    try:
+        message = error_of(lambda: run("FPReelCheck", plan=long_plan(), **inputs))
+    finally:
+        folder_paths.disk_usage = original
+    assert message.startswith("disk: 32.8 kB are needed")
+    large = {"samples": torch.zeros(1, 16, 1, 4096, 4096)}
+    message = error_of(
+        lambda: run("FPReelCheck", plan=plan(window=33), **(inputs | {"start_latent": large}))
+    )
+    assert "make the video smaller with FramePack Canvas" in message
+    return report
