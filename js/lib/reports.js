@@ -1,0 +1,47 @@
+// Reports of runs: the sum of their messages, as nodes/live.py keeps it too; no DOM.
+
+const GATHERED = { "fpreel.section": ["done"], "fpreel.training": ["losses", "samples"] };
+
+/** A report with the news of a message; one of another run starts afresh. */
+export function withNews(report, message) {
+  if (report?.run !== message.run) return message;
+  const sum = { ...report, ...message };
+  for (const name of GATHERED[message.event] ?? []) {
+    sum[name] = [...(report[name] ?? []), ...(message[name] ?? [])];
+  }
+  return sum;
+}
+
+/** Clips of the finished sections in order of time. */
+export function clipsOf(report) {
+  return (report.done ?? [])
+    .filter((section) => section.clip)
+    .toSorted((a, b) => a.section - b.section);
+}
+
+/** What is known of each section in order of time: "done", "stored", "current" or "open". */
+export function sectionStates(report) {
+  const states = Array(report.sections).fill("open");
+  if (report.state === "sampling" && report.section !== undefined)
+    states[report.section] = "current";
+  for (const { section, stored } of report.done ?? []) states[section] = stored ? "stored" : "done";
+  return states;
+}
+
+/** Seconds until the end, from the sections that were made so far; null before the first. */
+export function secondsLeft(report) {
+  const made = (report.done ?? []).filter((section) => !section.stored);
+  if (!made.length || report.state !== "sampling") return null;
+  const mean = made.reduce((sum, { seconds }) => sum + seconds, 0) / made.length;
+  const open = report.sections - report.done.length;
+  const inSection = report.steps ? (report.step ?? 0) / report.steps : 0;
+  return Math.max(0, mean * (open - (inSection < 1 ? inSection : 0)));
+}
+
+/** The node of a graph that a server's id such as "12" or "12:3" means, or null. */
+export function findNode(graph, id) {
+  const [first, ...rest] = String(id).split(":");
+  const node = (graph?.nodes ?? []).find((candidate) => String(candidate.id) === first);
+  if (!node || !rest.length) return node ?? null;
+  return findNode(node.subgraph, rest.join(":"));
+}

@@ -1,0 +1,57 @@
+// What pages make of the messages of runs.
+import assert from "node:assert/strict";
+import { test } from "node:test";
+
+import * as reports from "../../js/lib/reports.js";
+
+const message = (news) => ({ event: "fpreel.section", run: "a", node: "3", ...news });
+const done = (section, seconds = 2, stored = false) => ({ section, seconds, stored, clip: null });
+
+test("messages add up, and another run starts afresh", () => {
+  const first = reports.withNews(undefined, message({ sections: 3, done: [done(2)] }));
+  const second = reports.withNews(first, message({ step: 4, done: [done(1)] }));
+  assert.equal(second.sections, 3);
+  assert.equal(second.step, 4);
+  assert.deepEqual(
+    second.done.map(({ section }) => section),
+    [2, 1],
+  );
+  assert.deepEqual(reports.withNews(second, message({ step: 5 })).done.length, 2);
+  const other = { ...message({ step: 1 }), run: "b" };
+  assert.deepEqual(reports.withNews(second, other), other);
+});
+
+test("states of sections in order of time", () => {
+  const report = message({
+    sections: 4,
+    state: "sampling",
+    section: 1,
+    done: [done(3, 0, true), done(2)],
+  });
+  assert.deepEqual(reports.sectionStates(report), ["open", "current", "done", "stored"]);
+});
+
+test("clips follow time, not the making", () => {
+  const clip = { filename: "x" };
+  const report = message({ done: [{ ...done(2), clip }, done(1), { ...done(0), clip }] });
+  assert.deepEqual(
+    reports.clipsOf(report).map(({ section }) => section),
+    [0, 2],
+  );
+});
+
+test("what is left, from the sections that were made", () => {
+  const report = { sections: 4, state: "sampling", step: 5, steps: 10, done: [done(3, 10)] };
+  assert.equal(reports.secondsLeft(message(report)), 25);
+  assert.equal(reports.secondsLeft(message({ ...report, done: [done(3, 0, true)] })), null);
+  assert.equal(reports.secondsLeft(message({ ...report, state: "finished" })), null);
+});
+
+test("nodes are found in subgraphs, whatever type their ids have", () => {
+  const inner = { id: 3 };
+  const graph = { nodes: [{ id: "12", subgraph: { nodes: [inner] } }, { id: 5 }] };
+  assert.equal(reports.findNode(graph, "12:3"), inner);
+  assert.equal(reports.findNode(graph, "5").id, 5);
+  assert.equal(reports.findNode(graph, "12:4"), null);
+  assert.equal(reports.findNode(graph, "5:3"), null);
+});
