@@ -1,0 +1,99 @@
+// Reads and writes widgets of nodes by name, and files by ComfyUI's routes; knows no view.
+import { app } from "../../scripts/app.js";
+import { api } from "../../scripts/api.js";
+import { MODES, parsePaddings, sectionsForSeconds } from "./lib/sections.js";
+import { MAX_SECTIONS } from "./lib/timeline.js";
+
+export const findWidget = (node, name) => node.widgets?.find((widget) => widget.name === name);
+
+/** A widget's value, or the fallback where there is none. */
+export const widgetValue = (node, name, fallback) => findWidget(node, name)?.value ?? fallback;
+
+export function setWidget(node, name, value) {
+  const widget = findWidget(node, name);
+  if (!widget || widget.value === value) return;
+  widget.value = value;
+  widget.callback?.(value);
+}
+
+export function isLinked(node, name) {
+  const slot = node.inputs?.findIndex((input) => input.name === name) ?? -1;
+  return slot >= 0 && Boolean(node.isInputConnected(slot));
+}
+
+/** The source node of an input by name, or null. */
+export function inputNode(node, name) {
+  const slot = node.inputs?.findIndex((input) => input.name === name) ?? -1;
+  return slot < 0 ? null : (node.getInputNode(slot) ?? null);
+}
+
+/**
+ * What FPReelPlan's other widgets say: {mode, window, sections, paddings, countIsLinked}.
+ * `sections` is null where it comes by a link; `paddings` where there are none, or no list.
+ */
+export function readPlan(node) {
+  const window = Number(widgetValue(node, "window", 9));
+  const bySeconds = widgetValue(node, "length", "seconds") === "seconds";
+  const countIsLinked = ["window", "length", bySeconds ? "seconds" : "sections"].some((name) =>
+    isLinked(node, name),
+  );
+  const number = Number(widgetValue(node, bySeconds ? "seconds" : "sections", 1));
+  const sections = bySeconds ? sectionsForSeconds(number, window) : number;
+  const paddings = String(widgetValue(node, "paddings", "")).trim();
+  return {
+    mode: MODES.includes(widgetValue(node, "mode")) ? widgetValue(node, "mode") : MODES[0],
+    window,
+    sections: Math.max(1, Math.min(sections, MAX_SECTIONS)),
+    paddings: paddings ? parsePaddings(paddings) : null,
+    countIsLinked,
+  };
+}
+
+/** Make the video so many sections long. */
+export function setSectionCount(node, count) {
+  setWidget(node, "length", "sections");
+  setWidget(node, "sections", count);
+}
+
+/** One step of ComfyUI's undo. */
+export function asOneStep(change) {
+  app.canvas?.emitBeforeChange?.();
+  try {
+    change();
+  } finally {
+    app.canvas?.emitAfterChange?.();
+  }
+}
+
+/** Where a file of ComfyUI's folders is served. */
+export function fileUrl({ filename, subfolder = "", type = "input" }) {
+  return api.apiURL(`/view?${new URLSearchParams({ filename, subfolder, type })}`);
+}
+
+/** Where an image that a widget names is served: "folder/name.png" or "name.png [output]". */
+export function imageUrl(name) {
+  const [, path, type = "input"] = /^(.*?)(?: \[(\w+)\])?$/.exec(name);
+  const cut = path.lastIndexOf("/");
+  return fileUrl({
+    filename: path.slice(cut + 1),
+    subfolder: path.slice(0, Math.max(cut, 0)),
+    type,
+  });
+}
+
+/** Names of the images in the input folder. */
+export async function inputImages() {
+  const answer = await api.fetchApi("/object_info/LoadImage");
+  const [kind, options] = (await answer.json()).LoadImage.input.required.image;
+  return Array.isArray(kind) ? kind : (options.options ?? []);
+}
+
+/** Put a picture into the input folder; its name there. */
+export async function uploadImage(file) {
+  const body = new FormData();
+  body.append("image", file);
+  const answer = await api.fetchApi("/upload/image", { method: "POST", body });
+  if (!answer.ok) throw new Error(`${answer.status} ${answer.statusText}`);
+  const { name, subfolder } = await answer.json();
+  return subfolder ? `${subfolder}/${name}` : name;
+}

@@ -1,0 +1,132 @@
+// What FPReelSampler shows of its run: the section in progress, and the video so far.
+import { duration } from "./lib/chart.js";
+import { clipsOf, secondsLeft, sectionStates } from "./lib/reports.js";
+import { h, setAttributes } from "./dom.js";
+import { t } from "./messages.js";
+import { fileUrl } from "./node_bridge.js";
+
+export class SectionResult {
+  static HEIGHT = 380;
+
+  constructor() {
+    this.clips = [];
+    this.playing = 0;
+    this.only = null;
+    this.text = h("div", { class: "fpreel-summary", role: "status" });
+    this.bar = h("progress", { class: "fpreel-bar", max: 1 });
+    this.cells = h("div", { class: "fpreel-cells", role: "group" });
+    this.picture = h("img", { class: "fpreel-picture", alt: "" });
+    this.video = h("video", {
+      class: "fpreel-video",
+      controls: true,
+      playsinline: true,
+      props: { muted: true },
+      on: { ended: () => this.next() },
+    });
+    const parts = [this.text, this.bar, this.cells, this.picture, this.video];
+    this.element = h("div", { class: "fpreel fpreel-result", role: "group" }, ...parts);
+  }
+
+  show(report) {
+    this.report = report;
+    setAttributes(this.element, { "aria-label": t("result.title"), "data-state": report.state });
+    this.text.textContent = this.words();
+    this.showProgress();
+    this.showCells();
+    this.showPicture();
+    this.showClips();
+  }
+
+  words() {
+    const { state, sections, section, order, step, steps, elapsed } = this.report;
+    if (state === "finished") return this.finishedWords();
+    if (state === "interrupted") return t("result.interrupted", { time: duration(elapsed) });
+    if (order === undefined) return t("result.starting", { sections });
+    const place = { section, order: order + 1, sections, step: step ?? 0, steps: steps ?? "…" };
+    const left = secondsLeft(this.report);
+    const rest = left === null ? "" : ` · ${t("result.left", { time: duration(left) })}`;
+    return `${t("result.progress", place)} · ${duration(elapsed)}${rest}`;
+  }
+
+  finishedWords() {
+    const { frames, fps, width, height, elapsed } = this.report;
+    return [
+      t("timeline.frames", { frames }),
+      t("timeline.seconds", { seconds: (frames / fps).toFixed(2) }),
+      `${width}×${height}`,
+      t("result.took", { time: duration(elapsed) }),
+    ].join(" · ");
+  }
+
+  showProgress() {
+    const { state, sections, done = [], step = 0, steps = 1 } = this.report;
+    const current = state === "sampling" && step < steps ? step / steps : 0;
+    this.bar.hidden = state !== "sampling";
+    this.bar.value = Math.min(1, (done.length + current) / sections);
+    setAttributes(this.bar, { "aria-label": t("result.title") });
+  }
+
+  /** A button a section: what became of it, and its clip to be played alone. */
+  showCells() {
+    const states = sectionStates(this.report);
+    setAttributes(this.cells, { "aria-label": t("timeline.strip") });
+    while (this.cells.children.length < states.length) this.cells.append(this.newCell());
+    while (this.cells.children.length > states.length) this.cells.lastChild.remove();
+    states.forEach((state, section) => {
+      const name = `${t("timeline.name", { section })}: ${t(`result.${state}`)}`;
+      const hasClip = clipsOf(this.report).some((clip) => clip.section === section);
+      setAttributes(this.cells.children[section], {
+        "aria-label": name,
+        title: hasClip ? `${name}\n${t("result.play")}` : name,
+        "data-state": state,
+        "aria-disabled": hasClip ? null : "true",
+        "aria-pressed": String(this.only === section),
+      });
+      this.cells.children[section].textContent = section;
+    });
+  }
+
+  newCell() {
+    const section = this.cells.children.length;
+    return h("button", { type: "button", on: { click: () => this.play(section) } });
+  }
+
+  /** Play one section alone, or all of them again. */
+  play(section) {
+    const clip = this.clips.findIndex((candidate) => candidate.section === section);
+    if (clip < 0) return;
+    this.only = this.only === section ? null : section;
+    this.start(this.only === null ? 0 : clip);
+    this.showCells();
+  }
+
+  showPicture() {
+    const { state, picture, section } = this.report;
+    this.picture.hidden = state !== "sampling" || !picture;
+    if (this.picture.hidden || this.picture.src === picture) return;
+    this.picture.src = picture;
+    this.picture.alt = t("result.picture", { section });
+  }
+
+  showClips() {
+    const current = this.clips[this.playing]?.clip.filename;
+    this.clips = clipsOf(this.report);
+    this.video.hidden = !this.clips.length;
+    const same = this.clips.findIndex(({ clip }) => clip.filename === current);
+    if (same >= 0) this.playing = same;
+    else if (this.clips.length) this.start(0);
+    else this.video.removeAttribute("src");
+  }
+
+  next() {
+    if (this.only === null && this.clips.length) this.start((this.playing + 1) % this.clips.length);
+  }
+
+  start(index) {
+    this.playing = index;
+    const { clip, section } = this.clips[index];
+    this.video.src = fileUrl(clip);
+    setAttributes(this.video, { "aria-label": t("timeline.name", { section }) });
+    this.video.play().catch(() => {}); // a page in the background may not start videos
+  }
+}

@@ -1,0 +1,61 @@
+// The size of the video that a plan will become: found by following the links of the graph.
+import { nearestBucket, sizeForArea } from "./lib/sections.js";
+import { inputNode, isLinked, widgetValue } from "./node_bridge.js";
+
+const TOY_SIZE = [64, 64];
+const FAR = 32; // links that are followed
+
+/**
+ * [width, height], or null where the graph does not tell.
+ * imageSize: the size of an image of the input folder by its name, or null while it is not known.
+ */
+export function videoSize(plan, imageSize) {
+  const sampler = findSampler(plan);
+  const start = sampler && inputNode(sampler, "start_latent");
+  const image = start && (inputNode(start, "image") ?? inputNode(start, "pixels"));
+  return image ? sizeOf(image, imageSize, FAR) : null;
+}
+
+function findSampler(plan) {
+  const seen = new Set([plan]);
+  for (const node of seen) {
+    if (node.inputs?.some((input) => input.name === "start_latent")) return node;
+    const next = (node.outputs ?? []).flatMap((_, slot) => node.getOutputNodes?.(slot) ?? []);
+    for (const other of next) if (seen.size < FAR) seen.add(other);
+  }
+  return null;
+}
+
+function sizeOf(node, imageSize, far) {
+  if (!node || far === 0) return null;
+  if (node.type === "FPReelToyWorldScene") return TOY_SIZE;
+  if (node.type === "LoadImage") return imageSize(String(widgetValue(node, "image", "")));
+  if (node.type === "FPReelCanvas") return canvasSize(node, imageSize, far);
+  return node.type === "Reroute" ? sizeOf(node.getInputNode(0), imageSize, far - 1) : null;
+}
+
+function canvasSize(canvas, imageSize, far) {
+  const names = ["fit", "resolution", "width", "height"];
+  if (names.some((name) => isLinked(canvas, name))) return null;
+  const [fit, resolution, width, height] = names.map((name) => widgetValue(canvas, name));
+  if (fit === "exact") return [width, height];
+  const image = sizeOf(inputNode(canvas, "image"), imageSize, far - 1);
+  if (!image) return null;
+  return fit === "area" ? sizeForArea(...image, resolution ** 2) : nearestBucket(...image);
+}
+
+const sizes = new Map();
+
+/** The size of an image that is served at an address; `ready` is called when it is known. */
+export function servedSize(url, ready) {
+  if (!sizes.has(url)) {
+    sizes.set(url, null);
+    const image = new Image();
+    image.onload = () => {
+      sizes.set(url, [image.naturalWidth, image.naturalHeight]);
+      ready();
+    };
+    image.src = url;
+  }
+  return sizes.get(url);
+}
