@@ -1,0 +1,277 @@
+"""Write subgraphs/*.json anew: one node each for a common task, whose inside can be opened.
+
+ComfyUI 0.8 and newer offers them in the node search under Subgraph Blueprints.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from comfy_host import PACK, PACK_NAME, find_comfyui, make_base, serve
+from workflow import WIDGETS
+from workflow_graph import Graph, Node, Socket
+
+FOLDER = PACK / "subgraphs"
+ENTRY, EXIT = -10, -20  # ids of the two ends of a subgraph
+ROW = 20
+CATEGORY = "FramePack"
+
+
+class Blueprint(Graph):
+    """A subgraph under construction: `take` is what comes in, `give` what goes out."""
+
+    def __init__(self, name: str, description: str, node_info: dict[str, Any]) -> None:
+        super().__init__(name, "", node_info)
+        self.nodes.remove(self.note)
+        self.description = description
+        self.entry = Node(ENTRY, "entry", {}, {}, {})
+        self.given: dict[str, Socket] = {}
+        self.defaults: dict[str, Any] = {}
+
+    def take(self, name: str, kind: str, default: Any = None) -> Socket:
+        """An input of the whole; one of a widget's kind is a widget of it."""
+        self.entry.outputs[name] = kind
+        if kind in WIDGETS:
+            self.defaults[name] = default
+        return self.entry[name]
+
+    def models(self) -> tuple[Socket, Socket, Socket, Socket]:
+        kinds = ("MODEL", "CLIP", "VAE", "CLIP_VISION")
+        return tuple(self.take(kind.lower(), kind) for kind in kinds)
+
+    def give(self, name: str, socket: Socket) -> None:
+        self.given[name] = socket
+
+    def to_json(self) -> dict[str, Any]:
+        self._lay_out()
+        links = list(self._links())
+        identity = self._uuid("graph")
+        return {
+            "revision": 0,
+            "last_node_id": 1,
+            "last_link_id": 0,
+            "nodes": [self._outer(identity)],
+            "links": [],
+            "version": 0.4,
+            "definitions": {"subgraphs": [self._inner(identity, links)]},
+            "extra": {},
+        }
+
+    def _links(self) -> Iterator[list[Any]]:
+        """[id, source, slot, target, place, kind], in the order of their targets."""
+        ends = [
+            (source, node.id, list(node.sockets).index(name))
+            for node in self.nodes
+            for name, source in node.links.items()
+        ]
+        ends += [(source, EXIT, place) for place, source in enumerate(self.given.values())]
+        for number, (source, target, place) in enumerate(ends, 1):
+            yield [number, source.node.id, source.slot, target, place, source.kind]
+
+    def _outer(self, identity: str) -> dict[str, Any]:
+        inputs = [
+            {"name": name, "type": kind, "link": None}
+            | ({"widget": {"name": name}} if name in self.defaults else {})
+            for name, kind in self.entry.outputs.items()
+        ]
+        outputs = [{"name": n, "type": s.kind, "links": None} for n, s in self.given.items()]
+        return {
+            "id": 1,
+            "type": identity,
+            "pos": [0, 0],
+            "size": [400, 60 + 26 * len(inputs)],
+            "flags": {},
+            "order": 0,
+            "mode": 0,
+            "inputs": inputs,
+            "outputs": outputs,
+            "title": self.name,
+            "properties": {
+                "proxyWidgets": [["-1", name] for name in self.defaults],
+                "cnr_id": PACK_NAME,
+            },
+            "widgets_values": list(self.defaults.values()),
+        }
+
+    def _inner(self, identity: str, links: list[list[Any]]) -> dict[str, Any]:
+        right = max(node.position[0] + node.size[0] for node in self.nodes)
+        outputs = {name: socket.kind for name, socket in self.given.items()}
+        names = ("id", "origin_id", "origin_slot", "target_id", "target_slot", "type")
+        return {
+            "id": identity,
+            "version": 1,
+            "state": {
+                "lastGroupId": 0,
+                "lastNodeId": max(node.id for node in self.nodes),
+                "lastLinkId": len(links),
+                "lastRerouteId": 0,
+            },
+            "revision": 0,
+            "config": {},
+            "name": self.name,
+            "inputNode": {
+                "id": ENTRY,
+                "bounding": [-260, 0, 140, self._height(self.entry.outputs)],
+            },
+            "outputNode": {"id": EXIT, "bounding": [right + 120, 0, 140, self._height(outputs)]},
+            "inputs": [
+                self._end("in", place, name, kind, -140, links, (1, 2), ENTRY)
+                for place, (name, kind) in enumerate(self.entry.outputs.items())
+            ],
+            "outputs": [
+                self._end("out", place, name, kind, right + 140, links, (3, 4), EXIT)
+                for place, (name, kind) in enumerate(outputs.items())
+            ],
+            "widgets": [],
+            "nodes": [self._node_json(order, node, links) for order, node in enumerate(self.nodes)],
+            "groups": [],
+            "links": [dict(zip(names, link, strict=True)) for link in links],
+            "extra": {},
+            "category": CATEGORY,
+            "description": self.description,
+        }
+
+    def _end(
+        self,
+        side: str,
+        place: int,
+        name: str,
+        kind: str,
+        x: int,
+        links: list[list[Any]],
+        columns: tuple[int, int],
+        end: int,
+    ) -> dict[str, Any]:
+        """An input or output of the subgraph, with the links that begin or end there."""
+        node, slot = columns
+        return {
+            "id": self._uuid(f"{side} {name}"),
+            "name": name,
+            "type": kind,
+            "linkIds": [link[0] for link in links if link[node] == end and link[slot] == place],
+            "pos": [x, ROW + ROW * place],
+        }
+
+    def _lay_out(self) -> None:
+        x = 0
+        for column in self.columns:
+            y = 0
+            for node in column:
+                node.position = (x, y)
+                y += node.size[1] + 60
+            x += max((node.size[0] for node in column), default=0) + 80
+
+    def _height(self, ends: dict[str, str]) -> int:
+        return 40 + ROW * len(ends)
+
+    def _uuid(self, part: str) -> str:
+        return str(uuid.uuid5(uuid.NAMESPACE_URL, f"{PACK_NAME}/blueprint/{self.name}/{part}"))
+
+
+NewBlueprint = Callable[[str, str], Blueprint]
+PROMPT = "The woman turns her head, smiles and waves, her hair moving in the wind."
+
+
+def video(made: Blueprint, mode: str = "framepack", with_end: bool = False) -> Blueprint:
+    """From pictures and a prompt to a VIDEO."""
+    model, clip, vae, vision = made.models()
+    pictures = {"image": made.take("image", "IMAGE")}
+    if with_end:
+        pictures["end_image"] = made.take("end_image", "IMAGE")
+    text = made.take("prompt", "STRING", PROMPT)
+    length = made.take("seconds", "FLOAT", 5.0)
+    timeline = made.take("timeline", "STRING", "")
+    seed, steps = made.take("seed", "INT", 1), made.take("steps", "INT", 25)
+
+    canvas = made.add("FPReelCanvas", **pictures)
+    positive = made.add("FPReelTextEncode", clip=clip, text=text)["conditioning"]
+    planned = {"clip": clip, "vae": vae, "clip_vision": vision}
+    plan = made.add("FPReelPlan", mode=mode, seconds=length, timeline=timeline, **planned)["plan"]
+    made.column()
+    frame = {"vae": vae, "clip_vision": vision}
+    start = made.add("FPReelStartFrame", "Start image", image=canvas["image"], **frame)
+    if with_end:
+        end = made.add("FPReelStartFrame", "End image", image=canvas["end_image"], **frame)
+        plan = made.add("FPReelEndFrame", plan=plan, end_image=end["start_latent"])["plan"]
+    made.column()
+    frames = {name: start[name] for name in ("start_latent", "clip_vision_output")}
+    run = {"model": model, "plan": plan, "positive": positive, "seed": seed, "steps": steps}
+    latent = made.add("FPReelSampler", **run, **frames)["latent"]
+    made.column()
+    images = made.add("FPReelDecode", latent=latent, vae=vae)["images"]
+    made.give("video", made.add("CreateVideo", images=images)["VIDEO"])
+    made.give("latent", latent)
+    return made
+
+
+def image_to_video(new: NewBlueprint) -> Blueprint:
+    made = new(
+        "FramePack Image to Video",
+        "One picture to a video with the original FramePack model, at one of FramePack's sizes.",
+    )
+    return video(made)
+
+
+def f1(new: NewBlueprint) -> Blueprint:
+    made = new(
+        "FramePack F1 Image to Video",
+        "One picture to a video with FramePack F1, made forwards, with freer motion.",
+    )
+    return video(made, mode="f1")
+
+
+def end_image(new: NewBlueprint) -> Blueprint:
+    made = new(
+        "FramePack Start and End Image to Video",
+        "A video between two pictures with the original FramePack model.",
+    )
+    return video(made, with_end=True)
+
+
+def train_and_use(new: NewBlueprint) -> Blueprint:
+    made = new(
+        "FramePack Train LoRA",
+        "Trains a LoRA from a folder of clips with captions, and gives the model with it in use.",
+    )
+    model, clip, vae, vision = made.models()
+    path = made.take("path", "STRING", "")
+    steps, name = made.take("steps", "INT", 1000), made.take("output_name", "STRING", "my_lora")
+    dataset = made.add("FPReelDataset", path=path)["dataset"]
+    config = made.add("FPReelTrainConfig", steps=steps)["config"]
+    made.column()
+    encoders = {"vae": vae, "clip_vision": vision}
+    latents = made.add("FPReelCacheLatents", dataset=dataset, **encoders)["dataset"]
+    captions = made.add("FPReelCacheText", dataset=latents, clip=clip)["dataset"]
+    made.column()
+    run = {"model": model, "dataset": captions, "config": config, "output_name": name}
+    lora = made.add("FPReelTrainLora", **run)["lora"]
+    made.column()
+    used = made.add("LoraModelLoader", model=model, lora=lora)
+    made.give("model", used["model"])
+    made.give("lora", lora)
+    return made
+
+
+BLUEPRINTS = (image_to_video, f1, end_image, train_and_use)
+
+
+def main() -> None:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        serve(find_comfyui(), make_base(Path(folder) / "base")) as server,
+    ):
+        node_info = server.get("/object_info")
+    FOLDER.mkdir(exist_ok=True)
+    for write in BLUEPRINTS:
+        made = write(lambda name, about: Blueprint(name, about, node_info))
+        text = json.dumps(made.to_json(), indent=1, ensure_ascii=False)
+        (FOLDER / f"{made.name}.json").write_text(text + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
