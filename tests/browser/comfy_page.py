@@ -1,0 +1,108 @@
+"""A page of ComfyUI as a test uses it."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+READY = "window.app?.graph && window.app.extensionManager && window.app.canvas"
+FIND = "(type) => (app.rootGraph ?? app.graph).nodes.find((node) => node.type === type)"
+
+
+class ComfyPage:
+    """One tab; `errors` are the uncaught ones."""
+
+    def __init__(self, context: Any, url: str) -> None:
+        self.context, self.url = context, url
+        self.page = context.new_page()
+        self.errors: list[str] = []
+        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+        self.page.set_default_timeout(20_000)
+        self.page.goto(url)
+        self.wait_until_ready()
+
+    def wait_until_ready(self) -> None:
+        self.page.wait_for_function(READY)
+        self.page.wait_for_timeout(2500)  # nothing tells when the last extension is set up
+
+    def reload(self) -> None:
+        self.page.reload()
+        self.wait_until_ready()
+
+    def close(self) -> None:
+        self.context.close()
+
+    def load(self, workflow: dict[str, Any]) -> None:
+        self.page.evaluate("(workflow) => app.loadGraphData(workflow)", workflow)
+        self.page.wait_for_timeout(500)
+
+    def node(self, node_type: str, script: str, argument: Any = None) -> Any:
+        """Run a script of `node` and `argument` on the first node of a type."""
+        return self.page.evaluate(
+            f"([type, argument]) => {{ const node = ({FIND})(type); {script} }}",
+            [node_type, argument],
+        )
+
+    def connect(self, source: str, output: int, target: str, name: str) -> None:
+        """Link an output to an input, between the first nodes of two types."""
+        script = (
+            f"const source = ({FIND})(argument[0]); "
+            "source.connect(argument[1], node, "
+            "node.inputs.findIndex((input) => input.name === argument[2]))"
+        )
+        self.node(target, script, [source, output, name])
+
+    def set_widget(self, node_type: str, name: str, value: Any) -> None:
+        script = (
+            "const widget = node.widgets.find((w) => w.name === argument[0]); "
+            "widget.value = argument[1]; widget.callback?.(argument[1])"
+        )
+        self.node(node_type, script, [name, value])
+
+    def show(self, node_type: str, width: int = 480) -> None:
+        """Bring a node to the middle of the canvas at full size."""
+        script = (
+            "node.setSize([Math.max(node.size[0], argument), node.computeSize()[1]]); "
+            "app.canvas.ds.scale = 1; app.canvas.centerOnNode(node); "
+            "app.canvas.setDirty(true, true)"
+        )
+        self.node(node_type, script, width)
+        self.page.wait_for_timeout(800)
+
+    def prompt(self) -> dict[str, Any]:
+        """What Run would send, by node id."""
+        return self.page.evaluate("async () => (await app.graphToPrompt()).output")
+
+    def workflow(self) -> dict[str, Any]:
+        return self.page.evaluate("() => (app.rootGraph ?? app.graph).serialize()")
+
+    def inputs(self, node_type: str) -> dict[str, Any]:
+        """What Run would send of the first node of a type."""
+        return next(n for n in self.prompt().values() if n["class_type"] == node_type)["inputs"]
+
+    def drop_file(self, path: Path, selector: str, kind: str) -> None:
+        """Drop a file on an element, as from a file manager."""
+        data = self.page.evaluate_handle(
+            "([bytes, name, type]) => { const data = new DataTransfer(); "
+            "data.items.add(new File([new Uint8Array(bytes)], name, { type })); return data }",
+            [list(path.read_bytes()), path.name, kind],
+        )
+        for event in ("dragenter", "dragover", "drop"):
+            self.page.dispatch_event(selector, event, {"dataTransfer": data})
+
+    def wait_for(self, found: Callable[[], Any], expected: Any, seconds: float = 10) -> None:
+        """Until a function of no arguments returns what is expected."""
+        end = time.monotonic() + seconds
+        while (value := found()) != expected and time.monotonic() < end:
+            self.page.wait_for_timeout(100)
+        assert value == expected
+
+    def run(self) -> None:
+        self.page.evaluate("() => app.queuePrompt(0)")
+
+
+def read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8"))

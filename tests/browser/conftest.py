@@ -1,0 +1,111 @@
+"""The interface in a real browser on a real ComfyUI; `pytest -m browser` runs these tests.
+
+COMFYUI_FRONTENDS names further frontends to test with: folders such as 1.58.1, each an unpacked
+comfyui-frontend-package, separated as in PATH.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE), str(HERE.parent / "comfyui")]
+
+from comfy_host import Server, find_comfyui, make_base, serve  # noqa: E402
+from comfy_page import ComfyPage  # noqa: E402
+
+CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
+ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
+OWN = "own"  # the frontend that ComfyUI's environment has
+
+
+def frontends() -> dict[str, Path]:
+    """Static folders by version."""
+    roots = map(Path, filter(None, os.environ.get("COMFYUI_FRONTENDS", "").split(os.pathsep)))
+    return {root.name: root / "comfyui_frontend_package" / "static" for root in roots}
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    asked = "browser" in config.getoption("markexpr")
+    for item in items:
+        if HERE in item.path.parents:
+            item.add_marker(pytest.mark.browser)
+            if not asked:
+                item.add_marker(pytest.mark.skip(reason="a browser test: pytest -m browser"))
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "frontend" in metafunc.fixturenames:
+        chosen = [OWN, *frontends()] if "every_frontend" in metafunc.fixturenames else [OWN]
+        metafunc.parametrize("frontend", chosen, scope="session")
+    if "renderer" in metafunc.fixturenames:
+        metafunc.parametrize("renderer", ["classic", "vue"])
+
+
+@pytest.fixture
+def every_frontend() -> None:
+    """Asks for a test to be run with every frontend."""
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    playwright = pytest.importorskip("playwright.sync_api", reason="no Playwright")
+    with playwright.sync_playwright() as running:
+        program = next(filter(None, map(shutil.which, CHROMIUM)), None)
+        try:
+            browser = running.chromium.launch(executable_path=program, args=ARGUMENTS)
+        except playwright.Error as error:
+            pytest.skip(f"no Chromium: {str(error).splitlines()[0]}")
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="session")
+def server(frontend: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One server for all tests with one frontend."""
+    comfy = find_comfyui()
+    if isinstance(comfy, str):
+        pytest.skip(comfy)
+    options = [] if frontend == OWN else ["--front-end-root", str(frontends()[frontend])]
+    base = make_base(tmp_path_factory.mktemp("browser") / "base")
+    with serve(comfy, base, *options) as running:
+        yield running
+
+
+@pytest.fixture
+def open_page(
+    browser: Any, server: Server, renderer: str, request: pytest.FixtureRequest
+) -> Iterator[Callable[..., ComfyPage]]:
+    """Opens ComfyUI in a fresh profile; after the test no page may have had an error."""
+    pages: list[ComfyPage] = []
+
+    def make(locale: str = "en") -> ComfyPage:
+        server.post(
+            "/settings",
+            {
+                "Comfy.TutorialCompleted": True,
+                "Comfy.VueNodes.Enabled": renderer == "vue",
+                "Comfy.Locale": locale,
+            },
+        )
+        context = browser.new_context(viewport={"width": 1500, "height": 1000})
+        pages.append(ComfyPage(context, server.url))
+        return pages[-1]
+
+    yield make
+    for page in pages:
+        errors = list(page.errors)
+        page.close()
+        assert not errors
+
+
+@pytest.fixture
+def page(open_page: Callable[..., ComfyPage]) -> ComfyPage:
+    return open_page()

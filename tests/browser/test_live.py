@@ -1,0 +1,79 @@
+"""What nodes show of runs, while they go on and to a page that was opened later."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from typing import Any
+
+import pytest
+from comfy_host import PACK
+from comfy_page import ComfyPage, read
+
+WORKFLOWS = PACK / "example_workflows"
+RUN = 120_000  # milliseconds that a run may take
+RESULT = ".fpreel-result"
+TOLD = f"""() => {{
+    const element = document.querySelector("{RESULT}");
+    return element && {{
+        state: element.dataset.state,
+        words: element.querySelector(".fpreel-summary").textContent,
+        sections: [...element.querySelectorAll(".fpreel-cells button")].map((b) => b.dataset.state),
+        picture: !element.querySelector("img").hidden,
+        clip: element.querySelector("video").currentSrc,
+        seconds: element.querySelector("video").duration,
+    }};
+}}"""
+
+
+@pytest.mark.usefixtures("every_frontend")
+def test_sections_are_shown_as_they_are_made(page: ComfyPage, renderer: str) -> None:
+    page.load(read(WORKFLOWS / "toyworld_i2v.json"))
+    page.connect("FPReelLoadSnapshot", 2, "FPReelSampler", "vae")
+    page.set_widget("FPReelPlan", "sections", 4)
+    page.set_widget("FPReelSampler", "steps", 20)
+    page.set_widget("FPReelSampler", "ledger", False)
+    page.set_widget("FPReelSampler", "seed", len(renderer))  # or ComfyUI has the result already
+    page.show("FPReelSampler")
+    page.page.keyboard.press("Control+Enter")
+
+    page.page.wait_for_selector(RESULT, state="attached", timeout=RUN)
+    states, seen, end = [], {}, time.monotonic() + RUN / 1000
+    while seen.get("state") != "finished" and time.monotonic() < end:
+        seen = page.page.evaluate(TOLD)
+        states.append(seen)
+        page.page.wait_for_timeout(100)
+    assert any(told["picture"] for told in states)
+    counts = [told["sections"].count("done") for told in states]
+    assert counts == sorted(counts) and {1, 2, 3, 4} <= set(counts)
+    playing = [told for told in states if told["sections"].count("done") == 2 and told["clip"]]
+    assert playing, "no clip was played while sections were still to be made"
+    assert seen["words"].startswith("145 frames · 4.83 s · 64×64 · took ")
+    page.page.wait_for_function(f"() => document.querySelector('{RESULT} video').duration > 1")
+    final = "video[src*='toyworld_i2v'], video source[src*='toyworld_i2v']"
+    page.page.wait_for_selector(final, state="attached", timeout=RUN)
+
+    page.reload()
+    page.page.wait_for_selector(f"{RESULT}[data-state=finished]", state="attached")
+    again = page.page.evaluate(TOLD)
+    assert (again["words"], again["sections"]) == (seen["words"], ["done"] * 4)
+
+
+def test_another_workflow_is_left_alone(page: ComfyPage) -> None:
+    workflow = read(WORKFLOWS / "toyworld_i2v.json") | {"id": str(uuid.uuid4())}
+    page.load(workflow)
+    script = "app.api.dispatchEvent(new CustomEvent('fpreel.section', { detail: argument }))"
+    message: dict[str, Any] = {"event": "fpreel.section", "run": "a", "state": "sampling"}
+    message |= {"sections": 2, "elapsed": 1, "node": str(sampler_id(workflow))}
+    for other in ({"workflow": "another"}, {"workflow": workflow["id"], "node": "1"}):
+        page.node("FPReelSampler", script, message | other)
+    page.page.wait_for_timeout(500)
+    assert page.page.locator(RESULT).count() == 0
+    page.node("FPReelSampler", script, message | {"workflow": workflow["id"]})
+    page.page.wait_for_selector(RESULT, state="attached")
+    assert "fpreel_live" not in str(page.workflow()["nodes"])
+    assert page.inputs("FPReelSampler").get("fpreel_live") is None
+
+
+def sampler_id(workflow: dict[str, Any]) -> int:
+    return next(node["id"] for node in workflow["nodes"] if node["type"] == "FPReelSampler")

@@ -1,0 +1,192 @@
+"""The section timeline, used by mouse and keyboard."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from comfy_host import PACK
+from comfy_page import ComfyPage, read
+from PIL import Image
+
+I2V = PACK / "example_workflows" / "toyworld_i2v.json"
+TIMELINE = ".fpreel-timeline"
+SECTION = f"{TIMELINE} [role=option]"
+
+pytestmark = pytest.mark.usefixtures("every_frontend")
+
+
+@pytest.fixture
+def timeline(page: ComfyPage) -> ComfyPage:
+    """The timeline of a video of two sections, with all that it can need connected."""
+    page.load(read(I2V))
+    for output, name in ((1, "clip"), (2, "vae"), (3, "clip_vision")):
+        page.connect("FPReelLoadSnapshot", output, "FPReelPlan", name)
+    page.show("FPReelPlan")
+    page.page.wait_for_selector(SECTION)
+    return page
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    path = tmp_path / "keyframe.png"
+    Image.new("RGB", (96, 64), "teal").save(path)
+    return path
+
+
+def sections(page: ComfyPage) -> list[dict[str, Any]]:
+    text = page.inputs("FPReelPlan")["timeline"]
+    return json.loads(text)["sections"] if text else []
+
+
+def press(page: ComfyPage, *keys: str) -> None:
+    for key in keys:
+        page.page.keyboard.press(key)
+    page.page.wait_for_timeout(100)
+
+
+def click(page: ComfyPage, name: str) -> None:
+    page.page.click(f"{TIMELINE} [data-tool={name}]")
+
+
+def build(page: ComfyPage, picture: Path) -> None:
+    """Four sections: made by mouse and by keyboard, one with a picture dropped on it."""
+    click(page, "add")
+    page.page.click(f"{SECTION} >> nth=0")
+    press(page, "Insert", "Home", "Enter")
+    page.page.keyboard.type("a red circle moves right")
+    press(page, "Escape", "ArrowRight", "ArrowRight", "F2")
+    page.page.keyboard.type("a red circle moves down")
+    page.page.fill(f"{TIMELINE} .fpreel-padding input", "0")
+    press(page, "Tab")
+    page.page.fill(f"{TIMELINE} .fpreel-guidance input", "8.5")
+    press(page, "Tab")
+    page.drop_file(picture, f"{SECTION} >> nth=1", "image/png")
+    page.page.wait_for_selector(f"{SECTION}.fpreel-has-image")
+
+
+BUILT = [
+    {"prompt": "a red circle moves right"},
+    {"image": "keyframe.png"},
+    {"prompt": "a red circle moves down", "padding": 0, "guidance": 8.5},
+]
+
+
+def test_plan_by_mouse_and_keyboard(timeline: ComfyPage, picture: Path) -> None:
+    build(timeline, picture)
+    inputs = timeline.inputs("FPReelPlan")
+    assert (inputs["length"], inputs["sections"]) == ("sections", 4)
+    assert sections(timeline) == BUILT
+    summary = timeline.page.inner_text(f"{TIMELINE} .fpreel-summary")
+    assert summary == "4 sections · 145 frames · 4.83 s · 64×64"
+    assert timeline.page.locator(SECTION).count() == 4
+    made = timeline.page.locator(f"{SECTION} .fpreel-made").all_inner_texts()
+    assert made == [f"made {n} of 4" for n in (4, 3, 2, 1)]
+
+
+def test_edits_can_be_undone(timeline: ComfyPage) -> None:
+    timeline.page.click(f"{SECTION} >> nth=1")
+    press(timeline, "Enter")
+    timeline.page.keyboard.type("first words")
+    press(timeline, "Escape", "c")
+    assert sections(timeline) == [{}, {"prompt": "first words"}, {"prompt": "first words"}]
+    press_until(timeline, "Control+z", [{}, {"prompt": "first words"}])
+    press_until(timeline, "Control+z", [])
+    press_until(timeline, "Control+y", [{}, {"prompt": "first words"}])
+    assert timeline.inputs("FPReelPlan")["sections"] == 2
+
+
+def press_until(page: ComfyPage, key: str, expected: list[dict[str, Any]]) -> None:
+    """ComfyUI may take sizes of nodes, or a part of what was typed, for steps of their own."""
+    for _ in range(4):
+        press(page, key)
+        page.page.wait_for_timeout(1500)  # ComfyUI loads the whole graph again
+        if sections(page) == expected:
+            return
+    assert sections(page) == expected
+
+
+def test_sections_are_moved_split_merged_and_removed(timeline: ComfyPage) -> None:
+    timeline.page.click(f"{SECTION} >> nth=0")
+    press(timeline, "F2")
+    timeline.page.keyboard.type("one")
+    press(timeline, "Escape", "Alt+ArrowRight")
+    assert sections(timeline) == [{}, {"prompt": "one"}]
+    press(timeline, "s")
+    assert sections(timeline) == [{}, {"prompt": "one"}, {"prompt": "one"}]
+    press(timeline, "m", "Home", "m")
+    assert sections(timeline) == [{"prompt": "one"}]
+    assert timeline.inputs("FPReelPlan")["sections"] == 1
+    click(timeline, "add")
+    timeline.page.drag_and_drop(f"{SECTION} >> nth=0", f"{SECTION} >> nth=1")
+    assert sections(timeline) == [{}, {"prompt": "one"}]
+    press(timeline, "Delete")
+    assert timeline.inputs("FPReelPlan")["sections"] == 1
+
+
+def test_prompts_come_and_go_as_text(timeline: ComfyPage) -> None:
+    click(timeline, "text")
+    area = f"{TIMELINE} .fpreel-text textarea"
+    timeline.page.fill(area, "0:a;;;1:b;;;0-1:c")
+    timeline.page.click(f"{TIMELINE} .fpreel-text button >> nth=0")
+    error = timeline.page.inner_text(f"{TIMELINE} .fpreel-text .fpreel-problem")
+    assert error.startswith("prompt: '0:a' at character 1: later parts replace all of it")
+    timeline.page.fill(area, "0: it sleeps ;;;-1:it runs: fast")
+    timeline.page.click(f"{TIMELINE} .fpreel-text button >> nth=0")
+    assert sections(timeline) == [{"prompt": "it sleeps"}, {"prompt": "it runs: fast"}]
+    click(timeline, "text")
+    assert timeline.page.input_value(area) == "0:it sleeps ;;; 1:it runs: fast"
+
+
+def test_other_widgets_are_heard(timeline: ComfyPage) -> None:
+    """More or fewer sections keep what sections have; F1 has no padding and says so."""
+    timeline.page.fill(f"{TIMELINE} .fpreel-padding input", "2")
+    timeline.page.click(f"{SECTION} >> nth=1")
+    press(timeline, "F2")
+    timeline.page.keyboard.type("last")
+    press(timeline, "Escape")
+    for count, expected in ((1, [{"padding": 2}]), (3, [{"padding": 2}, {"prompt": "last"}])):
+        timeline.set_widget("FPReelPlan", "sections", count)
+        timeline.page.wait_for_timeout(300)
+        assert timeline.page.locator(SECTION).count() == count
+        assert sections(timeline) == expected
+    timeline.set_widget("FPReelPlan", "mode", "f1")
+    timeline.page.wait_for_timeout(300)
+    problem = timeline.page.inner_text(f"{TIMELINE} .fpreel-problem >> nth=0")
+    assert problem == "F1 has no padding: empty that of section 0."
+    made = timeline.page.locator(f"{SECTION} .fpreel-made").all_inner_texts()
+    assert made == [f"made {n} of 3" for n in (1, 2, 3)]
+
+
+def test_reloaded_and_exported_plans_are_the_same(
+    timeline: ComfyPage, picture: Path, open_page: Any, tmp_path: Path
+) -> None:
+    build(timeline, picture)
+    timeline.page.wait_for_timeout(1500)  # ComfyUI keeps a draft of the workflow now and then
+    prompt = timeline.prompt()
+    exported = tmp_path / "exported.json"
+    exported.write_text(json.dumps(timeline.workflow()), encoding="utf-8")
+
+    timeline.reload()
+    assert timeline.prompt() == prompt
+    timeline.show("FPReelPlan")
+    assert timeline.page.locator(f"{SECTION}.fpreel-has-image").count() == 1
+
+    other = open_page()
+    other.drop_file(exported, "canvas >> nth=0", "application/json")
+    other.page.wait_for_function("() => (app.rootGraph ?? app.graph).nodes.length > 5")
+    other.page.wait_for_timeout(1000)
+    assert other.prompt() == prompt
+    other.show("FPReelPlan")
+    assert other.page.locator(SECTION).count() == 4
+
+
+def test_a_text_that_is_no_timeline_is_shown_and_kept(timeline: ComfyPage) -> None:
+    timeline.set_widget("FPReelPlan", "timeline", '{"sections": [{"promt": "a"}]}')
+    timeline.page.wait_for_timeout(300)
+    assert "not a timeline" in timeline.page.inner_text(f"{TIMELINE} .fpreel-problem >> nth=0")
+    assert timeline.inputs("FPReelPlan")["timeline"] == '{"sections": [{"promt": "a"}]}'
+    timeline.page.click(f"{TIMELINE} .fpreel-problem button")
+    assert timeline.inputs("FPReelPlan")["timeline"] == ""
