@@ -1,0 +1,61 @@
+"""The words of the interface: three languages with the same keys and the same {names} in them."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+LOCALES = ROOT / "locales"
+SOURCES = [*(ROOT / "js").glob("*.js")]
+LANGUAGES = ("en", "ja", "zh")
+FILES = ("main.json", "nodeDefs.json")
+NAME = re.compile(r"\{\w+\}")
+
+
+def words(language: str, file: str) -> dict[str, str]:
+    """Texts by dotted key."""
+    return dict(flat(json.loads((LOCALES / language / file).read_text(encoding="utf-8"))))
+
+
+def flat(table: dict[str, Any], path: str = "") -> Iterator[tuple[str, str]]:
+    for key, value in table.items():
+        place = f"{path}.{key}" if path else key
+        if isinstance(value, dict):
+            yield from flat(value, place)
+        else:
+            yield place, value
+
+
+@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_languages_say_the_same(language: str, file: str) -> None:
+    english, here = words("en", file), words(language, file)
+    assert here.keys() == english.keys()
+    assert [key for key, text in here.items() if not text.strip()] == []
+    if file == "main.json":
+        named = {key: sorted(NAME.findall(text)) for key, text in here.items()}
+        assert named == {key: sorted(NAME.findall(text)) for key, text in english.items()}
+
+
+@pytest.mark.parametrize("language", LANGUAGES[1:])
+def test_sentences_are_translated(language: str) -> None:
+    english, here = words("en", "nodeDefs.json"), words(language, "nodeDefs.json")
+    same = [key for key, text in here.items() if " " in text and text == english[key]]
+    assert [key for key in same if key.endswith(("tooltip", "description"))] == []
+
+
+def test_widgets_use_words_that_exist() -> None:
+    known = {key.removeprefix("fpreel.") for key in words("en", "main.json")}
+    used = {
+        key
+        for path in SOURCES
+        for key in re.findall(r'\bt\(\s*"([\w.]+)"', path.read_text(encoding="utf-8"))
+    }
+    assert len(used) > 40
+    assert used <= known
