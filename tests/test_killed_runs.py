@@ -79,5 +79,5 @@ def test_a_killed_run_goes_on_to_the_same_bits(begun: Path, tmp_path: Path) -> N
         repeated = begun.stat().st_size - work_done - SECTIONS
         assert repeated <= 1, f"killed after {moment:.2f} s: {repeated} sections made again"
         work_done = begun.stat().st_size
-    assert killed > KILLS / 2  # a run may be faster than the first one
+    assert killed >= KILLS / 2  # a run may be faster than the first one
     print(f"{KILLS} of {KILLS} runs equal, {killed} killed in {duration:.1f} s each")

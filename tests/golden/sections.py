@@ -124,7 +124,8 @@ class Recorder:
             )
         self.seen.append(note)
         frames = 1000.0 * (task.order + 1) + torch.arange(task.noise.shape[2])
-        return frames.view(1, 1, -1, 1, 1).expand_as(task.noise)
+        # Labels are read at x = 0; one value everywhere would be refused as broken output.
+        return frames.view(1, 1, -1, 1, 1) + torch.arange(task.noise.shape[4])
 
 
 def trace(plan: Plan, start: Tensor | None = None) -> Trace:
