@@ -217,7 +217,7 @@ def test_a_disk_that_fills_up_in_the_video_leaves_the_latents(
             "--latent_path {odd} --vae toy --latent_window_size 2",
             r"4 latent frames are not 1 \+ n x 2",
         ),
-        ("--fp8_scaled", "unrecognized arguments: --fp8_scaled"),
+        ("--fp8_fast", "unrecognized arguments: --fp8_fast"),
         ("--video_se 1", "unrecognized arguments: --video_se"),
     ],
 )
