@@ -125,7 +125,8 @@ class Recorder:
         self.seen.append(note)
         frames = 1000.0 * (task.order + 1) + torch.arange(task.noise.shape[2])
         # Labels are read at x = 0; one value everywhere would be refused as broken output.
-        return frames.view(1, 1, -1, 1, 1) + torch.arange(task.noise.shape[4])
+        values = frames.view(1, 1, -1, 1, 1) + torch.arange(task.noise.shape[4])
+        return values.expand_as(task.noise)
 
 
 def trace(plan: Plan, start: Tensor | None = None) -> Trace:
