@@ -124,6 +124,7 @@ class Check:
         passes = scene.sections * request.sampler.steps * (2 if request.with_cfg else 1)
         sampling = passes * self.step.seconds
         skipped = ", less what the step cache skips" if request.sampler.step_cache else ""
+        skipped += ", and what streaming blocks takes" if self.models.execution.swapped else ""
         text = (
             f"time: sampling about {_duration(sampling)} ({passes} passes of "
             f"{self.step.seconds:.2g} s{skipped})"
@@ -143,15 +144,33 @@ class Check:
 
     @cached_property
     def _transformer_need(self) -> int:
+        swapped = self.models.execution.swapped
+        here = self._blocks - swapped + 1 if swapped else self._blocks  # one of them visits
+        return self._transformer_size * here // self._blocks + self._working
+
+    @property
+    def _working(self) -> int:
+        return self.step.memory or OTHER_MEMORY
+
+    @cached_property
+    def _transformer_size(self) -> int:
+        """Nearly all of it is in the blocks."""
         config = dit_config(self.models.paths["dit"])
         numbers = sum(math.prod(shape) for shape in dit_shapes(config).values())
         small = self.models.precision.startswith("fp8") or self._file_size("dit") < 1.5 * numbers
-        weights = numbers * (1 if small else self.models.dtype.itemsize)
-        return weights + (self.step.memory or OTHER_MEMORY)
+        return numbers * (1 if small else self.models.dtype.itemsize)
+
+    @property
+    def _blocks(self) -> int:
+        config = dit_config(self.models.paths["dit"])
+        return config.num_layers + config.num_single_layers
 
     def _smaller_transformer(self, free: int) -> str:
         if self.models.precision == "auto" and self._transformer_need / 2 < free:
             return "use --fp8_scaled"
+        fitting = (free - self._working) * self._blocks // self._transformer_size
+        if self.models.device.type == "cuda" and fitting > 1:
+            return f"use --blocks_to_swap {self._blocks - fitting + 1}"
         return "use a smaller --video_size" if self.step.memory else "use another --device"
 
     @cached_property

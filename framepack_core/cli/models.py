@@ -39,6 +39,7 @@ from ..weights.fp8 import Precision
 from ..weights.layouts import F1_FOLDER, TITLES, Component, find_component
 from ..weights.lora_apply import LoraUse, apply_loras, open_loras
 from ..weights.names import UNKNOWN_KIND, guess_kind
+from .execution import Execution
 
 TOYWORLD = "toyworld"
 FLAGS: dict[Component, str] = {
@@ -157,6 +158,7 @@ class Models:
     attention: Attention = sdpa
     decoding: Decoding = Decoding()
     keep: bool = False
+    execution: Execution = field(default_factory=Execution)
     precision: Precision = "auto"
     llama_precision: Precision = "auto"
     loras: Sequence[LoraUse] = ()
@@ -175,6 +177,7 @@ class Models:
             ATTENTION[args.attn_mode],
             Decoding.from_args(args),
             keep,
+            Execution.from_args(args),
             precision_of(args),
             "fp8" if args.fp8_llm else "auto",
             read_loras(args, paths["dit"]) if "dit" in paths else (),
@@ -188,6 +191,7 @@ class Models:
             "precision": [self.dtype, self.precision, self.device.type],
             "LoRA": [[u.lora.path, u.strength, u.lora.modules] for u in self.loras],
             "attention": self.attention,
+            "compile": self.execution.compilation,
         }
 
     @contextmanager
@@ -201,11 +205,16 @@ class Models:
         dit = load_dit(
             self.paths["dit"],
             dtype=self.dtype,
-            device=self.device,
+            device="cpu" if self.execution.swapped else self.device,
             attention=self.attention,
             precision=self.precision,
         )
         apply_loras(dit, self.loras)
+        self.execution.prepare(dit, self.device)
+        return self._place_dit(dit)
+
+    def _place_dit(self, dit: FramePackDiT) -> FramePackDiT:
+        self.execution.place(dit, self.device)
         return dit
 
     @contextmanager
@@ -265,12 +274,16 @@ class Models:
     def _use(self, name: str, load: Callable[[], Any]) -> Iterator[Any]:
         self._release_last()
         self._last_used = name
-        model = _move(self._kept[name], self.device) if name in self._kept else load()
+        model = self._bring_back(name) if name in self._kept else load()
         try:
             yield model
         finally:
             if self.keep:
                 self._kept[name] = _move(model, torch.device("cpu"))
+
+    def _bring_back(self, name: str) -> Any:
+        model = self._kept[name]
+        return self._place_dit(model) if name == "dit" else _move(model, self.device)
 
     def _release_last(self) -> None:
         """Free the model used before; its user has let go of it by now."""

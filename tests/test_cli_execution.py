@@ -1,0 +1,70 @@
+"""Streamed blocks and torch.compile on the command line: the same latents, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from cli_runs import failure, latents, parse, picture, small
+
+from framepack_core.cli import check, main
+from framepack_core.cli.jobs import Job
+from framepack_core.cli.models import FLAGS, Models
+from framepack_core.sampling.probe import StepCost
+from framepack_core.toyworld import OPPOSITE_LORA
+
+
+@pytest.fixture
+def command(tmp_path: Path) -> list[str]:
+    options = ("--prompt", "x", "--image_path", picture(tmp_path / "a.png"))
+    return small("generate", tmp_path / "out", *options, "--video_sections", "1")
+
+
+@pytest.mark.parametrize("extra", [(), ("--fp8_scaled", "--lora_weight", str(OPPOSITE_LORA))])
+def test_streamed_blocks_change_nothing(
+    command: list[str], extra: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    expected = latents([*command, *extra], capsys)
+    streamed = latents([*command, *extra, "--blocks_to_swap", "3"], capsys)
+    assert torch.equal(streamed, expected)
+
+
+def test_compiled_blocks_make_the_same(
+    command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    expected = latents(command, capsys)
+    options = ("--compile", "--compile_backend", "aot_eager", "--compile_dynamic", "true")
+    torch.testing.assert_close(latents([*command, *options], capsys), expected)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--blocks_to_swap -1", "argument --blocks_to_swap: '-1' is not a whole number above 0"),
+        ("--use_pinned_memory_for_block_swap", "it needs --blocks_to_swap"),
+        ("--compile_mode max-autotune", "it needs --compile"),
+        ("--compile_cache_size_limit 8", "it needs --compile"),
+    ],
+)
+def test_options_that_would_do_nothing_are_refused(
+    command: list[str], options: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert failure([*command, *options.split()], capsys).endswith(message)
+
+
+def test_more_blocks_than_there_are(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*command, "--blocks_to_swap", "99"]) == 2
+    assert "99 of 8 blocks; give fewer" in capsys.readouterr().err
+
+
+def test_check_counts_the_blocks_that_are_on_the_device(
+    command: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(check.Check, "step", StepCost(seconds=1, memory=10**6))
+    needs = []
+    for swapped in ("0", "5"):
+        args = parse(["check", *command[1:], "--blocks_to_swap", swapped])
+        found = check.Check(Job.prepare(args), Models.from_args(args, list(FLAGS)))
+        needs.append(found._transformer_need - 10**6)
+    assert needs[1] == pytest.approx(needs[0] / 2, rel=1e-3)  # of 8 blocks, 3 stay and 1 visits
