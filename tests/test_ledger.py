@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -175,6 +177,27 @@ def holding(value):
     return lambda: value
 
 
+def bound(strength: float) -> Any:
+    return lambda x, strength=strength: x * strength
+
+
+def branch(up: bool) -> Any:
+    return (lambda x: x + 1) if up else (lambda x: x - 1)
+
+
+def test_writers_share_a_folder(tmp_path: Path) -> None:
+    plans = [plan_f1(3, WINDOW) for _ in range(4)]
+    runs = [Ledger(tmp_path, limit=1).open(plan, {"run": i}) for i, plan in enumerate(plans)]
+
+    def write(run: LedgerRun) -> None:
+        for _ in range(20):
+            for order in range(3):
+                run.store(order, torch.ones(1, 1, 1, 2, 2))
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(write, runs))  # raises what a writer raised
+
+
 def test_fingerprints_tell_contents_apart(tmp_path: Path) -> None:
     file = tmp_path / "a"
     file.write_bytes(bytes(10**7))
@@ -200,7 +223,10 @@ def test_fingerprints_tell_contents_apart(tmp_path: Path) -> None:
         torch.zeros(2, 3),
         torch.zeros(3, 2),
         torch.zeros(2, 3, dtype=torch.bfloat16),
+        torch.tensor(1, dtype=torch.bfloat16),
         torch.bfloat16,
+        *(bound(strength) for strength in (1, 2)),
+        *(branch(up) for up in (True, False)),
         partial(holding, 1),
         partial(holding, 2),
         holding(1),

@@ -7,13 +7,11 @@ from pathlib import Path
 import psutil
 import torch
 
-# Limit and use of a container; the system's own numbers know nothing of them.
+# Limit and use of a container, and where its memory.stat says how much of that is cached files; the
+# system's own numbers know nothing of them.
 CGROUPS = (
-    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-    (
-        "/sys/fs/cgroup/memory/memory.limit_in_bytes",
-        "/sys/fs/cgroup/memory/memory.usage_in_bytes",
-    ),
+    ("/sys/fs/cgroup", "memory.max", "memory.current", ""),
+    ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_"),
 )
 
 
@@ -26,12 +24,20 @@ def free_main_memory() -> int:
 
 
 def _container_memory() -> list[int]:
-    for limit, used in CGROUPS:
+    for folder, limit, used, prefix in CGROUPS:
+        root = Path(folder)
         try:
-            return [int(Path(limit).read_text()) - int(Path(used).read_text())]
-        except (OSError, ValueError):  # no container, or one without a limit ("max")
+            in_use = int((root / used).read_text()) - _cached_files(root / "memory.stat", prefix)
+            return [int((root / limit).read_text()) - in_use]
+        except (OSError, ValueError, KeyError):  # no container, or one without a limit ("max")
             continue
     return []
+
+
+def _cached_files(statistics: Path, prefix: str) -> int:
+    """Bytes that the system gives back as soon as they are needed."""
+    counts = dict(line.split() for line in statistics.read_text().splitlines())
+    return sum(int(counts[f"{prefix}{name}_file"]) for name in ("active", "inactive"))
 
 
 def free_device_memory(device: torch.device) -> int:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from functools import partial
 from pathlib import Path
-from types import FunctionType
+from types import CodeType, FunctionType
 from typing import Any
 
 import torch
@@ -21,8 +21,8 @@ SAMPLE_BYTES = 1 << 16
 def fingerprint(value: Any) -> str:
     """A digest of settings: numbers, texts, tensors by content, paths by the file behind them.
 
-    Functions count by name, those made inside others also by what they hold on to. Raises TypeError
-    for anything else, as nothing can vouch for it.
+    Functions count by name, those made inside others also by their code and what they hold on to.
+    Raises TypeError for anything else, as nothing can vouch for it.
     """
     digest = hashlib.sha256()
     _feed(digest, value)
@@ -34,7 +34,7 @@ def _feed(digest: Any, value: Any) -> None:
     if isinstance(value, Tensor):
         data = value.detach().cpu().contiguous()
         digest.update(f"tensor {data.dtype} {tuple(data.shape)} ".encode())
-        digest.update(data.view(torch.uint8).numpy() if data.ndim else data.numpy().tobytes())
+        digest.update(data.reshape(-1).view(torch.uint8).numpy())
     elif isinstance(value, Path):
         _feed_file(digest, value)
     elif is_dataclass(value) and not isinstance(value, type):
@@ -57,17 +57,27 @@ def _feed(digest: Any, value: Any) -> None:
     elif isinstance(value, partial):
         _feed(digest, [value.func, value.args, value.keywords])
     elif isinstance(value, FunctionType | type):
-        _feed(digest, [value.__module__, value.__qualname__, _held(value)])
+        _feed(digest, [value.__module__, value.__qualname__, *_held(value)])
     else:
         raise TypeError(f"no fingerprint of a {type(value).__name__}")
 
 
 def _held(value: FunctionType | type) -> list[Any]:
-    """What a function made inside another one holds on to; nothing where the name says it all."""
-    module = sys.modules.get(value.__module__)
-    if getattr(module, value.__qualname__, None) is value:
+    """All that tells apart functions made by one piece of code; nothing where the name says it."""
+    if getattr(sys.modules.get(value.__module__), value.__qualname__, None) is value:
         return []
-    return [cell.cell_contents for cell in getattr(value, "__closure__", None) or ()]
+    if isinstance(value, type):
+        raise TypeError(f"no fingerprint of the class {value.__qualname__}, made in a function")
+    try:
+        cells = [cell.cell_contents for cell in value.__closure__ or ()]
+    except ValueError:  # an empty cell
+        raise TypeError(f"no fingerprint of {value.__qualname__} before all of it is set") from None
+    return [cells, value.__defaults__, value.__kwdefaults__, *_instructions(value.__code__)]
+
+
+def _instructions(code: CodeType) -> list[Any]:
+    parts = [_instructions(c) if isinstance(c, CodeType) else repr(c) for c in code.co_consts]
+    return [code.co_code.hex(), code.co_names, parts]
 
 
 def _feed_file(digest: Any, path: Path) -> None:

@@ -11,6 +11,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -123,8 +124,9 @@ class Ledger:
         found = []
         for path in self.folder.glob(f"*{SUFFIX}*"):
             if path.name.endswith((SUFFIX, SUFFIX + DAMAGED)) and not path.name.startswith("."):
-                status = path.stat()
-                found.append(Entry(path, status.st_size, status.st_mtime))
+                with suppress(FileNotFoundError):  # another process has removed it meanwhile
+                    status = path.stat()
+                    found.append(Entry(path, status.st_size, status.st_mtime))
         return sorted(found, key=lambda entry: entry.modified)
 
     def describe(self) -> str:
@@ -147,8 +149,9 @@ class Ledger:
         What a killed process has left half-written goes too, once no other can be at it still.
         """
         for path in self.folder.glob(HALF_WRITTEN):
-            if time.time() - path.stat().st_mtime > DAY:
-                path.unlink(missing_ok=True)
+            with suppress(FileNotFoundError):  # another process has finished it meanwhile
+                if time.time() - path.stat().st_mtime > DAY:
+                    path.unlink()
         entries = self.entries()
         excess, removed = sum(entry.size for entry in entries) - self.limit, 0
         for entry in entries:
@@ -208,13 +211,15 @@ class LedgerRun:
             if latents.shape != tuple(shape) or not torch.isfinite(latents).all():
                 raise FramePackError(f"{path} holds something else")
         except (FramePackError, KeyError) as error:
-            path.replace(path.with_name(path.name + DAMAGED))
+            with suppress(FileNotFoundError):
+                path.replace(path.with_name(path.name + DAMAGED))
             self.ledger.say(
                 f"ledger: {path.name} is damaged ({error}); it is set aside as "
                 f"{path.name}{DAMAGED} and its section made again"
             )
             return None
-        os.utime(path)
+        with suppress(FileNotFoundError):  # pruned by another process just now
+            os.utime(path)
         return latents
 
     def store(self, order: int, latents: Tensor) -> None:
