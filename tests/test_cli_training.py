@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -109,6 +110,34 @@ def test_a_name_is_taken_once_and_resumed(
     assert main([*command, "--resume", "--max_train_steps", "4"]) == 0
     log = [json.loads(line) for line in (tmp_path / "x-log.jsonl").read_text().splitlines()]
     assert [entry["step"] for entry in log] == [1, 2, 3, 4]
+
+
+def test_resuming_on_another_base(
+    clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A copy of the model is the same one; a changed weight, or a LoRA below, makes another."""
+
+    def done(command: list[str]) -> None:
+        assert main(command) == 0
+        capsys.readouterr()
+
+    copied = shutil.copytree(SNAPSHOT / "transformer", tmp_path / "copied")
+    done(cache(clips))
+    done(train(clips, tmp_path))
+    resume = ["--resume", "--max_train_steps", "4"]
+    base = ["--base_weights", str(OPPOSITE_LORA), "--base_weights_multiplier"]
+    refused = (
+        "was trained with another base model; load the one that it was trained on, with the same "
+        "LoRAs, or start a new run under another output_name"
+    )
+    assert refused in failure(train(clips, tmp_path, *resume, *base, "0.5"), capsys)
+    given = train(clips, tmp_path, *resume, "--dit", str(copied))
+    done([*given, *base, "0"])
+    *_, shard = sorted(copied.glob("*.safetensors"))
+    content = bytearray(shard.read_bytes())
+    content[-1] ^= 1
+    shard.write_bytes(content)
+    assert refused in failure(given, capsys)
 
 
 def test_loras_below_the_new_one(

@@ -130,8 +130,21 @@ def test_resuming_on_other_data_is_refused(tmp_path: Path) -> None:
     samples = make_samples(tmp_path / "cache")
     config = tiny_config(tmp_path)
     run(config, samples)
-    with pytest.raises(FramePackError, match="data = "):
+    with pytest.raises(FramePackError, match="was trained with other clips; put them back"):
         run(config.model_copy(update={"resume": True}), samples[1:])
+
+
+def test_resuming_on_another_base_is_refused(tmp_path: Path) -> None:
+    def resume(base: str) -> list[float]:
+        batches = Batches(make_samples(tmp_path / "cache"), 42)
+        steps = config.model_copy(update={"resume": config.exists, "steps": config.steps + 1})
+        return train(steps, FlowDenoiser(tiny_dit()), batches, base=base).losses
+
+    config = tiny_config(tmp_path, scheduler="constant")
+    first = resume("one")
+    with pytest.raises(FramePackError, match="another base model; load the one that it was"):
+        resume("two")
+    assert resume("one") == first
 
 
 def test_a_name_is_not_written_over(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from ..training.adapters import AdapterConfig, Kind
 from ..training.batches import open_batches
 from ..training.config import TrainConfig
 from ..training.dataset import TrainingSet
-from ..training.encoders import check_model
+from ..training.encoders import base_identity, check_model
 from ..training.logs import LOGGERS
 from ..training.loop import Callbacks, StepReport, train
 from ..training.metadata import NETWORK_MODULES, dataset_metadata
@@ -91,6 +91,7 @@ def run(args: Namespace) -> None:
                 validation=validation,
                 device=models.device,
                 metadata={**dataset_metadata(found), **_about(args, models)},
+                base=base_identity(models.paths["dit"], models.loras),
             )
     _say(str(result.path))
 

@@ -22,6 +22,11 @@ FREE = {
     *("save_every_steps", "save_every_epochs", "sample_every_steps", "sample_every_epochs"),
     *("sample_at_first", "gradient_checkpointing", "blocks_to_swap"),
 }
+# What settings that are digests stand for, and how a resumed run gets the same again.
+DIGESTS = {
+    "base": "another base model; load the one that it was trained on, with the same LoRAs",
+    "data": "other clips; put them back as they were",
+}
 
 
 @dataclass
@@ -78,11 +83,13 @@ def load_state(
 
 
 def _check_settings(path: Path, earlier: dict[str, Any], now: dict[str, Any]) -> None:
-    for name in sorted(set(earlier) | set(now)):
-        if name not in FREE and earlier.get(name) != now.get(name):
+    for name in sorted((set(earlier) | set(now)) - FREE):
+        was, given = earlier.get(name), now.get(name)
+        if was != given:
+            wrong = DIGESTS.get(name, f"{name} = {was}, not {given}; set it back")
             raise FramePackError(
-                f"resume: {path} was trained with {name} = {earlier.get(name)}, not "
-                f"{now.get(name)}; set it back, or start a new run under another output_name"
+                f"resume: {path} was trained with {wrong}, or start a new run under another "
+                "output_name"
             )
 
 

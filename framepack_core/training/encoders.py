@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -15,7 +15,9 @@ from ..models.text import TextEncoders
 from ..models.vae import AutoencoderKL
 from ..models.vae_tiling import tiled_encode
 from ..runtime.errors import FramePackError
-from ..sampling.ledger import fingerprint
+from ..sampling.fingerprint import fingerprint
+from ..weights.layouts import find_component
+from ..weights.lora_apply import LoraUse
 from .cache import LatentEncoders, TextEncoder
 from .dataset import TrainMode
 
@@ -75,6 +77,12 @@ def text_identity(identity: str, system_prompt: str | None = None) -> str:
 def model_identity(paths: Iterable[Path]) -> str:
     """A digest of model files, so that caches of other models are known to be stale."""
     return fingerprint(sorted(paths))
+
+
+def base_identity(path: Path, loras: Sequence[LoraUse] = ()) -> str:
+    """A digest of the model below an adapter: the files of the DiT, and the LoRAs on it."""
+    merged = [[u.lora.path, u.strength, u.lora.modules] for u in loras if u.strength]
+    return fingerprint([sorted(find_component(path, "dit").weights), merged])
 
 
 def state_identity(models: Mapping[str, nn.Module]) -> str:

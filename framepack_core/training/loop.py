@@ -81,19 +81,22 @@ def train(
     validation: Batches | None = None,
     device: torch.device | str = "cpu",
     metadata: Mapping[str, str] | None = None,
+    base: str = "",
 ) -> TrainResult:
     """Train an adapter of the denoiser's DiT, whose own weights stay as they are.
 
     The adapter and all that resuming needs are on disk every `save_every_steps` and when the run
-    ends, by itself, by an exception or by an interrupt. Raises FramePackError if the loss is not
-    finite, with the state from before it saved.
+    ends, by itself, by an exception or by an interrupt. base: what `base_identity` says of the
+    DiT. Raises FramePackError if the loss is not finite, with the state from before it saved, and
+    if a run is to be resumed on another base or other data.
     """
     # A host may have turned gradients off for everything that it runs.
     with torch.inference_mode(False), torch.enable_grad():
-        run = _Run(config, denoiser, batches, validation, torch.device(device), metadata or {})
+        place = torch.device(device)
+        run = _Run(config, denoiser, batches, validation, place, metadata or {}, base)
         blocks = wrapped_blocks(
             denoiser.dit,
-            torch.device(device),
+            place,
             checkpointing=config.gradient_checkpointing,
             swapped=config.blocks_to_swap,
         )
@@ -118,6 +121,7 @@ class _Run:
         validation: Batches | None,
         device: torch.device,
         metadata: Mapping[str, str],
+        base: str,
     ) -> None:
         self.config, self.denoiser, self.batches = config, denoiser, batches
         self.validation, self.device, self.metadata = validation, device, metadata
@@ -136,7 +140,8 @@ class _Run:
         self.rate = config.rates(self.total)
         self.epoch_steps = config.steps_an_epoch(len(batches), self.workers.count)
         names = [sample.latents.name for sample in batches.samples]
-        self.settings = {**config.model_dump(mode="json"), "data": fingerprint(names)}
+        digests = {"base": base, "data": fingerprint(names)}
+        self.settings = {**config.model_dump(mode="json"), **digests}
         self.progress = self._start()
         self._saved = self.progress.step
         self._pace: float | None = None
