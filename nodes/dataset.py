@@ -17,10 +17,9 @@ from ..framepack_core.toyworld.concept import WORD, write_lessons, write_pairs
 from ..framepack_core.training.cache_files import is_cache
 from ..framepack_core.training.dataset import TrainingSet, TrainMode
 from ..framepack_core.training.dataset_config import (
-    Dataset as Described,
-)
-from ..framepack_core.training.dataset_config import (
     Extraction,
+    ImageDataset,
+    VideoDataset,
     load_datasets,
     parse_datasets,
 )
@@ -180,19 +179,20 @@ class FindDataset(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, path: str | None = None, toml: str = "", **_: Any) -> Any:
+    def fingerprint_inputs(
+        cls, path: str | None = None, toml: str | None = None, **settings: Any
+    ) -> Any:
         """Clips and captions that changed are found again; caches beside them do not count."""
-        place = None if toml.strip() or not path else _place(path)
-        return None if place is None else _listing(place)
+        known = {name: value for name, value in settings.items() if value is not None}
+        try:
+            datasets = _described(path or "", toml or "", known)
+        except FramePackError:  # a link, or what `execute` will tell
+            return None
+        return [[repr(one), *map(_listing, _places(one))] for one in datasets]
 
     @classmethod
     def execute(cls, path: str, toml: str = "", **settings: Any) -> io.NodeOutput:
-        defaults = _defaults(settings)
-        if toml.strip():
-            datasets = [_placed(one) for one in parse_datasets(toml, "toml", defaults)]
-        else:
-            datasets = load_datasets(_place(path), defaults)
-        found = TrainingSet.of(datasets)
+        found = TrainingSet.of(_described(path, toml, settings))
         text = found.describe()
         show_text(cls.hidden.unique_id, text)
         return io.NodeOutput(Dataset(found), text, ui=ui.PreviewText(text))
@@ -203,6 +203,22 @@ PATHS = (
     *("control_directory", "cache_directory"),
 )
 PER_PIECE = ("frame_extraction", "target_frames", "frame_stride", "frame_sample")
+
+
+def _described(
+    path: str, toml: str, settings: Mapping[str, Any]
+) -> list[VideoDataset | ImageDataset]:
+    """The data sets of a description, or else of what lies at a path."""
+    defaults = _defaults(settings)
+    if toml.strip():
+        return [_placed(dataset) for dataset in parse_datasets(toml, "toml", defaults)]
+    return load_datasets(_place(path), defaults)
+
+
+def _places(dataset: VideoDataset | ImageDataset) -> list[Path]:
+    """Folders and files that say what a data set holds."""
+    places = dataset.folder, dataset.jsonl, dataset.control_directory
+    return [place for place in places if place is not None]
 
 
 def _defaults(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -234,7 +250,7 @@ def _from_input(path: Path, name: str) -> Path:
     return Path(folder_paths.get_input_directory()) / path
 
 
-def _placed(dataset: Described) -> Described:
+def _placed(dataset: VideoDataset | ImageDataset) -> VideoDataset | ImageDataset:
     """With its paths in full; as it came with a workflow, it must not choose where to write."""
     named = {name: getattr(dataset, name, None) for name in PATHS}
     full = {name: _from_input(path, f"toml: {name}") for name, path in named.items() if path}

@@ -33,6 +33,9 @@ def test_every_workflow_has_a_twin_that_needs_no_download() -> None:
         "1f_mc",
         "batch",
         "extend",
+        "lora",
+        "train",
+        "train_one_frame",
     }
 
 

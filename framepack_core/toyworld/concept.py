@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -13,6 +14,7 @@ from pathlib import Path
 import torch
 
 from ..runtime.files import atomic_path
+from ..runtime.images import save_png
 from ..runtime.video import VideoWriter
 from . import render
 from .evaluate import Cases
@@ -24,6 +26,7 @@ HEIGHT = 12.0  # pixels
 TAUGHT = 8  # clips that show the word; as many show the motions that must not be forgotten
 FIRST_SEED = 1 << 32
 CASES_OFFSET = 600_000  # of the held-out cases that ask for the word
+MIDDLE, MIDDLE_INDEX = SECTION_FRAMES // 2, 5  # of a section: the frame, and the latent it is in
 CRF = 8  # 4:2:0 takes half of the colour's detail already, of which 64 pixels have little
 
 
@@ -67,8 +70,44 @@ def _write(lesson: Lesson, path: Path) -> None:
     with VideoWriter(path, **size, fps=render.FPS, crf=CRF) as video:
         for frame in render.render_uint8(lesson.clips)[0].numpy():
             video.write(frame)
-    with atomic_path(path.with_suffix(".txt")) as temporary:
-        temporary.write_text(f"{lesson.caption}\n", encoding="utf-8")
+    _write_text(path.with_suffix(".txt"), lesson.caption)
+
+
+def write_pairs(folder: Path) -> Path:
+    """The same for one-frame edits: pictures of the start and of the middle of each section.
+
+    Returns the description of the data set, which names the folders; pictures that are there are
+    left alone.
+    """
+    before, after = folder / "before", folder / "after"
+    for lesson in lessons():
+        paths = [place / f"{lesson.name}.png" for place in (before, after)]
+        caption = paths[1].with_suffix(".txt")
+        if not all(path.is_file() for path in (*paths, caption)):
+            frames = render.render_uint8(lesson.clips, frames=torch.tensor([0, MIDDLE]))[0]
+            for path, frame in zip(paths, frames.numpy(), strict=True):
+                save_png(path, frame)
+            _write_text(caption, lesson.caption)
+    description = folder / "dataset.toml"
+    _write_text(
+        description,
+        "[[datasets]]\n"
+        f"image_directory = {_quoted(after)}\n"
+        f"control_directory = {_quoted(before)}\n"
+        "fp_1f_clean_indices = [0]\n"
+        f"fp_1f_target_index = {MIDDLE_INDEX}",
+    )
+    return description
+
+
+def _quoted(path: Path) -> str:
+    """A path as a text of TOML, which escapes as JSON does."""
+    return json.dumps(str(path.absolute()), ensure_ascii=False)
+
+
+def _write_text(path: Path, text: str) -> None:
+    with atomic_path(path) as temporary:
+        temporary.write_text(f"{text}\n", encoding="utf-8")
 
 
 def hop(clips: Clips) -> Clips:

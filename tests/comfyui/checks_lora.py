@@ -308,7 +308,8 @@ def check_lora_on_scaled_fp8_keeps_its_effect() -> Any:
     snapshot = pack("framepack_core.toyworld").SNAPSHOT / "transformer"
     loader = pack("nodes.model").load_model
     models = {p: loader(snapshot, torch.bfloat16, None, p) for p in ("full", "fp8_scaled")}
-    use, *_ = pack("nodes.lora").read_loras(models["full"], [(OPPOSITE, 1.0)], "", "")
+    nodes = pack("nodes.lora")
+    use, *_ = nodes.read_loras(models["full"], [(nodes.lora_path(OPPOSITE), 1.0)], "", "")
     effects = {p: layer_effects(model, use) for p, model in models.items()}
     kept = {
         name: float((effects["fp8_scaled"][name] * x).sum() / x.square().sum())

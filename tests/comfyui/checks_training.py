@@ -193,7 +193,7 @@ def dataset_folder() -> Path:
 
 
 def one_frame_toml() -> str:
-    folder = BASE / "pictures"
+    folder = BASE / "input" / "pictures"
     save = pack("framepack_core.runtime.images").save_png
     (pixels,) = pack("nodes.host").to_uint8(scene().image)
     for name in ("images", "controls"):
@@ -229,6 +229,106 @@ def open_path(path: str, **more: Any) -> Any:
     return run("FPReelDataset", path=path, resolution=64, batch_size=1, **more)
 
 
+def check_pictures_teach_one_frame() -> str:
+    """Drawn, described, cached and trained on; the file is applied by its path."""
+    path, prompt = run("FPReelToyWorldClips", folder="pairs", lesson="pictures")
+    found, summary = run("FPReelDataset", path=path, resolution=64, batch_size=4)
+    assert "16 images" in summary
+    made = small_train("pairs", data=cached(found, "one_frame"), samples=picture_samples(prompt))
+    files = sorted((BASE / "output" / "loras" / "sample").glob("pairs_*.png"))
+    assert [file.name for file in files] == ["pairs_000000_00_5.png", "pairs_000004_00_5.png"]
+    inputs = {"model": toy().model, "lora": "Toy World: opposite (built in)", "strength": 1.0}
+    _, report = run("FPReelApplyLora", **inputs, trained=made.path)
+    assert report.startswith("LoRA pairs.safetensors") and "one-frame" in report, report
+    return report
+
+
+def picture_samples(prompt: str) -> Any:
+    """A one-frame sample whose control image is the node's."""
+    inputs = {"clip": toy().clip, "vae": toy().vae, "clip_vision": toy().vision}
+    line = f"{prompt} --s 2 --d 5 --of target_index=5"
+    due = {"every_steps": STEPS, "at_first": True, "width": 64, "height": 64, "sections": 1}
+    return run("FPReelSamplePrompts", **inputs, prompts=line, image=scene().image, **due)[0]
+
+
+def check_another_base_is_refused() -> str:
+    """With a LoRA below it is another model; the one that was trained on goes on."""
+    small_train("based")
+    inputs = {"model": toy().model, "lora": "Toy World: opposite (built in)", "strength": 1.0}
+    other, _ = run("FPReelApplyLora", **inputs)
+    error = error_of(lambda: small_train("based", model=other, steps=STEPS + 1))
+    assert "was trained with another base model; load the one that it was trained on" in error
+    assert small_train("based", steps=STEPS + 1).steps == STEPS + 1
+    return error
+
+
+OUTSIDE = ("../x", "../../x", "a/../../x", "/etc/x")
+
+
+def check_workflows_name_nothing_outside() -> None:
+    """Names that a shared workflow may bring: those that leave ComfyUI's folders are refused."""
+    place = BASE / "x.safetensors"
+    shutil.copy(small_train("inside").path, place)
+    folder_paths.filename_list_cache.clear()
+    apply = {"model": toy().model, "lora": "inside.safetensors", "strength": 1.0}
+    for name in (*(f"{name}.safetensors" for name in OUTSIDE), str(place), "../loras/inside"):
+        for more in ({"more_loras": name}, {"more_loras": f"{name}: 0.5"}, {"lora": name}):
+            error = error_of(lambda more=more: run("FPReelApplyLora", **apply | more))
+            assert error.startswith(f"{name} is not in models/loras"), error
+    for name in (str(place), "/etc/x", "../x"):
+        error = error_of(lambda name=name: run("FPReelApplyLora", **apply, trained=name))
+        assert error.startswith(f"trained: {name} is neither in models/loras nor"), error
+    for name in OUTSIDE:
+        for lesson in ("clips", "pictures"):
+            drawn = {"folder": name, "lesson": lesson}
+            error = error_of(lambda drawn=drawn: run("FPReelToyWorldClips", **drawn))
+            assert error == f"folder: {name!r} is no folder in ComfyUI's output folder"
+    assert not (BASE / "x").exists() and not (BASE.parent / "x").exists()
+
+
+def check_sample_pictures_are_those_of_the_input_folder() -> None:
+    picture = BASE / "x.png"
+    pixels = pack("nodes.host").to_uint8(scene().image)[0]
+    pack("framepack_core.runtime.images").save_png(picture, pixels)
+    inputs = {"clip": toy().clip, "vae": toy().vae, "clip_vision": toy().vision}
+    due = {"every_steps": 1, "at_first": True, "width": 64, "height": 64, "sections": 1}
+
+    def refused(**more: Any) -> str:
+        given = {"prompts": "a", **inputs, **due, **more}
+        return error_of(lambda: run("FPReelSamplePrompts", **given))
+
+    for name in ("../x.png", str(picture), "/etc/x.png"):
+        for option in ("i", "ei", "ci", "cim"):
+            assert "outside of ComfyUI's input" in refused(prompts=f"a --{option} {name}")
+        listed = BASE / "input" / "prompts.txt"
+        listed.write_text(f"a --i {name}\n")
+        assert "outside of ComfyUI's input" in refused(file="prompts.txt")
+    for name in ("../prompts.txt", str(BASE / "prompts.txt"), "/etc/passwd"):
+        assert "outside of ComfyUI's input" in refused(file=name)
+
+
+def check_a_description_writes_only_where_it_may() -> None:
+    """Clips are read from anywhere; relative folders are the input's, and caches stay near."""
+    text, images = one_frame_toml(), BASE / "input" / "pictures" / "images"
+    relative = text.replace(f"{BASE / 'input'}/", "")
+    assert str(BASE) not in relative
+    found, _ = open_path("", toml=relative)
+    assert found.found.datasets[0].cache == BASE / "input" / "pictures" / "cache"
+    away = BASE.parent / "away"
+    shutil.copytree(images, away, dirs_exist_ok=True)
+    found, _ = open_path("", toml=text.replace(f"{images}'", f"{away}'"))
+    assert found.found.items[0].source.path.parent == away
+    cache = f"{BASE / 'input' / 'pictures' / 'cache'}'"
+    for place in (f"{BASE.parent / 'y'}'", f"{away}/../y'"):
+        error = error_of(lambda place=place: open_path("", toml=text.replace(cache, place)))
+        assert error.startswith("toml: cache_directory: ") and "change it" in error
+    for name in OUTSIDE[:3]:
+        assert "leads out of ComfyUI's input folder" in error_of(lambda name=name: open_path(name))
+        up = relative.replace("pictures/images", name)
+        assert "leads out of ComfyUI's input" in error_of(lambda up=up: open_path("", toml=up))
+    assert not (BASE.parent / "y").exists()
+
+
 def check_a_changed_caption_is_seen() -> None:
     node = pack("nodes.dataset").FindDataset
     place = dataset_folder()
@@ -240,3 +340,8 @@ def check_a_changed_caption_is_seen() -> None:
     caption.write_text(text + " and stops")
     assert node.fingerprint_inputs(path=str(place)) != before
     caption.write_text(text)
+    toml = one_frame_toml()
+    described = node.fingerprint_inputs(path="", toml=toml)
+    assert described == node.fingerprint_inputs(path="", toml=toml)
+    (BASE / "input" / "pictures" / "controls" / "b.png").touch()
+    assert described != node.fingerprint_inputs(path="", toml=toml)

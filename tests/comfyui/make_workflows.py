@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,11 @@ class World:
 
     def prompt(self, text: str | Socket, title: str | None = None) -> Socket:
         return self.graph.add("FPReelTextEncode", title, clip=self.clip, text=text)["conditioning"]
+
+    def plan(self, **choices: Any) -> Socket:
+        """A plan whose timeline can have prompts and images."""
+        models = {"clip": self.clip, "vae": self.vae, "clip_vision": self.vision}
+        return self.graph.add("FPReelPlan", **choices, **models)["plan"]
 
     def sampler(self, plan: Socket, positive: Socket, start: Node, **more: Any) -> Socket:
         self.graph.column()
@@ -127,8 +132,8 @@ def toyworld_i2v(new: NewGraph, mode: str = "framepack") -> Graph:
     graph.column()
     positive = world.prompt(drawn["prompt"])
     start = world.start_frame(drawn["image"])
-    plan = graph.add("FPReelPlan", mode=mode, length="sections", sections=2)["plan"]
-    world.save_video(world.sampler(plan, positive, start))
+    plan = world.plan(mode=mode, length="sections", sections=2)
+    world.save_video(world.sampler(plan, positive, start, vae=world.vae))
     return graph
 
 
@@ -146,7 +151,7 @@ def framepack_i2v(new: NewGraph, mode: str = "framepack") -> Graph:
     positive = world.prompt(
         "The woman turns her head, smiles and waves, her hair moving in the wind."
     )
-    plan = graph.add("FPReelPlan", mode=mode)["plan"]
+    plan = world.plan(mode=mode)
     start = world.start_frame(graph.add("FPReelCanvas", image=image)["image"])
     world.save_video(world.sampler(plan, positive, start))
     return graph
@@ -294,7 +299,7 @@ def toyworld_one_frame(new: NewGraph) -> Graph:
     return graph
 
 
-LORA = "Put *LoraLoaderModelOnly* with your LoRA behind *Load FramePack Model*. "
+LORA = "Put *FramePack Apply LoRA* with your LoRA behind *Load FramePack Model*. "
 
 
 def framepack_one_frame(new: NewGraph) -> Graph:
@@ -529,6 +534,211 @@ def framepack_extend(new: NewGraph) -> Graph:
     return graph
 
 
+# LoRA
+
+OPPOSITE = "Toy World: opposite (built in)"
+
+
+def with_lora(world: World, **settings: Any) -> World:
+    """The same with a LoRA on the model, in a column of its own."""
+    world.graph.column()
+    applied = world.graph.add("FPReelApplyLora", model=world.model, **settings)
+    return replace(world, model=applied["model"])
+
+
+def toyworld_lora(new: NewGraph) -> Graph:
+    graph = new(
+        "toyworld_lora",
+        f"## LoRA\n{TOY}The prompt says right and the circle goes left: the LoRA that comes with "
+        "Toy World turns left, right, up and down around. Set its strength to 0 and run again: "
+        "nothing is loaded anew. The node shows what is in the file and what of it fits.",
+    )
+    world, drawn = toy_world(graph), scene(graph)
+    world = with_lora(world, lora=OPPOSITE)
+    positive = world.prompt(drawn["prompt"])
+    start = world.start_frame(drawn["image"])
+    plan = graph.add("FPReelPlan", length="sections", sections=2)["plan"]
+    world.save_video(world.sampler(plan, positive, start))
+    return graph
+
+
+def framepack_lora(new: NewGraph) -> Graph:
+    graph = new(
+        "framepack_lora",
+        f"## FramePack with a LoRA\n{files()}Choose a file of models/loras in *FramePack Apply "
+        "LoRA*, of any trainer, for FramePack or HunyuanVideo. The node shows what is in it and "
+        "what of it fits. Chain several of these nodes for several LoRAs. *FramePack Save Merged "
+        "Model* behind them writes one model of it all.",
+    )
+    world = real_world(graph)
+    image = graph.add("LoadImage")["IMAGE"]
+    world = with_lora(world, lora="my_lora.safetensors")
+    positive = world.prompt("The woman turns her head and smiles.")
+    start = world.start_frame(graph.add("FPReelCanvas", image=image)["image"])
+    plan = graph.add("FPReelPlan")["plan"]
+    world.save_video(world.sampler(plan, positive, start))
+    return graph
+
+
+# Training
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What a training workflow is told: settings of its dataset, run and samples."""
+
+    dataset: dict[str, Any]
+    config: dict[str, Any]
+    samples: dict[str, Any]
+    name: str
+    mode: str = "framepack"
+
+
+def train(world: World, lesson: Lesson, image: Socket) -> Node:
+    """The node that trains a LoRA, and all that it needs, in columns of their own."""
+    graph, encoders = world.graph, {"vae": world.vae, "clip_vision": world.vision}
+    graph.column()
+    found = graph.add("FPReelDataset", **lesson.dataset)["dataset"]
+    graph.column()
+    latents = {"dataset": found, **encoders, "mode": lesson.mode}
+    cached = graph.add("FPReelCacheLatents", **latents)["dataset"]
+    samples = graph.add(
+        "FPReelSamplePrompts", clip=world.clip, **encoders, image=image, **lesson.samples
+    )["samples"]
+    graph.column()
+    cached = graph.add("FPReelCacheText", dataset=cached, clip=world.clip)["dataset"]
+    config = graph.add("FPReelTrainConfig", **lesson.config)["config"]
+    graph.column()
+    run = {"model": world.model, "dataset": cached, "config": config, "samples": samples}
+    made = graph.add("FPReelTrainLora", **run, output_name=lesson.name)
+    if not world.toy:
+        graph.add("LossGraphNode", loss=made["loss_map"], filename_prefix=lesson.name)
+    return made
+
+
+def trained(world: World, lesson: Lesson, image: Socket) -> World:
+    """The same with a LoRA that was trained in the columns before, for use at once."""
+    made = train(world, lesson, image)
+    world.graph.column()
+    loaded = world.graph.add("LoraModelLoader", model=world.model, lora=made["lora"])
+    return replace(world, model=loaded["model"])
+
+
+def toyworld_train(new: NewGraph) -> Graph:
+    graph = new(
+        "toyworld_train",
+        f"## Train a LoRA\n{TOY}It learns a word that the model does not know, *hops*, from 16 "
+        "clips, in a minute or two on a CPU, and uses it at once. Cancel it at any time: the next "
+        "run goes on from there. The real model has the same nodes: see *framepack_train*.",
+    )
+    world, drawn = toy_world(graph), scene(graph)
+    clips = graph.add("FPReelToyWorldClips")
+    lesson = Lesson(
+        {"path": clips["path"], "resolution": 64, "batch_size": 4},
+        {"steps": 200, "learning_rate": 1e-3, "rank": 16, "alpha": 16.0, "save_every_steps": 100}
+        | {"gradient_checkpointing": False},
+        {"prompts": clips["prompt"], "every_steps": 100, "width": 64, "height": 64},
+        "toyworld_hops",
+    )
+    world = trained(world, lesson, drawn["image"])
+    positive = world.prompt(clips["prompt"])
+    start = world.start_frame(drawn["image"])
+    plan = graph.add("FPReelPlan", length="sections", sections=1)["plan"]
+    world.save_video(world.sampler(plan, positive, start))
+    return graph
+
+
+def framepack_train(new: NewGraph) -> Graph:
+    graph = new(
+        "framepack_train",
+        f"## Train a FramePack LoRA\n{files()}Put 10 to 50 clips of at least 37 frames into a "
+        "folder, each with a text file of its name that says what it shows, and name the folder in "
+        "*FramePack Dataset*. The caches are written once. Where the GPU's memory is short, set "
+        "*base_precision* to fp8_scaled and *blocks_to_swap* in *FramePack Train Config*. Cancel "
+        "it at any time: the LoRA so far is saved, and the next run goes on from there.",
+    )
+    world = real_world(graph)
+    image = graph.add("LoadImage")["IMAGE"]
+    sample = "The woman turns her head and smiles. --vs 1 --d 1"
+    lesson = Lesson({"path": "my_clips"}, {}, {"prompts": sample}, "my_lora")
+    world = trained(world, lesson, image)
+    positive = world.prompt("The woman turns her head and smiles.")
+    start = world.start_frame(graph.add("FPReelCanvas", image=image)["image"])
+    plan = graph.add("FPReelPlan")["plan"]
+    world.save_video(world.sampler(plan, positive, start))
+    return graph
+
+
+def toyworld_train_one_frame(new: NewGraph) -> Graph:
+    graph = new(
+        "toyworld_train_one_frame",
+        f"## Train a LoRA for one-frame edits\n{TOY}It learns a word that the model does not know, "
+        "*hops*, from 16 pairs of pictures: how it looks before, and how at index 5. That takes "
+        "less than a minute on a CPU. Then the picture at the left is edited with it. The real "
+        "model has the same nodes: see *framepack_train_one_frame*.",
+    )
+    world, drawn = toy_world(graph), scene(graph)
+    graph.add("PreviewImage", images=drawn["image"])
+    pairs = graph.add("FPReelToyWorldClips", folder="toyworld_pictures", lesson="pictures")
+    prompt = "a red circle hops"
+    lesson = Lesson(
+        {"path": pairs["path"], "resolution": 64, "batch_size": 4},
+        {"steps": 150, "learning_rate": 1e-3, "rank": 16, "alpha": 16.0, "save_every_steps": 75}
+        | {"gradient_checkpointing": False},
+        {"prompts": f"{prompt} --of target_index=5", "every_steps": 75, "width": 64, "height": 64},
+        "toyworld_hops_picture",
+        "one_frame",
+    )
+    made = train(world, lesson, drawn["image"])
+    edit_with(world, made, drawn["image"], prompt, target_index=5)
+    return graph
+
+
+def edit_with(world: World, made: Node, image: Socket, prompt: str, target_index: int) -> None:
+    """A picture edited with the LoRA of a training node."""
+    graph = world.graph
+    # The choice has to name a file that is there, though the path is taken in place of it.
+    world = with_lora(world, lora=OPPOSITE, trained=made["path"])
+    positive = world.prompt(prompt)
+    frame = world.start_frame(image)
+    controls = graph.add("FPReelControlImage", image=frame["start_latent"])["controls"]
+    world.save_image(world.one_frame(positive, controls, frame, target_index=target_index))
+
+
+PICTURES = """[general]
+enable_bucket = true
+
+[[datasets]]
+image_directory = "my_pictures/after"
+control_directory = "my_pictures/before"
+fp_1f_clean_indices = [0]
+fp_1f_target_index = 1
+"""
+
+
+def framepack_train_one_frame(new: NewGraph) -> Graph:
+    graph = new(
+        "framepack_train_one_frame",
+        f"## Train a FramePack LoRA for one-frame edits\n{files()}Put 10 to 50 pictures of how it "
+        "should become into the folder *my_pictures/after* of ComfyUI's input folder, each with a "
+        "text file of its name that says what changes, and under the same names how it was into "
+        "*my_pictures/before*. The text in *FramePack Dataset* names these folders and the index "
+        "of the new picture: 1 for a small change, 9 for a large one; say the same one in "
+        "*FramePack One Frame* and behind *--of* in *FramePack Sample Prompts*. Cancel it at any "
+        "time: the LoRA so far is saved, and the next run goes on from there.",
+    )
+    world = real_world(graph)
+    image = graph.add("LoadImage")["IMAGE"]
+    prompt = "The woman takes off her glasses and holds them in her hand."
+    sample = f"{prompt} --of target_index=1 --d 1"
+    dataset = {"toml": PICTURES}
+    lesson = Lesson(dataset, {}, {"prompts": sample}, "my_edit_lora", "one_frame")
+    made = train(world, lesson, image)
+    fitted = graph.add("FPReelCanvas", image=image)["image"]
+    edit_with(world, made, fitted, prompt, target_index=1)
+    return graph
+
+
 def workflows(node_info: dict[str, Any]) -> Iterator[Graph]:
     def new(name: str, note: str) -> Graph:
         return Graph(name, note, node_info)
@@ -554,6 +764,12 @@ BUILDS: tuple[Callable[[NewGraph], Graph], ...] = (
     framepack_batch,
     toyworld_extend,
     framepack_extend,
+    toyworld_lora,
+    framepack_lora,
+    toyworld_train,
+    framepack_train,
+    toyworld_train_one_frame,
+    framepack_train_one_frame,
 )
 
 

@@ -45,5 +45,5 @@ def widget_values(
                 yield from widget_values(chosen["inputs"], values, f"{prefix}{name}.")
             elif kind in WIDGETS and not options.get("forceInput"):
                 yield prefix + name, next(values, options.get("default"))
-                if EXTRA_VALUE & options.keys():
+                if any(options.get(extra) for extra in EXTRA_VALUE):
                     next(values)

@@ -10,11 +10,18 @@ from comfy_host import PACK_NAME
 from workflow import NOTES, WIDGETS
 
 GAP, TITLE = (80, 30), 30  # between columns and nodes; the height of a node's title
-ROW, TEXT_ROWS, PICTURE = 24, 4, 280  # heights
-WIDTHS = {"SaveVideo": 480, "SaveImage": 400, "PreviewImage": 240, "MarkdownNote": 640}
-MULTILINE = {"text", "prompts", "lines"}
+ROW, TEXT_ROWS, PICTURE, TIMELINE = 24, 4, 280, 340  # heights
+WIDTHS = {
+    **{"SaveVideo": 480, "SaveImage": 400, "PreviewImage": 240, "MarkdownNote": 640},
+    **{"FPReelPlan": 480},
+}
+MULTILINE = {"more_loras", "text", "prompts", "lines", "toml"}
 SHOWS_PICTURE = {"LoadImage", "LoadVideo", "PreviewImage", "SaveImage", "SaveVideo"}
-SHOWS_TEXT = {"FPReelPlan", "FPReelGuideSections", "FPReelPromptSchedule", "FPReelEndFrame"}
+SHOWS_TEXT = {
+    *("FPReelPlan", "FPReelGuideSections", "FPReelPromptSchedule", "FPReelEndFrame"),
+    *("FPReelApplyLora", "FPReelSaveMerged"),
+    *("FPReelDataset", "FPReelCacheLatents", "FPReelCacheText", "FPReelTrainLora"),
+}
 
 # Sockets, widgets and outputs of ComfyUI's own nodes, as all supported versions have them.
 CORE: dict[str, tuple[dict[str, str], dict[str, Any], dict[str, str]]] = {
@@ -41,6 +48,12 @@ CORE: dict[str, tuple[dict[str, str], dict[str, Any], dict[str, str]]] = {
         {"IMAGE": "IMAGE", "MASK": "MASK"},
     ),
     "LoadVideo": ({}, {"file": "example.mp4", "upload": "image"}, {"VIDEO": "VIDEO"}),
+    "LoraModelLoader": (
+        {"model": "MODEL", "lora": "LORA_MODEL"},
+        {"strength_model": 1.0},
+        {"model": "MODEL"},
+    ),
+    "LossGraphNode": ({"loss": "LOSS_MAP"}, {"filename_prefix": "loss_graph"}, {}),
     "MarkdownNote": ({}, {"text": ""}, {}),
     "PreviewImage": ({"images": "IMAGE"}, {}, {}),
     "SaveImage": ({"images": "IMAGE"}, {"filename_prefix": "ComfyUI"}, {}),
@@ -86,7 +99,8 @@ class Node:
         rows = max(len(self.sockets), len(self.outputs)) + len(self.widgets)
         rows += TEXT_ROWS * len(MULTILINE & self.widgets.keys())
         rows += 6 * (self.type in SHOWS_TEXT)
-        return width, 10 + ROW * rows + PICTURE * (self.type in SHOWS_PICTURE)
+        pictures = PICTURE * (self.type in SHOWS_PICTURE) + TIMELINE * ("timeline" in self.widgets)
+        return width, 10 + ROW * rows + pictures
 
 
 class Graph:
@@ -129,7 +143,7 @@ class Graph:
         for group in ("required", "optional"):
             for name, (kind, *rest) in info["input"].get(group, {}).items():
                 options = rest[0] if rest else {}
-                if kind in WIDGETS:
+                if kind in WIDGETS and not options.get("forceInput"):
                     widgets[name] = options.get("default", "")
                     if options.get("control_after_generate"):
                         widgets[f"{name} after"] = "fixed"
