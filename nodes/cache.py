@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable
-from typing import Any, get_args
+from typing import Any, NoReturn, get_args
 
 import comfy.model_management
 import comfy.utils
@@ -13,6 +14,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..framepack_core.models.prompt import TextCondition
+from ..framepack_core.runtime.errors import FramePackError
 from ..framepack_core.runtime.images import Pixels
 from ..framepack_core.training.cache import (
     CacheProgress,
@@ -172,14 +174,29 @@ def _encode_clip(vae: Any, pixels: Tensor, tile: int | None) -> Tensor:
     comfy.model_management.throw_exception_if_processing_interrupted()
     image = pixels.permute(1, 2, 3, 0).add(1).div(2)
     if tile is None:
-        return to_latents({"samples": vae.encode(image)}, "vae")
+        return to_latents({"samples": _encode_whole(vae, image)}, "vae")
     whole = len(image)  # in time: FramePack's own tiles are in space alone
     samples = vae.encode_tiled(image, tile_x=tile, tile_y=tile, overlap=tile // 4, tile_t=whole)
     return to_latents({"samples": samples}, "vae")
 
 
+def _encode_whole(vae: Any, image: Tensor) -> Tensor:
+    """Without ComfyUI's own tiles where memory runs out: their seams would stay in the cache."""
+
+    def refuse(*_args: Any, **_options: Any) -> NoReturn:
+        raise FramePackError(
+            "vae: not enough memory for whole frames; set tile to 256, or free memory"
+        )
+
+    vae = copy.copy(vae)
+    vae.encode_tiled_3d = refuse
+    return vae.encode(image)
+
+
 def text_encoder(clip: Any) -> TextEncoder:
     """CLIP as the encoder of a caption cache."""
+    if clip.patcher.patches:
+        raise FramePackError("clip: it carries LoRAs; captions are cached without, so unplug them")
 
     def encode(caption: str) -> TextCondition:
         comfy.model_management.throw_exception_if_processing_interrupted()

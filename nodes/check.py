@@ -138,16 +138,20 @@ class Needs:
         model, device = self.model.model, self.model.load_device
         mm.free_memory(int(TRIAL_BLOCKS * self.model.model_size()) + self.working, device)
         network = model.diffusion_model
-        return probe_transformer(
-            network.config,
-            self.plan.mode,
-            self.plan.window,
-            self.start[:1].to(device),
-            TEXT_TOKENS,
-            IMAGE_TOKENS,
-            model.manual_cast_dtype or model.get_dtype(),
-            network.host_attention,
-        ).seconds
+        passes = self.start.shape[0]  # a batch costs about as much as one after the other
+        return (
+            passes
+            * probe_transformer(
+                network.config,
+                self.plan.mode,
+                self.plan.window,
+                self.start[:1].to(device),
+                TEXT_TOKENS,
+                IMAGE_TOKENS,
+                model.manual_cast_dtype or model.get_dtype(),
+                network.host_attention,
+            ).seconds
+        )
 
 
 def _free_disk() -> int:

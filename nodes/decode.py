@@ -110,13 +110,11 @@ def decode_video(
     say: Callable[[str], None] = logger.warning,
 ) -> Iterator[Tensor]:
     """Clips [1, 3, F, H, W] in -1..1, in order of time, of unscaled latents [1, 16, T, h, w]."""
-    vae = copy.copy(vae)
-    vae.process_output = lambda pixels: pixels  # clipped after the cross-fades, not before
     if mode == WHOLE or latents.shape[2] == 1:
-        return decode_bulk(_decoder(vae, latents, tile, 1, say), latents)
+        return decode_bulk(clip_decoder(vae, latents, tile, 1, say), latents)
     slices = decode_slices(latents.shape[2], window)
     longest = latents[:, :, slice(*slices[0])]
-    return decode_sections(_decoder(vae, longest, tile, len(slices), say), latents, window)
+    return decode_sections(clip_decoder(vae, longest, tile, len(slices), say), latents, window)
 
 
 def _collect(clips: Iterable[Tensor]) -> Tensor:
@@ -128,13 +126,19 @@ def _collect(clips: Iterable[Tensor]) -> Tensor:
     return torch.cat(frames) if len(frames) > 1 else frames[0]
 
 
-def _decoder(
-    vae: Any, longest: Tensor, tile: int, calls: int, say: Callable[[str], None]
+def clip_decoder(
+    vae: Any,
+    longest: Tensor,
+    tile: int = 0,
+    calls: int = 1,
+    say: Callable[[str], None] = logger.warning,
 ) -> Callable[[Tensor], Tensor]:
-    """Latents [1, 16, T, h, w] to pixels [1, 3, F, H, W] in -1..1, in `calls` calls.
+    """Unscaled latents [1, 16, T, h, w] to pixels [1, 3, F, H, W] about -1..1, in `calls` calls.
 
-    longest: as many latents as one call decodes at most.
+    longest: as many latents as one call decodes at most; tile: side in pixels, 0 chooses.
     """
+    vae = copy.copy(vae)
+    vae.process_output = lambda pixels: pixels  # clipped after the cross-fades, not before
     bar, whole, own = comfy.utils.ProgressBar(calls), _without_fallback(vae), _own_vae(vae)
 
     def decode(latents: Tensor, frugality: Frugality) -> Tensor:

@@ -152,8 +152,8 @@ def _placed(
     }
     place = {"output_dir": Path(roots[folder]), "output_name": name.strip(), "mode": dataset.mode}
     config = config.model_copy(update=place)
-    if if_it_exists == RESUME and config.state_path.is_file():
-        return config.model_copy(update={"resume": True})
+    if if_it_exists == RESUME:
+        return config.model_copy(update={"resume": config.state_path.is_file()})
     return config.renamed()
 
 
@@ -166,6 +166,7 @@ def train_lora(
     shown: TrainingDisplay,
 ) -> TrainResult:
     """Train beside the model's file; other models leave the GPU meanwhile."""
+    config.check_name()
     device = mm.get_torch_device()
     batches, validation = open_batches(dataset.found, config)
     prepared = []
@@ -177,7 +178,7 @@ def train_lora(
     about = {**dataset_metadata(dataset.found), "ss_sd_model_name": path.name}
     # Where blocks wait in main memory the whole model would not fit on the device first.
     place = torch.device("cpu") if config.blocks_to_swap else device
-    with torch.inference_mode(False), _base_model(model, base, place) as denoiser, shown.run():
+    with torch.inference_mode(False), shown.run(), _base_model(model, base, place) as denoiser:
         on_sample = None
         if samples is not None:
             write = sample_writer(
@@ -205,10 +206,10 @@ def train_lora(
 @contextmanager
 def _base_model(model: Any, base: str, place: torch.device) -> Iterator[FlowDenoiser]:
     """The DiT of a MODEL's file, in a type that gradients survive."""
-    path, _, _, precision, *_ = model.model.origin
+    path, chosen, _, precision, *_ = model.model.origin
     device = mm.get_torch_device()
     half = not mm.is_device_cpu(device) and mm.should_use_bf16(device)
-    dtype = torch.bfloat16 if half else torch.float32
+    dtype = torch.bfloat16 if half and chosen != torch.float32 else torch.float32
     uses = applied_loras(model)
     dit = load_dit(
         path,
@@ -221,7 +222,7 @@ def _base_model(model: Any, base: str, place: torch.device) -> Iterator[FlowDeno
     try:
         yield FlowDenoiser(dit, dtype)
     finally:
-        del dit
+        dit.to("meta")  # others still refer to it when its memory is wanted back
         mm.soft_empty_cache()
 
 

@@ -88,7 +88,11 @@ class TrainingDisplay:
             self._step = step
             self._send("sampling")
             show_text(self.node_id, f"step {step}: making samples")
-            write(step)
+            try:
+                write(step)
+            finally:  # or the VAE would stay beside the training
+                comfy.model_management.unload_all_models()
+                comfy.model_management.soft_empty_cache()
 
         return sample
 

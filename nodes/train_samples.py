@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -28,6 +27,7 @@ from ..framepack_core.training.samples import PreparedSample, check_prompts, pre
 from .cache import latent_encoders, text_encoder
 from .condition import MAX_SIZE
 from .dataset import TRAINING
+from .decode import clip_decoder
 from .host import input_path, to_uint8
 from .model import LATENT_SCALE
 from .types import SamplePromptsSocket, advanced, schema
@@ -63,11 +63,9 @@ class Samples:
             )
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Latents [1, 16, T, h, w] to pixels [1, 3, F, H, W] in -1..1."""
-        vae = copy.copy(self.vae)
-        vae.process_output = lambda pixels: pixels  # clipped after the cross-fades, not before
-        pixels = _escaped(vae.decode)(latents / LATENT_SCALE)
-        return pixels.movedim(-1, 1).float().cpu()
+        """Latents [1, 16, T, h, w] to pixels [1, 3, F, H, W] about -1..1."""
+        unscaled = latents / LATENT_SCALE
+        return _escaped(clip_decoder(self.vae, unscaled))(unscaled).float().cpu()
 
 
 def _escaped(encode: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -92,7 +90,7 @@ class SampleWhileTraining(io.ComfyNode):
             display_name="FramePack Sample Prompts",
             category=TRAINING,
             description="Videos or pictures made with the LoRA while it is trained, by the same "
-            "sampler as FramePack Sampler, in the folder sample beside it.",
+            "sampler as FramePack Sampler, in loras/sample of ComfyUI's output folder.",
             search_aliases=["sample prompts", "preview training", "validation video"],
             inputs=[
                 io.Clip.Input("clip", tooltip="The text encoders."),
