@@ -87,10 +87,6 @@ def library_rates(path: str, args: Mapping[str, Any]) -> Callable[[int], float]:
     """
     kind = _import(path, path.partition(".")[0], "lr_scheduler_type")
     dummy = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
-    try:
-        scheduler = kind(dummy, **args)
-    except (TypeError, ValueError) as error:
-        raise FramePackError(f"lr_scheduler_args: {path} does not take them ({error})") from None
     factors: list[float] = []
 
     def factor(step: int) -> float:
@@ -100,6 +96,11 @@ def library_rates(path: str, args: Mapping[str, Any]) -> Callable[[int], float]:
             scheduler.step()
         return factors[step]
 
+    try:
+        scheduler = kind(dummy, **args)
+        factor(1)  # or one whose steps need more than their number would fail in the training
+    except (TypeError, ValueError) as error:
+        raise FramePackError(f"lr_scheduler_args: {path} does not take them ({error})") from None
     return factor
 
 

@@ -414,6 +414,8 @@ def _torch_load(path: Path) -> dict[str, Tensor]:
             f"{path} holds more than tensors and could run code, so it was not opened: "
             "use the safetensors file of this model"
         ) from error
+    except MemoryError:
+        raise
     except Exception as error:  # any at all: torch reads on wherever a damaged file leads it
         raise FramePackError(
             f"{path} cannot be read ({str(error).partition(chr(10))[0]}): "
