@@ -73,13 +73,19 @@ def input_path(name: str) -> Path:
     return path
 
 
-def output_names(prefix: str, width: int, height: int) -> tuple[Path, str, int, str]:
-    """Folder, start of the name, first free number and sub-folder of files in ComfyUI's output."""
-    output = Path(folder_paths.get_output_directory())
-    if "\0" in prefix or not is_inside(output / os.path.dirname(os.path.normpath(prefix)), output):
-        raise FramePackError(f"filename_prefix {prefix}: outside of ComfyUI's output folder")
+def output_names(
+    prefix: str, width: int = 0, height: int = 0, root: str | None = None
+) -> tuple[Path, str, int, str]:
+    """Folder, start of the name, first free number and sub-folder of new files.
+
+    They are in ComfyUI's output folder, or in another root.
+    """
+    root = root or folder_paths.get_output_directory()
+    place = Path(root) / os.path.dirname(os.path.normpath(prefix))
+    if "\0" in prefix or not is_inside(place, root):
+        raise FramePackError(f"file name {prefix}: outside of {root}; leave the folder out")
     folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(
-        prefix, str(output), width, height
+        prefix, root, width, height
     )
     return Path(folder), name, counter, subfolder
 
@@ -118,10 +124,11 @@ def _weight_folders() -> list[str]:
 
 
 def _find(name: str, *folders: str) -> Path:
+    """A name cannot climb out of its folder; links that a user has put there are followed."""
     for folder in folders:
-        for root in folder_paths.get_folder_paths(folder):
-            path = Path(root) / name
-            if path.exists() and path.resolve().is_relative_to(Path(root).resolve()):
+        for root in map(os.path.abspath, folder_paths.get_folder_paths(folder)):
+            path = Path(os.path.normpath(os.path.join(root, name)))
+            if path.exists() and path.is_relative_to(root):
                 return path
     raise FramePackError(f"{name} is not in models/{' or models/'.join(folders)}")
 

@@ -16,7 +16,7 @@ from ..framepack_core.sampling.ledger import Ledger, LedgerRun
 from ..framepack_core.sampling.plan import Plan
 from ..framepack_core.weights.layouts import find_component
 from .lora import KEY as LORA_KEY
-from .lora import lora_identity
+from .lora import applied_loras
 from .model import find_attention, load_model
 from .section_run import SectionRun
 
@@ -62,7 +62,7 @@ def _settings(run: SectionRun) -> dict[str, Any]:
     base = model.model
     return {
         "model": _origin(model),
-        "LoRA": [model.patches, lora_identity(model)],
+        "LoRA": [model.patches, [use.identity for use in applied_loras(model)]],
         "changes of the model by other nodes": {
             name: _without_loras(getattr(model, name))
             for name in ADDITIONS

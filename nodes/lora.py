@@ -24,7 +24,7 @@ from ..framepack_core.toyworld import OPPOSITE_LORA
 from ..framepack_core.weights.lora import Lora
 from ..framepack_core.weights.lora_apply import LoraUse, apply_loras, open_loras
 from .fp8 import layer_weight
-from .host import is_inside, show_text
+from .host import is_inside, output_names, show_text
 from .merged import PatchedWeights
 from .model import managed
 from .section_run import check_model
@@ -114,12 +114,6 @@ def applied_loras(model: Any) -> list[LoraUse]:
     """The LoRAs that `add_loras` has given to a MODEL."""
     found = model.wrappers.get(DIFFUSION_MODEL, {}).get(KEY, [])
     return [LoraUse(applied.factors.lora(), applied.strength) for applied in found]
-
-
-def lora_identity(model: Any) -> list[list[Any]]:
-    """What tells the LoRAs of a MODEL from others: file, strength and modules of each."""
-    uses = applied_loras(model)
-    return [[use.lora.path, use.strength, use.lora.modules] for use in uses]
 
 
 def lora_choices() -> list[str]:
@@ -362,9 +356,8 @@ def _destination(filename: str, folder: str, shard_gb: float) -> Path:
         OUTPUT: folder_paths.get_output_directory(),
     }
     os.makedirs(roots[folder], exist_ok=True)
-    # Refuses names that lead elsewhere, and counts up beyond what is there.
-    parent, name, number, *_ = folder_paths.get_save_image_path(filename, roots[folder])
-    return Path(parent) / f"{name}_{number:05}_{'' if shard_gb else '.safetensors'}"
+    parent, name, number, _ = output_names(filename, root=roots[folder])
+    return parent / f"{name}_{number:05}_{'' if shard_gb else '.safetensors'}"
 
 
 def _progress() -> Callable[[int, int], None]:

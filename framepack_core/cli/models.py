@@ -189,7 +189,7 @@ class Models:
         return {
             "model": [files.weights, files.config],
             "precision": [self.dtype, self.precision, self.device.type],
-            "LoRA": [[u.lora.path, u.strength, u.lora.modules] for u in self.loras],
+            "LoRA": [use.identity for use in self.loras],
             "attention": self.attention,
             "compile": self.execution.compilation,
         }

@@ -81,7 +81,7 @@ def model_identity(paths: Iterable[Path]) -> str:
 
 def base_identity(path: Path, loras: Sequence[LoraUse] = ()) -> str:
     """A digest of the model below an adapter: the files of the DiT, and the LoRAs on it."""
-    merged = [[u.lora.path, u.strength, u.lora.modules] for u in loras if u.strength]
+    merged = [use.identity for use in loras if use.strength]
     return fingerprint([sorted(find_component(path, "dit").weights), merged])
 
 

@@ -28,6 +28,11 @@ class LoraUse:
     def __post_init__(self) -> None:
         _check_strength(self.strength)
 
+    @property
+    def identity(self) -> tuple[Path, float, Sequence[str]]:
+        """What tells it from other uses: file, strength and modules."""
+        return self.lora.path, self.strength, self.lora.modules
+
 
 def _check_strength(strength: float) -> None:
     if not math.isfinite(strength):

@@ -516,12 +516,13 @@ def explained(expected: dict[str, Callable[[], Any]]) -> list[str]:
 
 
 def check_toy_world_moves_as_prompted_in_both_modes() -> Any:
-    measured = {
-        mode: toy_cases.image_to_video(mode, 2, sections=1, steps=STEPS)
-        for mode in ("framepack", "f1")
-    }
-    assert all(value == 1 for found in measured.values() for value in found.values()), measured
-    return measured
+    cases = pack("framepack_core.toyworld.evaluate").Cases.draw(2, 700_000)
+    toy_world, motion = toy_cases.in_comfyui(), pack("framepack_core.toyworld.tracker").motion
+    drawn = (cases.starts, cases.prompts, 1, cases.seeds)
+    made = {mode: toy_world.make_videos(mode, *drawn, steps=STEPS) for mode in ("framepack", "f1")}
+    seen = {mode: motion(video.track) for mode, video in made.items()}
+    assert all(motions == list(cases.motions) for motions in seen.values()), seen
+    return seen
 
 
 def check_toy_world_follows_a_prompt_for_each_section() -> Any:

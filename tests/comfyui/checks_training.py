@@ -97,10 +97,10 @@ def check_lora_works_at_once_in_every_loader() -> Any:
 
 
 def check_native_nodes_take_the_outputs() -> None:
-    made = small_train("native")
+    made = small_train("for_native")
     saver = "SaveLoRA" if "SaveLoRA" in pack_nodes() else "SaveLoRANode"
-    run(saver, lora=made.lora, prefix="loras/native", steps=made.steps)
-    saved = list((BASE / "output" / "loras").glob("native_4_steps_*.safetensors"))
+    run(saver, lora=made.lora, prefix="loras/for_native", steps=made.steps)
+    saved = list((BASE / "output" / "loras").glob("for_native_4_steps_*.safetensors"))
     assert len(saved) == 1
     run("LossGraphNode", loss=made.losses, filename_prefix="loss")
 
