@@ -97,8 +97,9 @@ def test_workflows_ask_for_nothing_but_files(
     # A LoRA that is trained in the same graph needs no file.
     used = {node["class_type"] for node in prompt.values() if "trained" not in node["inputs"]}
     missing = {names for names in MISSING if names[0] in used}
-    # ComfyUI 0.3 lets everything pass where a new node's list is empty.
-    assert refused in (missing, {names for names in missing if names[0] in OLD_NODES})
+    # ComfyUI 0.3 does not look into the lists of new nodes, or only where they have entries.
+    own = {names for names in missing if names[0].startswith("FPReel")}
+    assert refused in (missing, missing - own, missing - own | (own & WITH_ENTRIES))
 
 
 MISSING = {
@@ -111,7 +112,7 @@ MISSING = {
     ("FPReelLoadVAE", "vae", "value_not_in_list"),
     ("FPReelLoadImageEncoder", "image_encoder", "value_not_in_list"),
 }
-OLD_NODES = {"DualCLIPLoader", "LoadImage", "LoadVideo", "FPReelApplyLora"}
+WITH_ENTRIES = {("FPReelApplyLora", "lora", "value_not_in_list")}
 
 MADE = {  # frames of each picture and video that a workflow shows
     "toyworld_i2v": [73],
