@@ -2,7 +2,7 @@
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
 import { loadStyle } from "./dom.js";
-import { findNode, withNews } from "./lib/reports.js";
+import { caughtUp, findNode, withNews } from "./lib/reports.js";
 import { loadMessages } from "./messages.js";
 import { SectionResult } from "./section_result.js";
 import { TrainingChart } from "./training_chart.js";
@@ -29,7 +29,8 @@ export async function catchUp() {
   const answer = await api.fetchApi("/fpreel/live");
   if (!answer.ok) return;
   for (const report of await answer.json()) {
-    reports.set(keyOf(report), report);
+    const heard = reports.get(keyOf(report));
+    reports.set(keyOf(report), heard ? caughtUp(report, heard) : report);
     show(report);
   }
 }

@@ -12,6 +12,17 @@ export function withNews(report, message) {
   return sum;
 }
 
+/** What the server has kept, with the messages that came while it was asked: each part once. */
+export function caughtUp(kept, heard) {
+  const report = withNews(kept, heard);
+  if (kept?.run !== heard.run) return report;
+  for (const name of GATHERED[heard.event] ?? []) {
+    const parts = new Map(report[name].map((part) => [JSON.stringify(part), part]));
+    report[name] = [...parts.values()];
+  }
+  return report;
+}
+
 /** Clips of the finished sections in order of time. */
 export function clipsOf(report) {
   return (report.done ?? [])

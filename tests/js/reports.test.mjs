@@ -21,6 +21,19 @@ test("messages add up, and another run starts afresh", () => {
   assert.deepEqual(reports.withNews(second, other), other);
 });
 
+test("what was heard while the server was asked is neither lost nor there twice", () => {
+  const kept = message({ step: 4, done: [done(2), done(1)] });
+  const heard = message({ step: 5, done: [done(1), done(0)] });
+  const report = reports.caughtUp(kept, heard);
+  assert.equal(report.step, 5);
+  assert.deepEqual(
+    report.done.map(({ section }) => section),
+    [2, 1, 0],
+  );
+  const newer = { ...message({ step: 1 }), run: "b" };
+  assert.deepEqual(reports.caughtUp(kept, newer), newer);
+});
+
 test("states of sections in order of time", () => {
   const report = message({
     sections: 4,
