@@ -53,6 +53,13 @@ def test_options_that_would_do_nothing_are_refused(
     assert failure([*command, *options.split()], capsys).endswith(message)
 
 
+def test_an_option_that_changes_nothing_says_so(
+    command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*command, "--disable_numpy_memmap"]) == 0
+    assert "warning: --disable_numpy_memmap changes nothing" in capsys.readouterr().err
+
+
 def test_more_blocks_than_there_are(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*command, "--blocks_to_swap", "99"]) == 2
     assert "99 of 8 blocks; give fewer" in capsys.readouterr().err

@@ -167,6 +167,8 @@ class Models:
 
     @classmethod
     def from_args(cls, args: Namespace, needed: Sequence[Component], keep: bool = False) -> Models:
+        if args.disable_numpy_memmap:
+            _warn("--disable_numpy_memmap changes nothing: NumPy reads no weights here")
         device = _device(args.device)
         dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
         paths = find_models(args, needed)
