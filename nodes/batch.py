@@ -19,6 +19,7 @@ from ..framepack_core.sampling.prompt_lines import (
     LINE_OPTIONS,
     PromptLine,
     given_fields,
+    number_prompts,
     parse_prompt_line,
     read_text,
 )
@@ -163,11 +164,7 @@ def _text_files() -> list[str]:
 def _lines(source: str, lines: str) -> list[tuple[int, str]]:
     """(line number, prompt line) of all that are neither blank nor a comment."""
     text = lines if source == TEXT else read_text(input_path(source))
-    numbered = enumerate((line.strip() for line in text.splitlines()), 1)
-    found = [(number, line) for number, line in numbered if line and not line.startswith("#")]
-    if not found:
-        raise FramePackError(f"{source}: no prompt in it; write one a line")
-    return found
+    return number_prompts(text, source)
 
 
 def _of_line(number: int, read: Callable[..., Any], *args: Any) -> Any:

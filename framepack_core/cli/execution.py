@@ -54,7 +54,7 @@ class Execution:
         )
 
     def prepare(self, dit: nn.Module, device: torch.device) -> None:
-        """Make a DiT run this way once it is placed."""
+        """Make a DiT run this way; `place` puts its weights where they belong."""
         stream(last_blocks(dit, self.swapped), device)
         if self.compilation is not None:
             if self.cache_size_limit is not None:

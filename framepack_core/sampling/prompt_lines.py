@@ -173,10 +173,18 @@ def set_option(values: dict[str, Any], option: Option, text: str, name: str) -> 
 
 def read_prompt_file(path: str | Path) -> list[tuple[int, str]]:
     """(line number, line) of every prompt in a UTF-8 file; raises where there is none."""
-    stripped = enumerate((line.strip() for line in read_text(path).splitlines()), 1)
+    return number_prompts(read_text(path), path)
+
+
+def number_prompts(text: str, source: str | Path) -> list[tuple[int, str]]:
+    """(line number, line) of every prompt, leaving out blank lines and comments.
+
+    Raises FramePackError where there is none; `source` says in it whose text this is.
+    """
+    stripped = enumerate((line.strip() for line in text.splitlines()), 1)
     prompts = [(number, line) for number, line in stripped if line and not line.startswith("#")]
     if not prompts:
-        raise FramePackError(f"{path}: no prompt in it; write one a line")
+        raise FramePackError(f"{source}: no prompt in it; write one a line")
     return prompts
 
 
