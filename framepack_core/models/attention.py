@@ -12,7 +12,7 @@ from torch.nn.functional import scaled_dot_product_attention
 Attention = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 """(q, k, v [B, heads, L, head_dim], key mask [B, L] bool or None) -> [B, L, heads * head_dim]."""
 
-# cuDNN's backward of a masked attention reads outside its buffers (PyTorch 2.11, H100)
+# With a mask cuDNN's backward gives NaN at some lengths (PyTorch 2.11, issue 196678)
 MASKED_BACKENDS = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
@@ -23,4 +23,9 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Ten
     else:
         with sdpa_kernel(MASKED_BACKENDS):
             out = scaled_dot_product_attention(q, k, v, attn_mask=key_mask[:, None, None, :])
-    return rearrange(out, "b h l d -> b l (h d)")
+    out = rearrange(out, "b h l d -> b l (h d)")
+    if out.requires_grad:
+        # PyTorch keeps cuDNN's plan of a backward for all gradients of a shape, whatever their
+        # strides, and with others than it was made for it reads outside their memory (2.11)
+        out.register_hook(Tensor.contiguous)
+    return out
