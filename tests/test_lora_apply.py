@@ -141,6 +141,9 @@ def test_branch_of_a_low_rank_change_makes_no_matrix() -> None:
     wide = torch.empty(4096, 4096, device="meta")
     expected = 0.5 * (x.double() @ delta.down.double().T) @ delta.up.double().T
     torch.testing.assert_close(delta.branch(x, wide).double(), expected, rtol=1e-4, atol=1e-3)
+    out = random(3, 4096, seed=3)
+    added = delta.add_branch(out, x, wide, 2.0).double() - out.double()
+    torch.testing.assert_close(added, 2 * expected, rtol=1e-4, atol=1e-3)
 
 
 # --- while a model loads --------------------------------------------------------------------------

@@ -85,34 +85,29 @@ class Adapter(nn.Module):
         kinds = {"lora": LowRank, "loha": Hadamard, "lokr": Kronecker}
         return kinds[self.config.kind](**dict(self.factors.items()), scale=self.scale)
 
-    def branch(self, x: Tensor, step_seed: int | None) -> Tensor | float:
-        """What it adds to the layer's output for input x; a step's seed decides its dropouts."""
-        config = self.config
-        if step_seed is None or not (
-            config.dropout or config.rank_dropout or config.module_dropout
-        ):
-            return self._plain(x)
+    def add_branch(self, out: Tensor, x: Tensor, step_seed: int | None) -> Tensor:
+        """The layer's output for input x with the change; a step's seed decides its dropouts."""
+        config, delta = self.config, self.delta()
+        drops = config.dropout or config.rank_dropout or config.module_dropout
+        if step_seed is None or not drops:
+            return self._add(delta, out, x)
         # A generator of its own, so that the second forward of gradient checkpointing drops the
         # same as the first.
         draws = generator(step_seed, self.name, device=x.device)
         if torch.rand((), generator=draws, device=x.device) < config.module_dropout:
-            return 0.0
+            return out
         if config.kind != "lora":
-            out = self._plain(x)
-            return out * _kept(out.shape[-1:], config.rank_dropout, draws, out)
+            added = self._add(delta, torch.zeros_like(out), x)
+            return out + added * _kept(out.shape[-1:], config.rank_dropout, draws, out)
         hidden = linear(x, self.factors["down"].to(x.dtype))
         hidden = hidden * _kept(hidden.shape, config.dropout, draws, hidden)
         ranks = (hidden.shape[0], *[1] * (hidden.ndim - 2), hidden.shape[-1])
         hidden = hidden * _kept(ranks, config.rank_dropout, draws, hidden)
-        return self.scale * linear(hidden, self.factors["up"].to(x.dtype))
+        return out + self.scale * linear(hidden, self.factors["up"].to(x.dtype))
 
-    def _plain(self, x: Tensor) -> Tensor:
-        """The branch without dropout; LoHa's needs no more of the layer than its shape."""
-        delta = self.delta()
-        if isinstance(delta, Hadamard):
-            shape = x.new_empty(delta.w1_a.shape[0], delta.w1_b.shape[1], device="meta")
-            return linear(x, delta.delta(shape).to(x.dtype))
-        return delta.branch(x, x)
+    def _add(self, delta: Delta, out: Tensor, x: Tensor) -> Tensor:
+        """Without dropout; none of the kinds needs more of the layer's weight than its shape."""
+        return delta.add_branch(out, x, x.new_empty(out.shape[-1], x.shape[-1], device="meta"))
 
     def keys(self) -> dict[str, str]:
         """Keys in a file, without the module's name, by factor."""
@@ -208,7 +203,7 @@ class Adapters(nn.Module):
 
     def _hook(self, adapter: Adapter):
         def add(_layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            return output + adapter.branch(inputs[0], self._step_seed)
+            return adapter.add_branch(output, inputs[0], self._step_seed)
 
         return add
 

@@ -180,21 +180,26 @@ class _Addition:
             self._changes = [replace(c, delta=c.delta.to(*self._place)) for c in self._changes]
         for change in self._changes:
             if strength := self._strengths[change.number]:
-                out = out + strength * self._added(layer, change, x).to(out.dtype)
+                out = self._add(out, layer, change, x, strength)
         return out
 
-    def _added(self, layer: nn.Module, change: _Change, x: Tensor) -> Tensor:
-        """What the change of a parameter alone makes of the layer's input."""
+    def _add(
+        self, out: Tensor, layer: nn.Module, change: _Change, x: Tensor, strength: float
+    ) -> Tensor:
+        """The layer's output with what the change of one of its parameters makes of the input."""
         delta, is_conv = change.delta, isinstance(layer, nn.Conv3d)
         if change.parameter == "bias":
             bias = delta.delta(layer.bias)
-            return bias[:, None, None, None] if is_conv else bias
+            added = bias[:, None, None, None] if is_conv else bias
+            return out + strength * added.to(out.dtype)
         base = self._full(layer, x.device) if delta.needs_base else layer.weight
         if is_conv:
             kernel = delta.delta(base).to(x.dtype)
-            return conv3d(x, kernel, None, layer.stride, layer.padding)
-        if isinstance(layer, nn.LayerNorm):
-            return layer_norm(x, base.shape, eps=layer.eps) * delta.delta(base)
-        if isinstance(layer, nn.RMSNorm):
-            return rms_norm(x, base.shape, eps=layer.eps) * delta.delta(base)
-        return delta.branch(x, base)
+            added = conv3d(x, kernel, None, layer.stride, layer.padding)
+        elif isinstance(layer, nn.LayerNorm):
+            added = layer_norm(x, base.shape, eps=layer.eps) * delta.delta(base)
+        elif isinstance(layer, nn.RMSNorm):
+            added = rms_norm(x, base.shape, eps=layer.eps) * delta.delta(base)
+        else:
+            return delta.add_branch(out, x, base, strength)
+        return out + strength * added.to(out.dtype)

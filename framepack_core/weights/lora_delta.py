@@ -32,6 +32,10 @@ class Delta:
         """What the change adds to the output of a linear layer with weight `base` for input x."""
         return linear(x, self.delta(base).to(x.dtype))
 
+    def add_branch(self, out: Tensor, x: Tensor, base: Tensor, strength: float = 1.0) -> Tensor:
+        """The output `out` of the layer for input x with strength times the branch added."""
+        return out + strength * self.branch(x, base).to(out.dtype)
+
     def take(self, rows: Rows) -> Delta:
         """The change of these output rows only, in this order."""
         raise NotImplementedError
@@ -63,8 +67,19 @@ class LowRank(Delta):
         return ((self.scale * self.up) @ self.down).reshape(base.shape)
 
     def branch(self, x: Tensor, base: Tensor) -> Tensor:
-        down, up = self.down.to(x.dtype), self.up.to(x.dtype)
-        return self.scale * linear(linear(x, down), up)
+        return linear(self._hidden(x, self.scale), self.up.to(x.dtype))
+
+    def add_branch(self, out: Tensor, x: Tensor, base: Tensor, strength: float = 1.0) -> Tensor:
+        if out.dtype != x.dtype:
+            return super().add_branch(out, x, base, strength)
+        # One pass over the output, which is far larger than what is between the factors.
+        hidden = self._hidden(x, self.scale * strength).flatten(0, -2)
+        added = torch.addmm(out.flatten(0, -2), hidden, self.up.to(x.dtype).T)
+        return added.view_as(out)
+
+    def _hidden(self, x: Tensor, scale: float) -> Tensor:
+        """What is between the factors, scaled."""
+        return scale * linear(x, self.down.to(x.dtype))
 
     def take(self, rows: Rows) -> LowRank:
         return replace(self, up=take_rows(self.up, rows))
