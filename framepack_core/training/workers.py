@@ -33,6 +33,8 @@ class Workers:
         count = int(os.environ.get("WORLD_SIZE", "1"))
         if count == 1:
             return cls()
+        if device.type == "cuda":
+            torch.cuda.set_device(device)  # where NCCL works what comes without a device
         joining = not dist.is_initialized()
         if joining:
             dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
