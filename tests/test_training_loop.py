@@ -193,20 +193,51 @@ def test_checkpointing_changes_nothing(tmp_path: Path) -> None:
     assert losses[0] == losses[1]
 
 
-@pytest.mark.parametrize("swapped", [1, 3])
-def test_streamed_blocks_change_nothing(tmp_path: Path, swapped: int) -> None:
+@pytest.mark.parametrize("swapped", [0, 1, 3])
+@pytest.mark.parametrize("inputs_to_cpu", [False, True])
+def test_what_waits_in_main_memory_changes_nothing(
+    tmp_path: Path, swapped: int, inputs_to_cpu: bool
+) -> None:
     samples = make_samples(tmp_path / "cache")
     whole = run(tiny_config(tmp_path / "whole"), samples)
-    streamed = run(tiny_config(tmp_path / "streamed", blocks_to_swap=swapped), samples)
-    assert streamed.losses == whole.losses
-    for a, b in zip(whole.adapters.parameters(), streamed.adapters.parameters(), strict=True):
+    spared = {"blocks_to_swap": swapped, "gradient_checkpointing_cpu_offload": inputs_to_cpu}
+    sparing = run(tiny_config(tmp_path / "sparing", **spared), samples)
+    assert sparing.losses == whole.losses
+    for a, b in zip(whole.adapters.parameters(), sparing.adapters.parameters(), strict=True):
         assert torch.equal(a, b)
 
 
-def test_streamed_blocks_need_checkpointing(tmp_path: Path) -> None:
+def test_the_inputs_of_all_blocks_wait_in_main_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seen by what is copied: every input but the first block's, which needs no gradient."""
+    copied = []
+    empty_like = torch.empty_like
+
+    def seen(tensor: torch.Tensor, **options: object) -> torch.Tensor:
+        if "pin_memory" in options:
+            copied.append(tuple(tensor.shape))
+        return empty_like(tensor, **options)
+
+    monkeypatch.setattr(torch, "empty_like", seen)
+    config = tiny_config(tmp_path, steps=1, gradient_checkpointing_cpu_offload=True)
     samples = make_samples(tmp_path / "cache")
-    with pytest.raises(FramePackError, match="needs gradient_checkpointing"):
-        run(tiny_config(tmp_path, blocks_to_swap=1, gradient_checkpointing=False), samples)
+    run(config, samples)
+    double, single = tiny_dit().config.num_layers, tiny_dit().config.num_single_layers
+    assert len(copied) == config.accumulation * (2 * (double - 1) + single)
+
+
+@pytest.mark.parametrize(
+    "option", [{"blocks_to_swap": 1}, {"gradient_checkpointing_cpu_offload": True}]
+)
+def test_blocks_that_wait_need_checkpointing(tmp_path: Path, option: dict[str, int]) -> None:
+    samples = make_samples(tmp_path / "cache")
+    with pytest.raises(FramePackError, match=f"{next(iter(option))}: needs gradient_checkpointing"):
+        run(tiny_config(tmp_path, **option, gradient_checkpointing=False), samples)
+
+
+def test_more_blocks_to_swap_than_there_are(tmp_path: Path) -> None:
+    samples = make_samples(tmp_path / "cache")
     with pytest.raises(FramePackError, match="9 of 3 blocks"):
         run(tiny_config(tmp_path, blocks_to_swap=9), samples)
 
@@ -309,10 +340,11 @@ def test_dropout_repeats_with_the_seed() -> None:
     adapter = next(Adapters.create(tiny_dit(), config)._adapters())
     adapter.factors["up"].data.fill_(1.0)
     x = torch.ones(64, 8, adapter.factors["down"].shape[1])
-    draws = [adapter.branch(x, seed).detach() for seed in (1, 1, 2)]
+    out = torch.zeros(64, 8, len(adapter.factors["up"]))
+    draws = [adapter.add_branch(out, x, seed).detach() for seed in (1, 1, 2)]
     assert torch.equal(draws[0], draws[1]) and not torch.equal(draws[0], draws[2])
-    whole = adapter.branch(x, None).detach()
-    mean = torch.stack([adapter.branch(x, seed).detach().mean() for seed in range(40)]).mean()
+    whole = adapter.add_branch(out, x, None).detach()
+    mean = torch.stack([adapter.add_branch(out, x, n).detach().mean() for n in range(40)]).mean()
     torch.testing.assert_close(mean, whole.mean(), rtol=0.15, atol=0.02)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..models.offload import blocks_of, last_blocks, place, stream
+from ..models.offload import blocks_of, last_blocks, place, streamed_forwards
 from ..runtime.errors import FramePackError
 
 _DYNAMIC = {None: None, "auto": None, "true": True, "false": False}
@@ -55,11 +55,14 @@ class Execution:
 
     def prepare(self, dit: nn.Module, device: torch.device) -> None:
         """Make a DiT run this way; `place` puts its weights where they belong."""
-        stream(last_blocks(dit, self.swapped), device)
+        if self.compilation is not None and self.cache_size_limit is not None:
+            torch._dynamo.config.cache_size_limit = self.cache_size_limit
+        streamed = last_blocks(dit, self.swapped)
+        forwards = streamed_forwards(streamed, device, self.compilation)
+        for block, forward in zip(streamed, forwards, strict=True):
+            block.forward = forward
         if self.compilation is not None:
-            if self.cache_size_limit is not None:
-                torch._dynamo.config.cache_size_limit = self.cache_size_limit
-            for block in blocks_of(dit):
+            for block in blocks_of(dit)[: -self.swapped or None]:
                 block.compile(**self.compilation)
 
     def place(self, dit: nn.Module, device: torch.device) -> None:

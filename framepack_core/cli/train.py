@@ -32,7 +32,10 @@ from .cache import latent_encoders_of, mode_of, open_dataset, text_encoder_of
 from .models import Models, explain_out_of_memory
 
 ENCODERS: tuple[Component, ...] = ("vae", "llama", "clip", "image_encoder")
-LESS_MEMORY = "add --gradient_checkpointing, a smaller --batch_size or --blocks_to_swap 10 or more"
+LESS_MEMORY = (
+    "add --gradient_checkpointing, a smaller --batch_size, --blocks_to_swap 10 or more, or "
+    "--gradient_checkpointing_cpu_offload"
+)
 # Fields of a config by the option that sets them, where their names differ.
 RENAMED = {
     "steps": "max_train_steps",

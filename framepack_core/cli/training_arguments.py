@@ -238,6 +238,12 @@ def _add_memory_arguments(parser: ArgumentParser) -> None:
         default=None,
         help="compute activations twice instead of keeping them (default: on)",
     )
+    group.add_argument(
+        "--gradient_checkpointing_cpu_offload",
+        action="store_true",
+        default=None,
+        help="keep the inputs of all blocks on the CPU",
+    )
     group.add_argument("--blocks_to_swap", type=int, metavar="N", help="blocks kept on the CPU")
     group.add_argument("--fp8_base", dest="fp8", action="store_true", help="as --fp8")
     group.add_argument(

@@ -6,14 +6,20 @@ done; autograd keeps those it needs until the block's gradient is done.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import mmap
+import warnings
+import weakref
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.func import functional_call
 
 from ..runtime.errors import FramePackError
+
+Copies = dict[str, Tensor]
+ALIGNMENT = 512  # bytes
 
 
 def blocks_of(dit: nn.Module) -> list[nn.Module]:
@@ -37,17 +43,43 @@ def place(
     pin: copy them into memory that a GPU reads faster and that cannot be swapped to disk. Else
     weights that are views of a file stay views.
     """
-    kept = {id(x) for block in streamed for x in (*block.parameters(), *block.buffers())}
-    for tensor in (*dit.parameters(), *dit.buffers()):
+    kept = {id(x) for block in streamed for x in _tensors(block)}
+    for tensor in _tensors(dit):
         tensor.data = tensor.data.to("cpu" if id(tensor) in kept else device)
-        if id(tensor) in kept and pin and device.type == "cuda":
-            tensor.data = tensor.data.pin_memory()
+    if pin and device.type == "cuda":
+        for block in streamed:
+            _pin(_tensors(block))
 
 
-def stream(blocks: Sequence[nn.Module], device: torch.device) -> None:
-    """Make blocks run on the device with weights that are elsewhere."""
-    for block in blocks:
-        block.forward = streamed_forward(block, device)
+def _tensors(module: nn.Module) -> list[Tensor]:
+    return [*module.parameters(), *module.buffers()]
+
+
+def _pin(tensors: Sequence[Tensor]) -> None:
+    """Move tensors into one piece of memory of their size that is locked for the GPU.
+
+    PyTorch's own pinned memory comes in powers of two, up to twice as much. Where the system
+    refuses to lock so much they stay as they are, and a warning says so.
+    """
+    if all(tensor.is_pinned() for tensor in tensors):
+        return
+    places, size = [], 0
+    for tensor in tensors:
+        places.append(size)
+        size += -(-tensor.nbytes // ALIGNMENT) * ALIGNMENT
+    memory = mmap.mmap(-1, size)
+    whole = torch.frombuffer(memory, dtype=torch.uint8)
+    address, runtime = whole.data_ptr(), torch.cuda.cudart()
+    if int(runtime.cudaHostRegister(address, size, 0)) != 0:
+        warnings.warn(
+            "the system refuses to lock more main memory: swapped blocks will be slower",
+            stacklevel=2,
+        )
+        return
+    weakref.finalize(memory, runtime.cudaHostUnregister, address)  # when its last tensor is gone
+    for tensor, first in zip(tensors, places, strict=True):
+        part = whole[first : first + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
+        tensor.data = part.copy_(tensor.data)
 
 
 class _Plain(nn.Module):
@@ -61,13 +93,110 @@ class _Plain(nn.Module):
         return type(self.block).forward(self.block, *inputs)
 
 
-def streamed_forward(block: nn.Module, device: torch.device) -> Callable[..., Any]:
-    """The forward of a block, on copies of its weights that are made for the call."""
-    plain = _Plain(block)
+def streamed_forwards(
+    blocks: Sequence[nn.Module],
+    device: torch.device,
+    compilation: Mapping[str, Any] | None = None,
+) -> list[Callable[..., Any]]:
+    """For each block a forward on copies of its weights, which on a GPU come while others compute.
 
-    def forward(*inputs: Any) -> Any:
-        tensors = dict((*plain.named_parameters(), *plain.named_buffers()))
-        copies = {n: x.to(device, non_blocking=True, copy=True) for n, x in tensors.items()}
-        return functional_call(plain, copies, inputs)
+    compilation: options of torch.compile for what runs on the copies.
+    """
+    modules = [_Plain(block) for block in blocks]
+    if compilation is not None:
+        for module in modules:
+            module.compile(**compilation)
+    copier = _Prefetcher(modules, device) if device.type == "cuda" else _Copier(modules, device)
 
-    return forward
+    def forward_of(number: int) -> Callable[..., Any]:
+        def forward(*inputs: Any) -> Any:
+            copies = copier.take(number)
+            try:
+                return functional_call(modules[number], copies, inputs)
+            finally:  # checkpointing leaves a block by an exception when it has seen enough
+                copier.go_on()
+
+        return forward
+
+    return [forward_of(number) for number in range(len(blocks))]
+
+
+class _Copier:
+    """Copies of a block's weights on the device, made when they are needed."""
+
+    def __init__(self, modules: Sequence[nn.Module], device: torch.device) -> None:
+        self.modules, self.device = modules, device
+
+    def take(self, number: int) -> Copies:
+        """The copies that a block is about to run on."""
+        return {n: x.to(self.device, copy=True) for n, x in self._tensors(number).items()}
+
+    def go_on(self) -> None:
+        """Called when the block's work has been given to the device."""
+
+    def _tensors(self, number: int) -> Copies:
+        module = self.modules[number]
+        return dict((*module.named_parameters(), *module.named_buffers()))
+
+
+class _Prefetcher(_Copier):
+    """The same for a GPU: the next block's weights are copied while a block computes.
+
+    Blocks run in order, and in reverse where autograd computes them again; a wrong guess costs no
+    more than a copy.
+    """
+
+    def __init__(self, modules: Sequence[nn.Module], device: torch.device) -> None:
+        super().__init__(modules, device)
+        self._side = torch.cuda.Stream(device)
+        self._last = -1
+        self._planned: tuple[int, Copies] | None = None
+        self._coming: tuple[int, Copies] | None = None
+        self._free, self._copied = torch.cuda.Event(), torch.cuda.Event()
+
+    def take(self, number: int) -> Copies:
+        stream = torch.cuda.current_stream(self.device)
+        if self._coming is not None:  # if it is of no use too: nothing may write to it later
+            stream.wait_event(self._copied)
+        if self._coming is not None and self._coming[0] == number:
+            copies = self._coming[1]
+        else:
+            copies = self._empty(number)
+            self._copy(number, copies)
+        self._coming = None
+        following = self._following(number)
+        self._planned = following, self._empty(following)
+        self._free.record(stream)
+        return copies
+
+    def go_on(self) -> None:
+        # The memory planned for the copies is free once all that came before this block is done.
+        self._side.wait_event(self._free)
+        with torch.cuda.stream(self._side):
+            self._copy(*self._planned)
+            self._copied.record(self._side)
+        self._coming, self._planned = self._planned, None
+
+    def _following(self, number: int) -> int:
+        """The block that is probably next."""
+        last, self._last = self._last, number
+        end = len(self.modules) - 1
+        if not torch.is_grad_enabled():
+            return 0 if number == end else number + 1
+        if number == last:  # where autograd turns back, and the next step forward again
+            return max(0, end - 1) if number == end else number + 1
+        following = number + (1 if number > last else -1)
+        return following if 0 <= following <= end else number
+
+    def __del__(self) -> None:
+        if self._coming is not None:
+            self._copied.synchronize()  # else its memory would be written to after it is free
+
+    def _empty(self, number: int) -> Copies:
+        tensors = self._tensors(number).items()
+        return {name: torch.empty_like(x, device=self.device) for name, x in tensors}
+
+    @torch.no_grad()
+    def _copy(self, number: int, copies: Copies) -> None:
+        for name, tensor in self._tensors(number).items():
+            copies[name].copy_(tensor, non_blocking=True)

@@ -84,6 +84,9 @@ class OneFrameOptions:
     no_4x: bool = False
 
 
+ALL_CONTEXTS = OneFrameOptions()
+
+
 # --- latents --------------------------------------------------------------------------------------
 
 
@@ -92,7 +95,7 @@ def cache_latents(
     mode: TrainMode,
     encoders: LatentEncoders,
     *,
-    one_frame: OneFrameOptions = OneFrameOptions(),
+    one_frame: OneFrameOptions = ALL_CONTEXTS,
     batch_size: int = 1,
     skip_existing: bool = True,
     end_frames: bool = False,

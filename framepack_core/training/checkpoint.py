@@ -20,7 +20,8 @@ FORMAT = 1
 FREE = {
     *("output_dir", "output_name", "steps", "epochs", "resume", "keep_last", "save_dtype"),
     *("save_every_steps", "save_every_epochs", "sample_every_steps", "sample_every_epochs"),
-    *("sample_at_first", "gradient_checkpointing", "blocks_to_swap"),
+    *("sample_at_first", "blocks_to_swap"),
+    *("gradient_checkpointing", "gradient_checkpointing_cpu_offload"),
 }
 # What settings that are digests stand for, and how a resumed run gets the same again.
 DIGESTS = {

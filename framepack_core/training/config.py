@@ -25,7 +25,8 @@ class TrainConfig(Settings):
     updates, or below 1 a share of them. guidance: the distilled scale, as in inference.
     caption_dropout, end_frame: how often the caption is left out, and how often the end frame is
     shown (its latents must be cached). network_weights: an adapter to start from. blocks_to_swap:
-    how many blocks wait on the CPU. validation_clips: how many clips are held out. keep_last: how
+    how many blocks wait on the CPU; gradient_checkpointing_cpu_offload: so does the input of every
+    block. validation_clips: how many clips are held out. keep_last: how
     many of the numbered files stay.
     """
 
@@ -52,6 +53,7 @@ class TrainConfig(Settings):
     accumulation: PositiveInt = 1
     max_grad_norm: NonNegativeFloat = 1.0
     gradient_checkpointing: bool = True
+    gradient_checkpointing_cpu_offload: bool = False
     blocks_to_swap: NonNegativeInt = 0
 
     save_every_steps: PositiveInt | None = 250

@@ -63,6 +63,9 @@ class Callbacks:
     on_sample: Callable[[int], None] | None = None
 
 
+SILENT = Callbacks()
+
+
 @dataclass(frozen=True)
 class TrainResult:
     """The finished adapter and the loss of every update."""
@@ -76,7 +79,7 @@ def train(
     config: TrainConfig,
     denoiser: FlowDenoiser,
     batches: Batches,
-    callbacks: Callbacks = Callbacks(),
+    callbacks: Callbacks = SILENT,
     *,
     validation: Batches | None = None,
     device: torch.device | str = "cpu",
@@ -99,6 +102,7 @@ def train(
             place,
             checkpointing=config.gradient_checkpointing,
             swapped=config.blocks_to_swap,
+            inputs_to_cpu=config.gradient_checkpointing_cpu_offload,
         )
         with run.adapters.attached(denoiser.dit), blocks:
             try:

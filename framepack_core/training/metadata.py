@@ -37,6 +37,7 @@ def adapter_metadata(
         "ss_num_batches_per_epoch": steps_an_epoch * config.accumulation,
         "ss_num_epochs": -(-config.total_steps(steps_an_epoch) // steps_an_epoch),
         "ss_gradient_checkpointing": config.gradient_checkpointing,
+        "ss_gradient_checkpointing_cpu_offload": config.gradient_checkpointing_cpu_offload,
         "ss_gradient_accumulation_steps": config.accumulation,
         "ss_max_train_steps": config.total_steps(steps_an_epoch),
         "ss_lr_warmup_steps": config.warmup,

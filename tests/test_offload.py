@@ -1,0 +1,159 @@
+"""Blocks whose weights come from main memory: which copies they run on, and pinned memory."""
+
+from __future__ import annotations
+
+import mmap
+import random
+from contextlib import nullcontext
+from types import SimpleNamespace
+
+import pytest
+import torch
+from tiny import tiny_dit
+from torch import nn
+
+from framepack_core.models import offload
+from framepack_core.models.offload import _pin, _Prefetcher, blocks_of, place, streamed_forwards
+
+
+class Block(nn.Module):
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+        nn.init.constant_(self.linear.weight, float(number))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.linear(x)
+
+
+@pytest.fixture
+def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Streams and events that do nothing: copies on a CPU are done when they are asked for."""
+
+    class Quiet(SimpleNamespace):
+        def __init__(self, *_: object) -> None:
+            super().__init__(waits=0)
+
+        def __getattr__(self, _name: str) -> object:
+            return lambda *_: None
+
+    monkeypatch.setattr(torch.cuda, "Stream", Quiet)
+    monkeypatch.setattr(torch.cuda, "Event", Quiet)
+    monkeypatch.setattr(torch.cuda, "current_stream", Quiet)
+    monkeypatch.setattr(torch.cuda, "stream", lambda _stream: nullcontext())
+
+
+def copied(prefetcher: _Prefetcher, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The numbers of the blocks whose weights are copied, as they are."""
+    numbers: list[int] = []
+    copy = prefetcher._copy
+
+    def seen(number: int, copies: offload.Copies) -> None:
+        numbers.append(number)
+        copy(number, copies)
+
+    monkeypatch.setattr(prefetcher, "_copy", seen)
+    return numbers
+
+
+@pytest.mark.usefixtures("no_gpu")
+def test_each_block_gets_its_own_weights_in_any_order() -> None:
+    modules = [Block(number) for number in range(6)]
+    prefetcher = _Prefetcher(modules, torch.device("cpu"))
+    for number in random.Random(0).choices(range(6), k=200):
+        copies = prefetcher.take(number)
+        assert torch.equal(copies["linear.weight"], modules[number].linear.weight)
+        if random.Random(number).random() < 0.7:  # a block may end by an error
+            prefetcher.go_on()
+
+
+@pytest.mark.usefixtures("no_gpu")
+def test_weights_are_copied_once_a_pass_and_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    prefetcher = _Prefetcher([Block(n) for n in range(4)], torch.device("cpu"))
+    numbers = copied(prefetcher, monkeypatch)
+    for order in ((0, 1, 2, 3), (3, 2, 1, 0)) * 2:  # two steps of training
+        for number in order:
+            prefetcher.take(number)
+            prefetcher.go_on()
+    assert numbers == [0, 1, 2, 3, 3, 2, 1, 0, 0, 1, 2, 3, 3, 2, 1, 0, 0]
+
+
+@pytest.mark.usefixtures("no_gpu")
+def test_without_gradients_the_first_block_comes_after_the_last(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    prefetcher = _Prefetcher([Block(n) for n in range(3)], torch.device("cpu"))
+    numbers = copied(prefetcher, monkeypatch)
+    with torch.no_grad():
+        for number in (0, 1, 2) * 2:
+            prefetcher.take(number)
+            prefetcher.go_on()
+    assert numbers == [0, 1, 2, 0, 1, 2, 0]
+
+
+def test_pinned_tensors_keep_their_values_and_free_their_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    locked: dict[int, int] = {}
+
+    def lock(address: int, size: int, _flags: int) -> int:
+        locked[address] = size
+        return 0
+
+    runtime = SimpleNamespace(cudaHostRegister=lock, cudaHostUnregister=locked.pop)
+    monkeypatch.setattr(torch.cuda, "cudart", lambda: runtime)
+    monkeypatch.setattr(torch.Tensor, "is_pinned", lambda _tensor: False)
+    block = Block(3).to(torch.bfloat16)
+    expected = {name: x.clone() for name, x in block.state_dict().items()}
+    _pin([*block.parameters()])
+    assert list(locked.values()) == [2 * offload.ALIGNMENT]
+    for name, tensor in block.state_dict().items():
+        assert torch.equal(tensor, expected[name])
+    del block, tensor
+    assert locked == {}
+
+
+def test_memory_that_cannot_be_locked(monkeypatch: pytest.MonkeyPatch) -> None:
+    runtime = SimpleNamespace(cudaHostRegister=lambda *_: 2)
+    monkeypatch.setattr(torch.cuda, "cudart", lambda: runtime)
+    monkeypatch.setattr(torch.Tensor, "is_pinned", lambda _tensor: False)
+    block = Block(3)
+    addresses = [x.data_ptr() for x in block.parameters()]
+    with pytest.warns(UserWarning, match="refuses to lock more main memory"):
+        _pin([*block.parameters()])
+    assert [x.data_ptr() for x in block.parameters()] == addresses
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("pin", [False, True])
+def test_streamed_blocks_of_a_gpu(pin: bool) -> None:
+    """Forward and backward of a chain of blocks, several times, as if all were on the GPU."""
+    device = torch.device("cuda", 0)
+    blocks = [nn.Linear(1024, 1024) for _ in range(8)]
+    plain = [nn.Linear(1024, 1024).to(device) for _ in blocks]
+    for block, other in zip(blocks, plain, strict=True):
+        other.load_state_dict(block.state_dict())
+        block.requires_grad_(False)
+    chain = nn.ModuleList(blocks)
+    place(chain, blocks, device, pin=pin)
+    forwards = streamed_forwards(blocks, device)
+    for seed in range(20):
+        x = torch.randn(512, 1024, generator=torch.Generator().manual_seed(seed)).to(device)
+        results = []
+        for run in (forwards, plain):
+            given = x.clone().requires_grad_()
+            out = given
+            for step in run:
+                out = torch.utils.checkpoint.checkpoint(step, out, use_reentrant=False)
+            out.sum().backward()
+            results.append((out.detach(), given.grad))
+        assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+def test_all_blocks_can_be_streamed() -> None:
+    dit = tiny_dit()
+    blocks = blocks_of(dit)
+    place(dit, blocks, torch.device("cpu"), pin=True)
+    assert len(streamed_forwards(blocks, torch.device("cpu"))) == len(blocks)
+    assert mmap.PAGESIZE % offload.ALIGNMENT == 0
