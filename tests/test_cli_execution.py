@@ -11,6 +11,7 @@ from cli_runs import failure, latents, parse, picture, small
 from framepack_core.cli import check, main
 from framepack_core.cli.jobs import Job
 from framepack_core.cli.models import FLAGS, Models
+from framepack_core.models.offload import blocks_of
 from framepack_core.sampling.probe import StepCost
 from framepack_core.toyworld import OPPOSITE_LORA
 
@@ -65,13 +66,18 @@ def test_more_blocks_than_there_are(command: list[str], capsys: pytest.CaptureFi
     assert "99 of 8 blocks; give fewer" in capsys.readouterr().err
 
 
-def test_check_counts_the_blocks_that_are_on_the_device(
-    command: list[str], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("precision", [[], ["--fp8_scaled"]])
+def test_check_counts_the_weights_that_are_on_the_device(
+    command: list[str], precision: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(check.Check, "step", StepCost(seconds=1, memory=10**6))
     needs = []
     for swapped in ("0", "5"):
-        args = parse(["check", *command[1:], "--blocks_to_swap", swapped])
-        found = check.Check(Job.prepare(args), Models.from_args(args, list(FLAGS)))
-        needs.append(found._transformer_need - 10**6)
-    assert needs[1] == pytest.approx(needs[0] / 2, rel=1e-3)  # of 8 blocks, 3 stay and 1 visits
+        args = parse(["check", *command[1:], *precision, "--blocks_to_swap", swapped])
+        models = Models.from_args(args, list(FLAGS))
+        needs.append(check.Check(Job.prepare(args), models)._transformer_need - 10**6)
+    with models.dit() as dit:
+        whole, *blocks = (
+            sum(x.nbytes for x in module.state_dict().values()) for module in (dit, *blocks_of(dit))
+        )
+    assert needs == [whole, whole - sum(blocks[-5:]) + max(blocks[-5:])]

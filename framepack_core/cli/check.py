@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from ..models.build import dit_config, dit_shapes
+from ..models.build import dit_config, open_dit
 from ..runtime.errors import FramePackError
 from ..runtime.files import size_text
 from ..runtime.memory import free_device_memory, free_main_memory
@@ -57,6 +57,11 @@ class Check:
             f"{device}: {size_text(self.device_need)} needed at most, "
             f"{size_text(free_device_memory(device))} free"
         )
+        if self._decodes and self._decoding.memory is not None:
+            yield (
+                f"decoding takes {size_text(self._decoding.memory)} of {device} where they are "
+                "free, and more time in smaller pieces where they are not"
+            )
         if device.type == "cuda":
             yield f"main memory: {size_text(self.main_need)} needed, {self._free_main} free"
         yield f"disk: {size_text(self.disk_need)} needed, {size_text(self._free_disk)} free"
@@ -83,8 +88,8 @@ class Check:
 
     @property
     def main_need(self) -> int:
-        """Weights go through a small buffer to the device; latents of all sections stay here."""
-        return OTHER_MEMORY + 4 * self._latent_size
+        """Streamed blocks and the latents of all sections; other weights only pass through."""
+        return OTHER_MEMORY + 4 * self._latent_size + sum(self._streamed)
 
     @property
     def disk_need(self) -> int:
@@ -129,48 +134,85 @@ class Check:
             f"time: sampling about {_duration(sampling)} ({passes} passes of "
             f"{self.step.seconds:.2g} s{skipped})"
         )
-        if isinstance(scene, OneFrameEdit) or not self.job.output.decodes:
+        if not self._decodes:
             return f"{text}, and the loading of models"
-        decoding = self._decode_seconds()
+        decoding = self._decoding.seconds
         whole = _duration(sampling + decoding)
         return f"{text}, decoding {_duration(decoding)}, in all {whole} and the loading of models"
 
-    def _decode_seconds(self) -> float:
+    @property
+    def _decodes(self) -> bool:
+        """Whether a video is decoded; one frame takes next to nothing."""
+        return self.job.output.decodes and not isinstance(self.job.request.scene, OneFrameEdit)
+
+    @cached_property
+    def _decoding(self) -> StepCost:
+        """The decoding of all of the video."""
         scene = self.job.request.scene
         width, height = (side // LATENT_STRIDE for side in scene.size)
         with self.models.decoder() as decode:
             blank = torch.zeros(1, 16, 1, height, width)
-            return probe_decode(decode, blank, 1 + scene.window * scene.sections, scene.window)
+            frames = 1 + scene.window * scene.sections
+            return probe_decode(decode, blank, frames, scene.window, self.models.device)
 
-    @cached_property
+    @property
     def _transformer_need(self) -> int:
-        swapped = self.models.execution.swapped
-        here = self._blocks - swapped + 1 if swapped else self._blocks  # one of them visits
-        return self._transformer_size * here // self._blocks + self._working
+        return self._transformer_with(self.models.execution.swapped)
+
+    def _transformer_with(self, swapped: int) -> int:
+        """Bytes on the device with so many blocks streamed: one is at work, one on its way."""
+        streamed = self._blocks[len(self._blocks) - swapped :]
+        visiting = max(streamed, default=0) * (2 if self.models.device.type == "cuda" else 1)
+        here = sum(self._sizes.values()) - sum(streamed) + visiting
+        return here + self._lora_size + self._working
 
     @property
     def _working(self) -> int:
         return self.step.memory or OTHER_MEMORY
 
     @cached_property
-    def _transformer_size(self) -> int:
-        """Nearly all of it is in the blocks."""
+    def _sizes(self) -> dict[str, int]:
+        """Bytes of each tensor of the transformer as it will be kept."""
+        models = self.models
+        options = {"dtype": models.dtype, "precision": models.precision}
+        _, state = open_dit(models.paths["dit"], **options)
+        infos = state.infos().items()
+        return {name: math.prod(info.shape) * info.dtype.itemsize for name, info in infos}
+
+    @cached_property
+    def _blocks(self) -> list[int]:
+        """Bytes of each block, in the order in which they run."""
         config = dit_config(self.models.paths["dit"])
-        numbers = sum(math.prod(shape) for shape in dit_shapes(config).values())
-        small = self.models.precision.startswith("fp8") or self._file_size("dit") < 1.5 * numbers
-        return numbers * (1 if small else self.models.dtype.itemsize)
+        counts = {
+            "transformer_blocks": config.num_layers,
+            "single_transformer_blocks": config.num_single_layers,
+        }
+        prefixes = [f"{kind}.{i}." for kind, count in counts.items() for i in range(count)]
+        sizes = dict.fromkeys(prefixes, 0)
+        for name, size in self._sizes.items():
+            prefix = ".".join(name.split(".")[:2]) + "."
+            if prefix in sizes:
+                sizes[prefix] += size
+        return list(sizes.values())
 
     @property
-    def _blocks(self) -> int:
-        config = dit_config(self.models.paths["dit"])
-        return config.num_layers + config.num_single_layers
+    def _streamed(self) -> list[int]:
+        return self._blocks[len(self._blocks) - self.models.execution.swapped :]
+
+    @property
+    def _lora_size(self) -> int:
+        deltas = (delta for use in self.models.loras for delta in use.lora.deltas.values())
+        numbers = sum(x.numel() for delta in deltas for x in delta.tensors.values())
+        return numbers * self.models.dtype.itemsize
 
     def _smaller_transformer(self, free: int) -> str:
         if self.models.precision == "auto" and self._transformer_need / 2 < free:
             return "use --fp8_scaled"
-        fitting = (free - self._working) * self._blocks // self._transformer_size
-        if self.models.device.type == "cuda" and fitting > 1:
-            return f"use --blocks_to_swap {self._blocks - fitting + 1}"
+        if self.models.device.type == "cuda":
+            counts = range(1, len(self._blocks) + 1)
+            fitting = next((n for n in counts if self._transformer_with(n) <= free), None)
+            if fitting is not None:
+                return f"use --blocks_to_swap {fitting}"
         return "use a smaller --video_size" if self.step.memory else "use another --device"
 
     @cached_property

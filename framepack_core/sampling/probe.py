@@ -94,15 +94,20 @@ def _pass(
 
 def _measure(run: Callable[[], None], device: torch.device) -> StepCost:
     """Median of a few trials after one to warm up."""
-    on_gpu = device.type == "cuda"
-    if on_gpu:
-        torch.cuda.reset_peak_memory_stats(device)
-        weights = torch.cuda.memory_allocated(device)
-    first = _seconds(run, device)
-    memory = torch.cuda.max_memory_allocated(device) - weights if on_gpu else None
-    if first > PATIENCE:
-        return StepCost(first, memory)
-    return StepCost(median(_seconds(run, device) for _ in range(TRIALS)), memory)
+    first = _trial(run, device)
+    if first.seconds > PATIENCE:
+        return first
+    return replace(first, seconds=median(_seconds(run, device) for _ in range(TRIALS)))
+
+
+def _trial(run: Callable[[], None], device: torch.device) -> StepCost:
+    """What one run takes, besides what is allocated before it."""
+    if device.type != "cuda":
+        return StepCost(_seconds(run, device), None)
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    seconds = _seconds(run, device)
+    return StepCost(seconds, torch.cuda.max_memory_allocated(device) - before)
 
 
 def _seconds(run: Callable[[], None], device: torch.device) -> float:
@@ -113,12 +118,15 @@ def _seconds(run: Callable[[], None], device: torch.device) -> float:
     return time.perf_counter() - start
 
 
-def probe_decode(decode: Decode, start: Tensor, latent_frames: int, window: int) -> float:
-    """Seconds to decode all sections of a video, from one of its slices.
+def probe_decode(
+    decode: Decode, start: Tensor, latent_frames: int, window: int, device: torch.device
+) -> StepCost:
+    """What decoding all sections of a video takes on the decoder's device, from one slice of it.
 
     Shorter clips would tell less: the VAE's attention grows faster than their length.
     """
     lengths = [stop - first for first, stop in decode_slices(latent_frames, window)]
-    decode(start.expand(-1, -1, WARM_UP, -1, -1))
     longest = start.expand(-1, -1, max(lengths), -1, -1)
-    return _seconds(lambda: decode(longest), start.device) * sum(lengths) / max(lengths)
+    decode(start.expand(-1, -1, WARM_UP, -1, -1))
+    cost = _trial(lambda: decode(longest), device)
+    return replace(cost, seconds=cost.seconds * sum(lengths) / max(lengths))
