@@ -1,11 +1,13 @@
-"""Seconds a step and peak memory of training at full size with random weights, as a table.
+"""Seconds a step and peak memory of training, as a table; `training_files.py DIR` comes first.
 
-    python tests/bench/train_full_size.py                 one GPU, bf16 and fp8_scaled
-    python tests/bench/train_full_size.py --budgets 24 16 12    also with blocks on the CPU
-    python tests/bench/train_full_size.py --tiny          the same code on a CPU in seconds
+    python tests/bench/train_full_size.py DIR                          bf16 and fp8_scaled
+    python tests/bench/train_full_size.py DIR --budgets 24 16 12       also within so many GiB
+    torchrun --nproc_per_node 2 tests/bench/train_full_size.py DIR     a batch on each of two GPUs
+    python tests/bench/train_full_size.py DIR --accumulation 2         the same updates on one
 
 640x640 in sections of 9 latent frames, rank 32 on all layers of the blocks, AdamW, gradient
-checkpointing. A budget is kept by a hard limit on what the process may allocate.
+checkpointing. A budget is kept by a hard limit on what the process may allocate: with the fewest
+blocks in main memory that do, and, where blocks alone do not suffice, the activations too.
 """
 
 from __future__ import annotations
@@ -20,109 +22,47 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from framepack_core.models.build import dit_state_of
-from framepack_core.models.dit import DiTConfig, FramePackDiT
-from framepack_core.models.prompt import TextCondition
-from framepack_core.runtime.device import default_device
+from training_files import DIT, Size, sample_of, size_of
+
+from framepack_core.models.build import load_dit
+from framepack_core.models.dit import FramePackDiT
+from framepack_core.models.offload import blocks_of, place
 from framepack_core.sampling.flow import FlowDenoiser
 from framepack_core.training.adapters import AdapterConfig
 from framepack_core.training.batches import Batches, Sample
-from framepack_core.training.cache import section_tensors, text_tensors
-from framepack_core.training.cache_files import IMAGE, save_latent_cache, save_text_cache
 from framepack_core.training.config import TrainConfig
 from framepack_core.training.loop import Callbacks, train
-from framepack_core.weights.files import TensorInfo
-from framepack_core.weights.fp8 import Fp8Ops, Precision
+from framepack_core.training.workers import launched_rank
 
-WINDOW, SIDE, WORDS, IMAGE_TOKENS = 9, 640, 128, 729
-RANK, WARMUP, STEPS = 32, 3, 10
-SWAPS = range(0, 61, 5)  # how many blocks are tried for a budget, fewest first
+RANK, WARMUP = 32, 2
 GIB = 2**30
-TINY = DiTConfig(
-    num_attention_heads=2,
-    attention_head_dim=16,
-    num_layers=2,
-    num_single_layers=2,
-    num_refiner_layers=1,
-    text_embed_dim=32,
-    pooled_projection_dim=16,
-    image_proj_dim=24,
-    rope_axes_dim=(4, 6, 6),
-)
-
-
-@dataclass(frozen=True)
-class Size:
-    """How large a model and its clips are."""
-
-    config: DiTConfig
-    side: int = SIDE
-    window: int = WINDOW
-    dtype: torch.dtype = torch.bfloat16
+SLACK = 3 * GIB // 2  # of the allocator
 
 
 @dataclass(frozen=True)
 class Measured:
-    """A step's seconds and the most memory in bytes, with so many blocks on the CPU."""
+    """A step's seconds and the most memory in bytes, and how it was kept low."""
 
     seconds: float
     memory: int
     swapped: int
+    offloaded: bool
+    losses: list[float]
 
 
-class RandomWeights:
-    """Tensors of a model that was never trained, small enough that nothing overflows."""
-
-    def __init__(self, config: DiTConfig) -> None:
-        skeleton = FramePackDiT(config, device="meta")
-        self.shapes = {name: tuple(x.shape) for name, x in skeleton.state_dict().items()}
-
-    def info(self, name: str) -> TensorInfo:
-        return TensorInfo(torch.bfloat16, self.shapes[name])
-
-    def scale_info(self, name: str) -> None:
-        return None
-
-    def load(
-        self, name: str, dtype: torch.dtype | None, device: torch.device | str, *, copy: bool
-    ) -> Tensor:
-        return 0.02 * torch.randn(self.shapes[name], dtype=dtype or torch.bfloat16)
-
-
-def make_dit(size: Size, precision: Precision, device: torch.device) -> FramePackDiT:
-    """On the device, but for the weights that a run keeps on the CPU: it moves those itself."""
-    state = dit_state_of(
-        size.config, RandomWeights(size.config), dtype=size.dtype, precision=precision
-    )
-    ops = Fp8Ops if state.holds_fp8() else torch.nn
-    dit = FramePackDiT(size.config, ops=ops, dtype=size.dtype, device="meta")
-    dit.load_state_dict(dict(state), strict=True, assign=True)
-    return dit.requires_grad_(False)
-
-
-def make_samples(size: Size, folder: Path) -> list[Sample]:
-    """One cached section of noise."""
-    config, latent = size.config, size.side // 8
-    condition = TextCondition(
-        torch.randn(1, WORDS, config.text_embed_dim),
-        torch.randn(1, config.pooled_projection_dim),
-    )
-    text = folder / "noise_fp_te.safetensors"
-    save_text_cache(text, text_tensors(condition, "noise"), "noise", "")
-    latents = torch.randn(1, 16, 1 + size.window, latent, latent).half()
-    [(_, tensors)] = section_tensors("framepack", latents, size.window)
-    path = folder / "noise_fp.safetensors"
-    image = torch.randn(IMAGE_TOKENS, config.image_proj_dim).half()
-    about = {"size": (size.side, size.side), "digest": "", "mode": "framepack"}
-    save_latent_cache(path, {**tensors, IMAGE: image}, **about)
-    return [Sample(Path("noise"), path, text, text)]
-
-
-def measure(size: Size, precision: Precision, swapped: int, device: torch.device) -> Measured:
+def measure(
+    dit: FramePackDiT,
+    size: Size,
+    sample: Sample,
+    device: torch.device,
+    steps: int,
+    swapped: int = 0,
+    offloaded: bool = False,
+    accumulation: int = 1,
+) -> Measured:
     """A run of a few steps; raises torch's own error where the memory does not suffice."""
     times: list[float] = []
 
@@ -131,66 +71,113 @@ def measure(size: Size, precision: Precision, swapped: int, device: torch.device
             torch.cuda.synchronize()
         times.append(time.perf_counter())
 
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
     with tempfile.TemporaryDirectory() as folder:
-        samples = make_samples(size, Path(folder))
-        dit = make_dit(size, precision, device)
-        if not swapped:
-            dit.to(device)
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats()
         config = TrainConfig(
             output_dir=Path(folder),
-            steps=WARMUP + STEPS,
+            steps=WARMUP + steps,
             adapter=AdapterConfig(rank=RANK, alpha=RANK),
             blocks_to_swap=swapped,
+            gradient_checkpointing_cpu_offload=offloaded,
+            accumulation=accumulation,
             save_every_steps=None,
         )
-        denoiser = FlowDenoiser(dit, size.dtype)
-        train(config, denoiser, Batches(samples), Callbacks(on_step), device=device)
+        done = train(
+            config,
+            FlowDenoiser(dit, size.dtype),
+            Batches([sample]),
+            Callbacks(on_step),
+            device=device,
+        )
     memory = torch.cuda.max_memory_allocated() if device.type == "cuda" else 0
-    return Measured((times[-1] - times[WARMUP - 1]) / STEPS, memory, swapped)
+    seconds = (times[-1] - times[WARMUP - 1]) / steps
+    return Measured(seconds, memory, swapped, offloaded, done.losses)
 
 
-def within(size: Size, precision: Precision, budget: float, device: torch.device) -> Measured:
-    """The run with the fewest blocks on the CPU that keeps to a budget in GiB."""
-    total = torch.cuda.get_device_properties(device).total_memory
-    torch.cuda.set_per_process_memory_fraction(min(1.0, budget * GIB / total), device)
-    try:
-        for swapped in SWAPS:
-            try:
-                return measure(size, precision, swapped, device)
-            except torch.cuda.OutOfMemoryError:
-                gc.collect()
-                torch.cuda.empty_cache()
-        raise SystemExit(f"{precision}: does not fit into {budget:g} GiB")
-    finally:
-        torch.cuda.set_per_process_memory_fraction(1.0, device)
+def bytes_of(module: torch.nn.Module) -> int:
+    return sum(x.nbytes for x in (*module.parameters(), *module.buffers()))
 
 
-def rows(args: argparse.Namespace, size: Size, device: torch.device) -> Iterator[str]:
-    for precision in ("full", "fp8_scaled"):
-        runs = {"no limit": measure(size, precision, 0, device)}
-        for budget in args.budgets:
+class Budget:
+    """The run with the least in main memory that keeps to a limit."""
+
+    def __init__(self, dit: FramePackDiT, unlimited: Measured, checkpoints: int) -> None:
+        self.dit, self.blocks = dit, [bytes_of(block) for block in blocks_of(dit)]
+        self.working = unlimited.memory - bytes_of(dit)
+        self.checkpoints = checkpoints
+
+    def plan(self, limit: float) -> tuple[int, bool]:
+        """How many blocks to swap, and whether the activations go too."""
+        for offloaded in (False, True):
+            working = self.working - (self.checkpoints if offloaded else 0)
+            for swapped in range(len(self.blocks) + 1):
+                moved = self.blocks[len(self.blocks) - swapped :]
+                visiting = 2 * max(moved, default=0) + SLACK
+                if bytes_of(self.dit) - sum(moved) + visiting + working <= limit:
+                    return swapped, offloaded
+        return len(self.blocks), True
+
+    def measure(
+        self, limit: float, size: Size, sample: Sample, device: torch.device, steps: int
+    ) -> Measured:
+        swapped, offloaded = self.plan(limit)
+        total = torch.cuda.get_device_properties(device).total_memory
+        while True:
+            place(self.dit, blocks_of(self.dit)[len(self.blocks) - swapped :], device, pin=True)
             gc.collect()
-            runs[f"{budget:g} GiB"] = within(size, precision, budget, device)
-        for limit, found in runs.items():
-            yield (
-                f"{precision:<11} {limit:>9}  {found.swapped:>2} blocks on the CPU  "
-                f"{found.seconds:7.3f} s a step  {found.memory / GIB:6.2f} GiB"
-            )
+            torch.cuda.empty_cache()
+            torch.cuda.set_per_process_memory_fraction(min(1.0, limit / total))
+            try:
+                return measure(self.dit, size, sample, device, steps, swapped, offloaded)
+            except torch.cuda.OutOfMemoryError:
+                print(f"{swapped} blocks in main memory: still too much", flush=True)
+                if swapped == len(self.blocks):
+                    raise
+                swapped = min(len(self.blocks), swapped + 2)
+            finally:
+                torch.cuda.set_per_process_memory_fraction(1.0)
+
+
+def rows(args: argparse.Namespace, device: torch.device) -> Iterator[str]:
+    size, sample = size_of(args.folder), sample_of(args.folder)
+    for precision in args.precision:
+        dit = load_dit(args.folder / DIT, dtype=size.dtype, device=device, precision=precision)
+        dit.requires_grad_(False)
+        unlimited = measure(dit, size, sample, device, args.steps, accumulation=args.accumulation)
+        yield row(precision, "no limit", unlimited)
+        tokens = size.window * (size.side // 16) ** 2 * 1.34 + 900  # with history and text
+        checkpoints = int(tokens * size.config.dim * size.dtype.itemsize * len(blocks_of(dit)))
+        budget = Budget(dit, unlimited, checkpoints)
+        for limit in args.budgets:
+            found = budget.measure(limit * GIB, size, sample, device, args.steps)
+            yield row(precision, f"{limit:g} GiB", found)
+        del dit, budget
+        gc.collect()
+
+
+def row(precision: str, limit: str, found: Measured) -> str:
+    activations = " and activations" if found.offloaded else ""
+    return (
+        f"{precision:<11} {limit:>9}  {found.swapped:>2} blocks{activations} on the CPU  "
+        f"{found.seconds:7.3f} s a step  {found.memory / GIB:6.2f} GiB  losses "
+        + " ".join(f"{loss:.5f}" for loss in found.losses)
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path, help="of training_files.py")
+    parser.add_argument("--precision", nargs="+", default=["full", "fp8_scaled"])
     parser.add_argument("--budgets", nargs="*", type=float, default=[], metavar="GIB")
-    parser.add_argument("--tiny", action="store_true")
+    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--accumulation", type=int, default=1)
     args = parser.parse_args()
-    device = torch.device("cpu") if args.tiny else default_device()
-    size = Size(TINY, side=32, window=2, dtype=torch.float32) if args.tiny else Size(DiTConfig())
-    torch.manual_seed(0)
-    print(f"{device}, torch {torch.__version__}, {size.side}x{size.side}, window {size.window}")
-    for row in rows(args, size, device):
-        print(row, flush=True)
+    rank = launched_rank()
+    device = torch.device("cuda", rank) if torch.cuda.is_available() else torch.device("cpu")
+    for line in rows(args, device):
+        if rank == 0:
+            print(f"torch {torch.__version__}, {device}: {line}", flush=True)
 
 
 if __name__ == "__main__":
