@@ -248,7 +248,7 @@ class SectionRun:
         return [[words, run | extra | own] for words, extra in prompt]
 
     def _model(self, section: Section) -> Any:
-        """A clone with what is new in each section, so that nothing is left in the run's model."""
+        """The run's model, or a clone with what this section changes: the run's stays as it is."""
         settings = self.settings
         step_cache = CACHES[settings.step_cache](settings.cache_threshold)
         options = {
