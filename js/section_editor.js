@@ -59,12 +59,13 @@ export class SectionEditor {
       this.labels[name] = h("span", {});
       return h("label", { class: `fpreel-field fpreel-${name}` }, this.labels[name], ...controls);
     };
-    const { padding, seed, guidance } = this.numbers;
+    const { padding, seed, guidance, lora_strength } = this.numbers;
     return [
       h("div", { class: "fpreel-pair" }, label("image", this.image), this.upload, this.file),
       label("padding", padding),
       h("div", { class: "fpreel-pair" }, label("seed", seed), this.dice),
       label("guidance", guidance),
+      label("lora_strength", lora_strength),
     ];
   }
 
@@ -87,8 +88,9 @@ export class SectionEditor {
       setValue(input, own[field] ?? "");
       setAttributes(input, { placeholder: t("timeline.ofRun") });
     }
-    const { padding } = this.numbers;
+    const { padding, lora_strength } = this.numbers;
     setAttributes(padding, { placeholder: place.padding ?? "–" });
+    setAttributes(lora_strength, { placeholder: "1" });
     padding.disabled = mode === "f1" && own.padding === undefined;
     this.showImages(own.image);
   }

@@ -20,6 +20,7 @@ from ..framepack_core.sampling.plan import HISTORY, Plan
 from ..framepack_core.sampling.probe import probe_transformer
 from ..framepack_core.sampling.sections import LATENT_STRIDE
 from .host import show_text, to_image_latent
+from .lora import check_section_loras
 from .model import IMAGE_TOKENS, SECTION_PREFIX
 from .section_run import check_model, check_model_attention
 from .types import CATEGORY, PlanSocket, schema
@@ -63,6 +64,7 @@ class Check(io.ComfyNode):
     ) -> io.NodeOutput:
         check_model(model)
         check_model_attention(model)
+        check_section_loras(plan, model)
         probe_encoder("libx264")
         needs = Needs(model, plan, to_image_latent(start_latent, "start_latent"), steps)
         problems = list(needs.problems())

@@ -7,7 +7,7 @@ from typing import Any, get_args
 
 from comfy_api.latest import io, ui
 
-from ..framepack_core.sampling.plan import MAX_SEED, EndPolicy, Plan
+from ..framepack_core.sampling.plan import MAX_LORA_STRENGTH, MAX_SEED, EndPolicy, Plan
 from ..framepack_core.sampling.spec import parse_spec
 from .condition import encode_prompt, system_prompt_input
 from .host import show_text, to_image_latent
@@ -46,14 +46,16 @@ class GuideSections(io.ComfyNode):
             node_id="FPReelGuideSections",
             display_name="FramePack Guide Sections",
             category=CATEGORY,
-            description="Gives some sections of a plan a prompt, an image, a padding, a seed or a "
-            "guidance of their own. Chain one for each group of sections; later ones win.",
+            description="Gives some sections of a plan a prompt, an image, a padding, a seed, a "
+            "guidance or a LoRA strength of their own. Chain one for each group of sections; later "
+            "ones win.",
             search_aliases=[
                 "framepack section prompt",
                 "section image",
                 "keyframe",
                 "timeline",
                 "per section",
+                "lora per section",
             ],
             inputs=[
                 PlanSocket.Input("plan", tooltip="From FramePack Plan or another guide."),
@@ -104,6 +106,16 @@ class GuideSections(io.ComfyNode):
                     tooltip="How strongly these sections follow their prompt; 10 is usual. "
                     f"{KEEP} leaves the run's.",
                 ),
+                io.Float.Input(
+                    "lora_strength",
+                    default=float(KEEP),
+                    min=float(KEEP),
+                    max=float(MAX_LORA_STRENGTH),
+                    step=0.05,
+                    optional=True,
+                    tooltip="Times the strengths of FramePack Apply LoRA in these sections: 0 is "
+                    f"without its LoRAs, 0.5 half of them, 1 or {KEEP} as they are applied.",
+                ),
             ],
             outputs=[PlanSocket.Output(display_name="plan")],
             hidden=[io.Hidden.unique_id],
@@ -120,6 +132,7 @@ class GuideSections(io.ComfyNode):
         conditioning: list[Any] | None = None,
         start_image: dict[str, Any] | None = None,
         clip_vision_output: Any = None,
+        lora_strength: float = KEEP,
     ) -> io.NodeOutput:
         image = None if start_image is None else to_image_latent(start_image, "start_image")
         plan = plan.with_overrides(
@@ -130,6 +143,7 @@ class GuideSections(io.ComfyNode):
             padding=None if padding == KEEP else padding,
             seed=None if seed == KEEP else seed,
             guidance=None if guidance == KEEP else guidance,
+            lora_strength=None if lora_strength == KEEP else lora_strength,
         )
         return show_plan(plan, cls.hidden.unique_id)
 

@@ -60,13 +60,12 @@ def _settings(run: SectionRun) -> dict[str, Any]:
     """All that sections depend on besides the plan and latents, by the names of the inputs."""
     model, sampling = run.model, vars(run.settings)
     base = model.model
+    changes = {name: _without_loras(getattr(model, name, None)) for name in ADDITIONS}
     return {
         "model": _origin(model),
         "LoRA": [model.patches, [use.identity for use in applied_loras(model)]],
         "changes of the model by other nodes": {
-            name: _without_loras(getattr(model, name))
-            for name in ADDITIONS
-            if getattr(model, name, None)
+            name: change for name, change in changes.items() if change
         },
         "precision": [base.get_dtype(), base.manual_cast_dtype, model.load_device.type],
         "attention": find_attention(base.diffusion_model.host_attention.name).__qualname__,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -20,15 +21,18 @@ from torch import nn
 from ..framepack_core.models.build import dit_shapes, dit_state_of
 from ..framepack_core.models.merge import merged_from, write_dit
 from ..framepack_core.runtime.errors import FramePackError
+from ..framepack_core.sampling.plan import Plan
 from ..framepack_core.toyworld import OPPOSITE_LORA
 from ..framepack_core.weights.lora import Lora
 from ..framepack_core.weights.lora_apply import LoraUse, apply_loras, open_loras
 from .fp8 import layer_weight
 from .host import is_inside, output_names, show_text
 from .merged import PatchedWeights
-from .model import managed
+from .model import LORA_STRENGTH, managed
 from .section_run import check_model
 from .types import CATEGORY, advanced, schema
+
+logger = logging.getLogger(__name__)
 
 LORA = f"{CATEGORY}/lora"
 KEY = "framepack_lora"
@@ -67,14 +71,19 @@ class LoraFactors(nn.Module):
 class AppliedLora:
     """What ComfyUI calls around the DiT: its layers have the LoRA beside them meanwhile.
 
-    So nothing is ever patched into weights, which clones of the MODEL share.
+    So nothing is ever patched into weights, which clones of the MODEL share. A section's own
+    strength comes with each call, in the options of the section's clone.
     """
 
     factors: LoraFactors
     strength: float
 
     def __call__(self, executor: Any, *args: Any, **kwargs: Any) -> Any:
-        use = LoraUse(self.factors.lora(), self.strength)
+        *_, options = args  # as FramePackTransformer gives them
+        strength = self.strength * options.get(LORA_STRENGTH, 1.0)
+        if not strength:
+            return executor(*args, **kwargs)
+        use = LoraUse(self.factors.lora(), strength)
         applied = apply_loras(executor.class_obj, [use], layer_weight)
         try:
             return executor(*args, **kwargs)
@@ -97,8 +106,12 @@ def load_factors(
 
 
 def add_loras(model: Any, uses: Sequence[LoraUse]) -> Any:
-    """A clone of a MODEL with LoRAs beside its layers."""
+    """A clone of a MODEL with LoRAs beside its layers.
+
+    Those of strength 0 take no memory, but the MODEL knows of them all the same.
+    """
     model = model.clone()
+    model.set_attachments(KEY, True)
     dtype = model.model.manual_cast_dtype or model.model.get_dtype()
     for use in uses:
         if use.strength:
@@ -114,6 +127,22 @@ def applied_loras(model: Any) -> list[LoraUse]:
     """The LoRAs that `add_loras` has given to a MODEL."""
     found = model.wrappers.get(DIFFUSION_MODEL, {}).get(KEY, [])
     return [LoraUse(applied.factors.lora(), applied.strength) for applied in found]
+
+
+def check_section_loras(plan: Plan, model: Any) -> None:
+    """Refuse strengths of sections that no LoRA follows; warn of what does not follow them."""
+    own = sorted(section.index for section in plan.sections if section.lora_strength is not None)
+    if own and KEY not in model.attachments:
+        raise FramePackError(
+            f"lora_strength: section {own[0]} has one of its own, but the model has no LoRA of "
+            "FramePack Apply LoRA; use that node, or take the strength out. Other loaders, such as "
+            "LoraLoaderModelOnly, patch LoRAs into the weights, which all sections share"
+        )
+    if own and model.patches:
+        logger.warning(
+            "model: its weights are patched, by LoraLoaderModelOnly or another node, and that is "
+            "the same in all sections; only FramePack Apply LoRA follows their lora_strength"
+        )
 
 
 def lora_choices() -> list[str]:

@@ -40,6 +40,7 @@ SECTION_PREFIX = "framepack_"
 CONTEXT_FIELDS = tuple(field.name for field in fields(Context))
 STEP_CACHE = "framepack_step_cache"
 ROPE_SCALING = "framepack_rope_scaling"
+LORA_STRENGTH = "framepack_lora_strength"
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from ..framepack_core.sampling.sections import LATENT_STRIDE
 from .host import WINDOW_KEY, to_image_latent, to_latent, to_latents
 from .ledger import open_ledger
 from .live_sections import ReportedProgress, SectionReport
+from .lora import check_section_loras
 from .section_run import Settings, check_mode, image_embeds, section_run, setting_inputs
 from .types import CATEGORY, PlanSocket, advanced, schema
 
@@ -133,6 +134,7 @@ class Sampler(io.ComfyNode):
             negative,
         )
         check_mode(model, plan.mode, "FramePack Plan says")
+        check_section_loras(plan, model)
         plan, seed = encoded(plan, model, start), run.settings.seed
         log = RunLog()
         inputs = {"start_latent": start, "existing": video}

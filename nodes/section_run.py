@@ -31,6 +31,7 @@ from ..framepack_core.sampling.watch import check_attention
 from .host import RunProgress
 from .model import (
     LATENT_SCALE,
+    LORA_STRENGTH,
     ROPE_SCALING,
     STEP_CACHE,
     FramePackModel,
@@ -212,7 +213,7 @@ class SectionRun:
 
     def __call__(self, task: SectionTask) -> Tensor:
         settings, section = self.settings, task.section
-        guider = comfy.samplers.CFGGuider(self._model())
+        guider = comfy.samplers.CFGGuider(self._model(section))
         guider.inner_set_conds(self._conds(task))
         guider.set_cfg(settings.cfg)
         seed = settings.seed + task.order if section.seed is None else section.seed
@@ -246,12 +247,14 @@ class SectionRun:
         run = {"guidance": self.settings.guidance}
         return [[words, run | extra | own] for words, extra in prompt]
 
-    def _model(self) -> Any:
+    def _model(self, section: Section) -> Any:
+        """The run's model, or a clone with what this section changes: the run's stays as it is."""
         settings = self.settings
         step_cache = CACHES[settings.step_cache](settings.cache_threshold)
         options = {
             ROPE_SCALING: settings.rope_scaling(),
             STEP_CACHE: step_cache and step_cache(self.sigmas),
+            LORA_STRENGTH: section.lora_strength,
         }
         options = {name: option for name, option in options.items() if option is not None}
         if not options:

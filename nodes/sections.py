@@ -34,7 +34,7 @@ class PlanVideo(io.ComfyNode):
             category=CATEGORY,
             description="Plans the sections of a video and shows their order and exact length "
             "before anything runs. On the timeline each section can have a prompt, an image, a "
-            "padding, a seed and a guidance of its own.",
+            "padding, a seed, a guidance and a LoRA strength of its own.",
             search_aliases=[
                 "framepack length",
                 "section scheduler",
@@ -99,8 +99,8 @@ class PlanVideo(io.ComfyNode):
                         "timeline",
                         optional=True,
                         default="",
-                        tooltip="Prompt, image, padding, seed and guidance of single sections. "
-                        "What a section does not have is the sampler's.",
+                        tooltip="Prompt, image, padding, seed, guidance and LoRA strength of "
+                        "single sections. What a section does not have is the run's.",
                     ),
                 ),
                 io.Clip.Input(

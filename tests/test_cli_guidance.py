@@ -322,8 +322,14 @@ def test_mistakes_in_an_edit(
         ("--one_frame_auto_resize", ["--one_frame_auto_resize"]),
         ("--magcache_k 2", ["--magcache_k"]),
         (
-            "--one_frame_inference default --end_image_path {b} --latent_paddings 0",
-            ["--video_sections", "--latent_paddings", "--end_image_path"],
+            "--one_frame_inference default --end_image_path {b} --latent_paddings 0 "
+            "--section_lora_strengths 0",
+            [
+                "--video_sections",
+                "--latent_paddings",
+                "--section_lora_strengths",
+                "--end_image_path",
+            ],
         ),
     ],
 )

@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from cli_runs import failure, files, latents, picture, small
+from cli_runs import failure, files, latents, paths, picture, small
 from safetensors.torch import load_file, save_file
 
-from framepack_core.cli import main
+from framepack_core.cli import jobs, main
+from framepack_core.cli.models import Models
 from framepack_core.models.build import load_dit
+from framepack_core.sampling.latents import load_latents
 from framepack_core.toyworld import OPPOSITE_LORA, SNAPSHOT
 from framepack_core.weights.files import read_header
 
@@ -23,10 +25,13 @@ TOY = ("--snapshot", "toyworld")
 def generate(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     image = picture(tmp_path / "start.png")
 
-    def run(*options: str) -> torch.Tensor:
+    def run(*options: str, ledger: Path | None = None) -> torch.Tensor:
         inputs = ("--image_path", image, "--prompt", "a red circle moves left")
-        sections = ("--video_sections", "1")
-        return latents(small("generate", tmp_path, *inputs, *sections, *options), capsys)
+        words = small("generate", tmp_path, *inputs, "--video_sections", "1", *options)
+        if ledger is not None:
+            words.remove("--no_ledger")
+            words += ["--ledger", str(ledger)]
+        return latents(words, capsys)
 
     return run
 
@@ -59,6 +64,114 @@ def test_fp8(generate) -> None:
     with_lora = generate("--fp8_scaled", *LORA) - generate("--fp8_scaled")
     full = generate(*LORA) - base
     assert torch.cosine_similarity(with_lora.flatten(), full.flatten(), dim=0) > 0.8
+
+
+# Sections
+
+
+THREE = ("--video_sections", "3")
+OF_SECTIONS = "--section_lora_strengths"
+
+
+def by_section(latents: torch.Tensor) -> list[torch.Tensor]:
+    """Its sections by time, each of one latent frame."""
+    return [latents[:, :, index + 1] for index in range(3)]
+
+
+@pytest.mark.parametrize("mode", [(), ("--f1",)])
+def test_strengths_of_all_sections_are_those_of_the_run(generate, mode: tuple[str, ...]) -> None:
+    video = (*THREE, *mode)
+    base, full = generate(*video), generate(*video, *LORA)
+    assert torch.equal(generate(*video, *LORA, OF_SECTIONS, "0-2:1"), full)
+    assert torch.equal(generate(*video, *LORA, OF_SECTIONS, "0-2:0"), base)
+    assert not torch.equal(full, base)
+    half = generate(*video, *LORA, "--lora_multiplier", "0.5")
+    assert torch.equal(generate(*video, *LORA, OF_SECTIONS, "0-2:0.5"), half)
+
+
+def test_a_lora_in_the_chosen_section_alone(generate) -> None:
+    """Made from the last section to the first: what is made before the chosen one is as without."""
+    base, full = by_section(generate(*THREE)), by_section(generate(*THREE, *LORA))
+    for chosen, strengths in enumerate(("1-2:0", "0:0;;;2:0", "0-1:0")):
+        made = by_section(generate(*THREE, *LORA, OF_SECTIONS, strengths))
+        assert all(torch.equal(made[i], base[i]) for i in range(chosen + 1, 3)), chosen
+        assert not torch.equal(made[chosen], base[chosen]), chosen
+    assert torch.equal(made[2], full[2])  # made first, so that nothing else differs either
+    without = by_section(generate(*THREE, *LORA, OF_SECTIONS, "1:0"))
+    assert torch.equal(without[2], full[2]) and not torch.equal(without[1], full[1])
+
+
+def test_strengths_of_sections_with_streamed_or_compiled_blocks(generate) -> None:
+    strengths = (*THREE, *LORA, OF_SECTIONS, "0:0.5;;;1:0")
+    expected = generate(*strengths)
+    assert torch.equal(generate(*strengths, "--blocks_to_swap", "3"), expected)
+    compiled = ("--compile", "--compile_backend", "aot_eager", "--compile_dynamic", "true")
+    torch.testing.assert_close(generate(*strengths, *compiled), expected)
+
+
+def test_a_batch_begins_every_line_with_whole_strengths(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "lines.txt").write_text("a red circle moves left --d 5\n" * 2)
+    options = ("--image_path", picture(tmp_path / "start.png"), "--video_sections", "2", *LORA)
+    batch = ("--from_file", str(tmp_path / "lines.txt"), OF_SECTIONS, "1:0.5;;;0:0")
+    first, second = files(small("batch", tmp_path, *batch, *options), capsys)
+    assert torch.equal(load_latents(first)[0], load_latents(second)[0])
+
+
+def test_another_strength_of_a_section_keeps_those_made_before_it(
+    generate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sample, orders = jobs.unipc_sampler, []
+
+    def logged(*args):
+        make = sample(*args)
+        return lambda task: (orders.append(task.order), make(task))[1]
+
+    monkeypatch.setattr(jobs, "unipc_sampler", logged)
+    made = {}
+    for strengths in ("0-2:1", "0:0;;;1-2:1", "0:1;;;1:0;;;2:1", "0-2:1", "0-2:0"):
+        orders.clear()
+        generate(*THREE, *LORA, OF_SECTIONS, strengths, ledger=tmp_path / "kept")
+        made.setdefault(strengths, []).append(len(orders))
+    assert made == {"0-2:1": [3, 0], "0:0;;;1-2:1": [1], "0:1;;;1:0;;;2:1": [2], "0-2:0": [3]}
+
+
+def test_strengths_of_sections_are_shown_and_noted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    inputs = ("--image_path", picture(tmp_path / "start.png"), "--prompt", "x", *THREE, *LORA)
+    assert main(small("generate", tmp_path, *inputs, OF_SECTIONS, "-1:0.5")) == 0
+    out = capsys.readouterr().out
+    assert "section 2, frames 9-12 (0.30-0.40 s), padding 2, LoRA strength 0.5" in out
+    assert read_header(paths(out)[-1]).metadata["section_lora_strengths"] == "-1:0.5"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ((OF_SECTIONS, "1:0.5"), f"{OF_SECTIONS}: there is no LoRA; name one with --lora_weight"),
+        ((*LORA, OF_SECTIONS, "1:x"), f"{OF_SECTIONS}: 'x' of section 1 is not a number"),
+        ((*LORA, OF_SECTIONS, "3:1"), f"{OF_SECTIONS}: there is no section 3 in a video of 3"),
+        ((*LORA, OF_SECTIONS, "1:-1"), "lora_strength: -1.0 is not a number from 0 to 10"),
+        ((*LORA, OF_SECTIONS, "1:10.5"), "lora_strength: 10.5 is not a number from 0 to 10"),
+        ((*LORA, OF_SECTIONS, "nan"), "lora_strength: nan is not a number from 0 to 10"),
+    ],
+)
+def test_strengths_of_sections_that_cannot_be(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    options: tuple[str, ...],
+    message: str,
+) -> None:
+    monkeypatch.setattr(Models, "_use", lambda *_: pytest.fail("a model was used"))
+    inputs = ("--image_path", picture(tmp_path / "start.png"), "--prompt", "x", *THREE)
+    for command in ("generate", "check"):
+        assert message in failure(small(command, tmp_path, *inputs, *options), capsys)
+
+
+# Merged models
 
 
 def test_merged_is_the_lora_beside(

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
+from lora_files import SHAPES, every_kind
 from tiny import guided, randn, tiny_dit
 from torch import Tensor
 
@@ -27,6 +30,8 @@ from framepack_core.sampling.sections import (
     sections_for_frames,
 )
 from framepack_core.sampling.spec import parse_spec
+from framepack_core.weights.lora import load_lora
+from framepack_core.weights.lora_apply import LoraUse, apply_loras
 
 START, END, OWN = 1.0, 2.0, 3.0
 SHAPE = (1, 16, 2, 4, 4)
@@ -68,10 +73,12 @@ def record(plan: Plan, start: Tensor | None = None) -> tuple[Recorder, list[floa
 
 def test_a_description_shows_all_that_a_section_has_of_its_own() -> None:
     plan = plan_framepack(3).with_overrides("0-1", prompt="a dog", seed=5, guidance=6.5)
-    plan = plan.with_overrides("-1", image="end.png", padding=4).with_end("z.png", strength=0.5)
+    plan = plan.with_overrides("-1", image="end.png", padding=4, lora_strength=0.0)
+    plan = plan.with_end("z.png", strength=0.5)
     assert plan.describe().splitlines() == [
         "framepack: 109 frames, 3.63 s at 30 fps, 3 sections of 36 frames (window 9)",
-        "  made 1: section 2, frames 73-108 (2.43-3.60 s), padding 4, image 'end.png'",
+        "  made 1: section 2, frames 73-108 (2.43-3.60 s), padding 4, image 'end.png', "
+        "LoRA strength 0.0",
         "  made 2: section 1, frames 37-72 (1.23-2.40 s), padding 1, prompt 'a dog', seed 5, "
         "guidance 6.5",
         "  made 3: section 0, frames 1-36 (0.03-1.20 s), padding 0, prompt 'a dog', seed 5, "
@@ -95,10 +102,10 @@ def test_a_later_override_wins_and_leaves_the_rest() -> None:
 
 
 def test_a_padding_moves_all_indices_and_keeps_what_the_section_has() -> None:
-    plan = plan_framepack(2, window=3).with_overrides("1", seed=4).with_overrides("1", padding=0)
-    section = plan.sections[0]
+    plan = plan_framepack(2, window=3).with_overrides("1", seed=4, lora_strength=0.5)
+    section = plan.with_overrides("1", padding=0).sections[0]
     assert (section.latent_indices, section.clean_indices) == ((1, 2, 3), (0, 4))
-    assert (section.padding, section.seed) == (0, 4)
+    assert (section.padding, section.seed, section.lora_strength) == (0, 4, 0.5)
 
 
 def test_texts_become_overrides_of_all_sections_but_the_like_of_the_first() -> None:
@@ -125,6 +132,13 @@ def test_handles_are_collected_once_and_encoded() -> None:
         (lambda: plan_framepack(2).with_overrides("2", seed=1), "no section 2"),
         (lambda: plan_framepack(2).with_overrides("0", seed=-1), "seed: -1"),
         (lambda: plan_framepack(2).with_overrides("0", guidance=float("nan")), "guidance: nan"),
+        *[
+            (
+                lambda strength=strength: plan_f1(2).with_overrides("0", lora_strength=strength),
+                f"lora_strength: {strength} is not a number from 0 to 10",
+            )
+            for strength in (-0.1, 10.5, float("nan"), float("inf"))
+        ],
         (lambda: plan_framepack(2).with_overrides("0", padding=-1), "paddings: -1"),
         (lambda: plan_f1(2).with_overrides("0", padding=1), "padding: f1 has none"),
         (lambda: plan_video("f1", 2, paddings=[0, 0]), "paddings: f1 has none"),
@@ -227,10 +241,11 @@ def test_a_sections_own_seed_changes_no_other_noise() -> None:
     assert torch.equal(batch[2][:1], before[2])
 
 
-def run_tiny(plan: Plan, base=None, cfg: CFG | None = None) -> list[Tensor]:
-    """The latents of each section in the order made."""
-    base = guided() if base is None else base
-    sampler = unipc_sampler(FlowDenoiser(tiny_dit()), base, SamplerConfig(steps=2), cfg)
+def run_tiny(plan: Plan, base=None, cfg: CFG | None = None, uses=None) -> list[Tensor]:
+    """The latents of each section in the order made, with LoRAs or without."""
+    base, dit = guided() if base is None else base, tiny_dit()
+    loras = None if uses is None else apply_loras(dit, uses)
+    sampler = unipc_sampler(FlowDenoiser(dit), base, SamplerConfig(steps=2), cfg, loras=loras)
     made: list[Tensor] = []
     start = randn(1, 16, 1, 4, 4, seed=3)
     generate(plan, sampler, start, 4, lambda done: made.append(done.latents))
@@ -259,6 +274,55 @@ def test_a_sections_own_condition_is_that_of_a_run_of_its_own(with_cfg: bool) ->
     made = run_tiny(steered, cfg=cfg)
     assert torch.equal(made[0], run_tiny(plan, own, cfg_of_own)[0])
     assert not torch.equal(made[0], run_tiny(plan, cfg=cfg)[0])
+
+
+@pytest.fixture
+def uses(tmp_path: Path) -> list[LoraUse]:
+    """Two LoRAs, weak enough that the model does not fall apart."""
+    made = []
+    for kind, strength in {"LoRA": 0.05, "LoKr": -0.02}.items():
+        path = every_kind()[kind].save(tmp_path).rename(tmp_path / f"{kind}.safetensors")
+        made.append(LoraUse(load_lora(path, SHAPES), strength))
+    return made
+
+
+def scaled(uses: list[LoraUse], factor: float) -> list[LoraUse]:
+    return [LoraUse(use.lora, factor * use.strength) for use in uses]
+
+
+@pytest.mark.parametrize("plan", [plan_framepack(3, window=2), plan_f1(3, window=2)])
+def test_lora_strengths_of_all_sections_are_those_of_the_run(plan, uses) -> None:
+    def run(strength: float) -> list[Tensor]:
+        return run_tiny(plan.with_overrides("0-2", lora_strength=strength), uses=uses)
+
+    for strength, expected in (
+        (1.0, run_tiny(plan, uses=uses)),
+        (0.0, run_tiny(plan)),
+        (0.5, run_tiny(plan, uses=scaled(uses, 0.5))),
+    ):
+        assert all(map(torch.equal, run(strength), expected)), strength
+    assert not any(map(torch.equal, run(0.0), run(1.0)))
+
+
+def test_only_the_section_with_a_lora_strength_sees_another_one(uses) -> None:
+    """The framepack mode makes section 2 first, so what it sees is the same in all these runs."""
+    plan = plan_framepack(3, window=2)
+    plain, whole = run_tiny(plan), run_tiny(plan, uses=uses)
+    off = plan.with_overrides("0-1", lora_strength=0.0)
+    assert torch.equal(run_tiny(off, uses=uses)[0], whole[0])
+    first = run_tiny(plan.with_overrides("2", lora_strength=0.0), uses=uses)
+    assert torch.equal(first[0], plain[0]) and not torch.equal(first[1], plain[1])
+    last = run_tiny(plan.with_overrides("1-2", lora_strength=0.0), uses=uses)
+    assert all(map(torch.equal, last[:2], plain[:2]))
+    # The one with LoRAs goes on from what the model made without them.
+    assert not torch.equal(last[2], plain[2]) and not torch.equal(last[2], whole[2])
+
+
+def test_a_lora_strength_without_a_lora_is_refused(uses) -> None:
+    plan = plan_f1(2, window=2).with_overrides("1", lora_strength=1.0)
+    for none in (None, []):
+        with pytest.raises(FramePackError, match=r"lora_strength: section 1 .* there is no LoRA"):
+            run_tiny(plan, uses=none)
 
 
 # Videos that go on

@@ -101,6 +101,16 @@ def test_one_section_rolled_again_keeps_those_made_before_it(tmp_path) -> None:
     assert not torch.equal(latents, first)
 
 
+@pytest.mark.parametrize("own", [{"guidance": 3.0}, {"lora_strength": 0.0}])
+def test_what_a_section_has_of_its_own_keeps_those_made_before_it(own, tmp_path) -> None:
+    plan = plan_framepack(3, WINDOW)
+    run(plan, Ledger(tmp_path).open(plan, settings()))
+    for section, kept in (("0", 2), ("1", 1), ("2", 0)):
+        other = plan.with_overrides(section, **own)
+        assert Ledger(tmp_path).open(other, settings()).finished == kept
+    assert Ledger(tmp_path).open(plan, settings()).finished == 3
+
+
 def test_f1_is_extended_later_from_what_is_there(tmp_path) -> None:
     short, long = plan_f1(2, WINDOW), plan_f1(3, WINDOW)
     run(short, Ledger(tmp_path).open(short, settings()))

@@ -84,6 +84,22 @@ def test_changing_strength_equals_applying_with_it(tmp_path: Path) -> None:
     assert torch.equal(output(one), output(other))
 
 
+def test_scaled_strengths_are_what_they_were_afterwards(tmp_path: Path) -> None:
+    one, other = tiny_dit(), tiny_dit()
+    plain = output(one)
+    applied = apply_loras(one, [use(tmp_path, "LoRA", 0.1), use(tmp_path, "others", -0.5)])
+    whole = output(one)
+    apply_loras(other, [use(tmp_path, "LoRA", 0.5 * 0.1), use(tmp_path, "others", 0.5 * -0.5)])
+    with pytest.raises(KeyboardInterrupt), applied.scaled(0.5):
+        assert torch.equal(output(one), output(other))
+        raise KeyboardInterrupt
+    assert applied.strengths == [0.1, -0.5]
+    with applied.scaled(1.0):
+        assert torch.equal(output(one), whole)
+    with applied.scaled(0.0):
+        assert torch.equal(output(one), plain)
+
+
 def test_stacked_loras_add_up_in_any_order(tmp_path: Path) -> None:
     """Each change is that of the unmerged weight, so DoRA's too does not depend on the order."""
     uses = [use(tmp_path, "DoRA", 0.5), use(tmp_path, "LoRA", 0.1), use(tmp_path, "others")]

@@ -28,13 +28,15 @@ def timeline(*sections: dict[str, Any]) -> str:
 
 
 def test_sections_take_what_the_timeline_says_by_time() -> None:
-    text = timeline({"prompt": "a", "seed": 7}, {}, {"image": "b.png", "padding": 5})
+    image = {"image": "b.png", "padding": 5, "lora_strength": 0.5}
+    text = timeline({"prompt": "a", "seed": 7}, {}, image, {"lora_strength": 0})
     plan = parse_timeline(text).apply(plan_framepack(4))
     by_time = sorted(plan.sections, key=lambda s: s.index)
     assert [s.prompt for s in by_time] == ["a", None, None, None]
     assert [s.image for s in by_time] == [s.image_embeds for s in by_time]
     assert [s.image for s in by_time] == [None, None, "b.png", None]
     assert [s.seed for s in by_time] == [7, None, None, None]
+    assert [s.lora_strength for s in by_time] == [None, None, 0.5, 0]
     assert by_time[2].padding == 5 and by_time[2].latent_indices[0] == 1 + 5 * 9
     assert plan.frames == plan_framepack(4).frames
 
@@ -61,6 +63,10 @@ def test_an_empty_prompt_is_a_prompt() -> None:
         (timeline({"padding": True}), "timeline: sections.0.padding: .* integer"),
         (timeline({"seed": MAX_SEED + 1}), "timeline: sections.0.seed: .* less than or equal"),
         ('{"sections": [{"guidance": NaN}]}', "timeline: sections.0.guidance: .* finite"),
+        (
+            '{"sections": [{"lora_strength": 11}]}',
+            "sections.0.lora_strength: .* less than or equal",
+        ),
         (timeline({"image": ""}), "timeline: sections.0.image: .* at least 1"),
         (timeline(*[{}] * 501), "timeline: sections: .* at most 500"),
         (" " * (1 << 20) + "{}", "timeline: 1048578 characters; at most"),
@@ -103,6 +109,17 @@ def test_golden_plans(case: dict[str, Any]) -> None:
     ]
     assert (plan.frames, made) == (case["frames"], case["made"])
     assert plan.seconds == pytest.approx(case["length"])
+
+
+@pytest.mark.parametrize("case", GOLDEN["timelines"], ids=lambda case: case["text"][:60])
+def test_golden_timelines(case: dict[str, Any]) -> None:
+    if case["refused"]:
+        with pytest.raises(FramePackError, match="timeline: "):
+            parse_timeline(case["text"])
+    else:
+        read = parse_timeline(case["text"])
+        own = [section.model_dump(exclude_none=True) for section in read.sections]
+        assert own == case["sections"]
 
 
 @pytest.mark.parametrize("case", GOLDEN["seconds"], ids=str)

@@ -316,6 +316,12 @@ def add_guidance_arguments(parser: ArgumentParser) -> None:
     group.add_argument(
         "--section_guidance", metavar="SPEC", help="--embedded_cfg_scale for some sections"
     )
+    group.add_argument(
+        "--section_lora_strengths",
+        metavar="SPEC",
+        help="times --lora_multiplier in some sections, such as 0:0;;;-1:0.5: none of the LoRAs in "
+        "the first, half in the last (0 to 10, default: 1)",
+    )
 
 
 def add_one_frame_arguments(parser: ArgumentParser) -> None:

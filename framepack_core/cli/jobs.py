@@ -139,7 +139,9 @@ def _sample(job: Job, dit: FramePackDiT, models: Models, encodings: Encodings) -
         cfg = CFG(negative, request.cfg_scale, request.cfg_rescale)
     open_ledger = _ledger(job, models, positive, cfg)
     with explain_out_of_memory(SMALLER_VIDEO), _followed(job) as progress:
-        sampler = unipc_sampler(denoiser, positive, request.sampler, cfg, progress.on_step)
+        sampler = unipc_sampler(
+            denoiser, positive, request.sampler, cfg, progress.on_step, models.applied
+        )
         making = Making(sampler, request.seed, open_ledger, progress.on_section)
         latents = scene.make(encodings, making).cpu()
     if isinstance(request.sampler.step_cache, Calibration):

@@ -37,7 +37,7 @@ from ..toyworld import SNAPSHOT
 from ..weights.files import TORCH, open_weights
 from ..weights.fp8 import Precision
 from ..weights.layouts import F1_FOLDER, TITLES, Component, find_component
-from ..weights.lora_apply import LoraUse, apply_loras, open_loras
+from ..weights.lora_apply import AppliedLoras, LoraUse, apply_loras, open_loras
 from ..weights.names import UNKNOWN_KIND, guess_kind
 from .execution import Execution
 
@@ -162,6 +162,7 @@ class Models:
     precision: Precision = "auto"
     llama_precision: Precision = "auto"
     loras: Sequence[LoraUse] = ()
+    applied: AppliedLoras | None = field(default=None, init=False)  # to the transformer in use
     _kept: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
     _last_used: str | None = field(default=None, init=False, repr=False)
 
@@ -211,7 +212,7 @@ class Models:
             attention=self.attention,
             precision=self.precision,
         )
-        apply_loras(dit, self.loras)
+        self.applied = apply_loras(dit, self.loras)
         self.execution.prepare(dit, self.device)
         return self._place_dit(dit)
 

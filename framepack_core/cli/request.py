@@ -119,6 +119,7 @@ _NOTED = (
     "latent_paddings",
     "section_seeds",
     "section_guidance",
+    "section_lora_strengths",
     "end_image_strength",
     "end_image_policy",
     "one_frame_inference",
@@ -200,7 +201,8 @@ def read_plan(args: Namespace) -> Plan:
     plan = plan.scheduled(parse_spec(args.image_path, "--image_path"), "image", "image_embeds")
     plan = _with_numbers(plan, "seed", parse_spec(args.section_seeds, "--section_seeds"), int)
     guidance = parse_spec(args.section_guidance, "--section_guidance")
-    return _with_end(_with_numbers(plan, "guidance", guidance, float), args)
+    plan = _with_numbers(plan, "guidance", guidance, float)
+    return _with_end(_with_lora_strengths(plan, args), args)
 
 
 def first_prompt(args: Namespace, plan: Plan) -> str:
@@ -227,6 +229,16 @@ def _with_numbers(plan: Plan, name: str, spec: SectionSpec, read: Callable[[str]
     return plan
 
 
+def _with_lora_strengths(plan: Plan, args: Namespace) -> Plan:
+    strengths = parse_spec(args.section_lora_strengths, "--section_lora_strengths")
+    if strengths.texts and not args.lora_weight:
+        raise FramePackError(
+            "--section_lora_strengths: there is no LoRA; name one with --lora_weight, or take it "
+            "out"
+        )
+    return _with_numbers(plan, "lora_strength", strengths, float)
+
+
 def _with_end(plan: Plan, args: Namespace) -> Plan:
     if args.end_image_path is None:
         return plan
@@ -242,6 +254,7 @@ _VIDEO_ONLY = (
     "latent_paddings",
     "section_seeds",
     "section_guidance",
+    "section_lora_strengths",
     "end_image_path",
     "image_mask_path",
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from ..models.packing import Context
 from ..runtime.device import cpu_generator
 from ..runtime.errors import FramePackError
+from ..weights.lora_apply import AppliedLoras
 from .flow import CFG, FlowDenoiser, Guided
 from .history import History, like_start
 from .ledger import LedgerRun
@@ -199,11 +201,12 @@ def unipc_sampler(
     config: SamplerConfig,
     cfg: CFG | None = None,
     on_step: Callable[[StepInfo], None] | None = None,
+    loras: AppliedLoras | None = None,
 ) -> SampleSection:
     """Sections by UniPC on a denoiser, without a host; `on_step` may raise to stop.
 
     What a section has of its own (a TextCondition, image embeddings, a guidance) replaces that of
-    `guided`.
+    `guided`. loras: those beside the denoiser's layers, for sections with a strength of their own.
     """
 
     @torch.no_grad()
@@ -227,9 +230,22 @@ def unipc_sampler(
             if on_step is not None:
                 on_step(StepInfo(task.order, i + 1, config.steps, denoised))
 
-        return sample_unipc(denoise, task.noise, sigmas, variant=config.variant, on_step=report)
+        with _lora_strength(task.section, loras):
+            return sample_unipc(denoise, task.noise, sigmas, variant=config.variant, on_step=report)
 
     return sample
+
+
+def _lora_strength(section: Section, loras: AppliedLoras | None) -> AbstractContextManager[None]:
+    """Meanwhile the LoRAs are as strong as a section wants them."""
+    if section.lora_strength is None:
+        return nullcontext()
+    if loras is None or not loras.strengths:
+        raise FramePackError(
+            f"lora_strength: section {section.index} has one of its own, but there is no LoRA; "
+            "apply one, or take it out"
+        )
+    return loras.scaled(section.lora_strength)
 
 
 def guide_section(section: Section, guided: Guided, cfg: CFG | None) -> tuple[Guided, CFG | None]:

@@ -25,6 +25,7 @@ FPS = 30  # the rate FramePack was trained at; seconds mean this and nothing els
 HISTORY = (1, 2, 16)  # latents kept at 1x, 2x and 4x
 HISTORY_LENGTH = sum(HISTORY)
 MAX_SEED = 2**64 - 1
+MAX_LORA_STRENGTH = 10
 LABEL = 40  # characters of a prompt that a description shows
 
 
@@ -48,6 +49,7 @@ class Section:
     image_embeds: Any = None  # SigLIP's view of an image
     seed: int | None = None
     guidance: float | None = None
+    lora_strength: float | None = None  # times the strength of every LoRA that is applied
 
     @classmethod
     def framepack(cls, index: int, padding: int, window: int) -> Section:
@@ -65,7 +67,7 @@ class Section:
         )
 
 
-OWN = ("prompt", "image", "image_embeds", "seed", "guidance")
+OWN = ("prompt", "image", "image_embeds", "seed", "guidance", "lora_strength")
 
 
 @dataclass(frozen=True)
@@ -149,11 +151,13 @@ class Plan:
         padding: int | None = None,
         seed: int | None = None,
         guidance: float | None = None,
+        lora_strength: float | None = None,
     ) -> Plan:
         """Give sections ("0", "-1", "0-2", by time) something of their own; None leaves it."""
         chosen = section_range(sections, len(self.sections))
-        _check_own(seed, guidance)
-        own = dict(zip(OWN, (prompt, image, image_embeds, seed, guidance), strict=True))
+        _check_own(seed, guidance, lora_strength)
+        given = (prompt, image, image_embeds, seed, guidance, lora_strength)
+        own = dict(zip(OWN, given, strict=True))
         own = {name: value for name, value in own.items() if value is not None}
 
         def change(section: Section) -> Section:
@@ -249,6 +253,7 @@ def _describe_own(section: Section) -> str:
         "image": _label(section.image),
         "seed": section.seed,
         "guidance": section.guidance,
+        "LoRA strength": section.lora_strength,
     }
     return "".join(f", {name} {value}" for name, value in own.items() if value is not None)
 
@@ -272,8 +277,12 @@ def _check_padding(padding: int) -> None:
         raise FramePackError(f"paddings: {padding!r} is not a whole number of 0 or more")
 
 
-def _check_own(seed: int | None, guidance: float | None) -> None:
+def _check_own(seed: int | None, guidance: float | None, lora_strength: float | None) -> None:
     if seed is not None and not 0 <= seed <= MAX_SEED:
         raise FramePackError(f"seed: {seed} is out of range; use 0 to {MAX_SEED}")
     if guidance is not None and not 0 <= guidance < math.inf:
         raise FramePackError(f"guidance: {guidance} is not a number of 0 or more")
+    if lora_strength is not None and not 0 <= lora_strength <= MAX_LORA_STRENGTH:
+        raise FramePackError(
+            f"lora_strength: {lora_strength} is not a number from 0 to {MAX_LORA_STRENGTH}"
+        )

@@ -14,7 +14,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..runtime.errors import FramePackError
-from .plan import Plan
+from .plan import MAX_LORA_STRENGTH, Plan
 
 MAX_TEXT = 1 << 20  # characters of a timeline
 MAX_SECTIONS = 500
@@ -34,6 +34,7 @@ class TimelineSection(_Strict):
     padding: int | None = Field(None, ge=0, le=MAX_PADDING)
     seed: int | None = Field(None, ge=0, le=MAX_SEED)
     guidance: float | None = Field(None, ge=0, le=MAX_GUIDANCE, allow_inf_nan=False)
+    lora_strength: float | None = Field(None, ge=0, le=MAX_LORA_STRENGTH, allow_inf_nan=False)
 
 
 class Timeline(_Strict):

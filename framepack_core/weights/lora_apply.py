@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -107,6 +108,17 @@ class AppliedLoras:
         """Change how much of the index-th LoRA is applied."""
         _check_strength(strength)
         self.strengths[index] = strength
+
+    @contextmanager
+    def scaled(self, factor: float) -> Iterator[None]:
+        """All strengths times a factor meanwhile."""
+        whole = list(self.strengths)
+        for index, strength in enumerate(whole):
+            self.set_strength(index, factor * strength)
+        try:
+            yield
+        finally:
+            self.strengths[:] = whole
 
     def remove(self) -> None:
         """Take all of them off again."""

@@ -1,12 +1,13 @@
 // A timeline's value and its edits: sections in, sections out, no DOM.
 //
-// A section is an object with only what it has of its own: prompt, image, padding, seed, guidance.
-// Every edit returns {sections, selected}; what it was given stays as it is.
+// A section is an object with only what it has of its own: prompt, image, padding, seed, guidance,
+// lora_strength. Every edit returns {sections, selected}; what it was given stays as it is.
 
 export const LIMITS = {
   padding: { min: 0, max: 1000, step: 1 },
   seed: { min: 0, max: Number.MAX_SAFE_INTEGER, step: 1 },
   guidance: { min: 0, max: 100, step: 0.1 },
+  lora_strength: { min: 0, max: 10, step: 0.05 },
 };
 export const MAX_SECTIONS = 500;
 const TEXTS = { prompt: 10000, image: 1000 };

@@ -12,6 +12,7 @@ from comfy_page import ComfyPage, read
 from PIL import Image
 
 I2V = PACK / "example_workflows" / "toyworld_i2v.json"
+SECTIONS = PACK / "example_workflows" / "toyworld_sections.json"
 TIMELINE = ".fpreel-timeline"
 SECTION = f"{TIMELINE} [role=option]"
 
@@ -63,6 +64,8 @@ def build(page: ComfyPage, picture: Path) -> None:
     press(page, "Tab")
     page.page.fill(f"{TIMELINE} .fpreel-guidance input", "8.5")
     press(page, "Tab")
+    page.page.fill(f"{TIMELINE} .fpreel-lora_strength input", "0.35")
+    press(page, "Tab")
     page.drop_file(picture, f"{SECTION} >> nth=1", "image/png")
     page.page.wait_for_selector(f"{SECTION}.fpreel-has-image")
 
@@ -70,8 +73,25 @@ def build(page: ComfyPage, picture: Path) -> None:
 BUILT = [
     {"prompt": "a red circle moves right"},
     {"image": "keyframe.png"},
-    {"prompt": "a red circle moves down", "padding": 0, "guidance": 8.5},
+    {
+        "prompt": "a red circle moves down",
+        "padding": 0,
+        "guidance": 8.5,
+        "lora_strength": 0.35,
+    },
 ]
+
+
+def check_lora_strengths(page: ComfyPage) -> None:
+    """Of the third section that `build` makes alone, in its field and on the strip."""
+    field = page.page.locator(f"{TIMELINE} .fpreel-lora_strength input")
+    assert field.get_attribute("placeholder") == "1"
+    for index, value in enumerate(("", "", "0.35", "")):
+        section = page.page.locator(f"{SECTION} >> nth={index}")
+        section.click()
+        assert field.input_value() == value
+        for words in ("title", "aria-label"):
+            assert ("LoRA strength: 0.35" in section.get_attribute(words)) == bool(value)
 
 
 def test_plan_by_mouse_and_keyboard(timeline: ComfyPage, picture: Path) -> None:
@@ -84,6 +104,7 @@ def test_plan_by_mouse_and_keyboard(timeline: ComfyPage, picture: Path) -> None:
     assert timeline.page.locator(SECTION).count() == 4
     made = timeline.page.locator(f"{SECTION} .fpreel-made").all_inner_texts()
     assert made == [f"made {n} of 4" for n in (4, 3, 2, 1)]
+    check_lora_strengths(timeline)
 
 
 def test_edits_can_be_undone(timeline: ComfyPage) -> None:
@@ -173,6 +194,8 @@ def test_reloaded_and_exported_plans_are_the_same(
     assert timeline.prompt() == prompt
     timeline.show("FPReelPlan")
     assert timeline.page.locator(f"{SECTION}.fpreel-has-image").count() == 1
+    assert sections(timeline) == BUILT
+    check_lora_strengths(timeline)
 
     other = open_page()
     other.drop_file(exported, "canvas >> nth=0", "application/json")
@@ -190,3 +213,14 @@ def test_a_text_that_is_no_timeline_is_shown_and_kept(timeline: ComfyPage) -> No
     assert timeline.inputs("FPReelPlan")["timeline"] == '{"sections": [{"promt": "a"}]}'
     timeline.page.click(f"{TIMELINE} .fpreel-problem button")
     assert timeline.inputs("FPReelPlan")["timeline"] == ""
+
+
+def test_a_guide_stored_before_it_had_a_lora_strength_is_the_same(page: ComfyPage) -> None:
+    workflow = read(SECTIONS)
+    for node in workflow["nodes"]:
+        if node["type"] == "FPReelGuideSections":
+            node["widgets_values"] = ["1", 2, 7, 3.5]
+    page.load(workflow)
+    inputs = page.inputs("FPReelGuideSections")
+    kept = {"sections": "1", "padding": 2, "seed": 7, "guidance": 3.5, "lora_strength": -1}
+    assert {name: inputs[name] for name in kept} == kept

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -15,7 +17,23 @@ import comfy.model_management as mm
 import comfy.model_patcher
 import node_helpers
 import torch
-from inside import BASE, PACK, difference, error_of, pack, run, sample, toy
+from checks_guidance import guide, section
+from inside import (
+    BASE,
+    PACK,
+    SETTINGS,
+    core,
+    core_sampler,
+    difference,
+    error_of,
+    pack,
+    plan,
+    run,
+    sample,
+    scene,
+    toy,
+    unscaled,
+)
 from safetensors.torch import load_file, save_file
 
 # Last, because ComfyUI has modules of the same names as this repository's folders.
@@ -226,6 +244,133 @@ def check_comfyui_counts_and_moves_the_factors() -> None:
     assert not any(p.is_inference() for p in factors.model.parameters())
     make, arguments = factors.cached_patcher_init
     assert make(*arguments, disable_dynamic=True).model_size() == factors.model_size()
+
+
+# Strengths of sections
+
+
+def own_strengths(strengths: dict[str, float], mode: str = "framepack") -> Any:
+    """A plan of three sections with LoRA strengths of their own."""
+    made = plan(mode, sections=3)
+    for sections, strength in strengths.items():
+        made = guide(made, sections, lora_strength=strength)
+    return made
+
+
+def with_lora(strengths: dict[str, float], mode: str = "framepack", **more: Any) -> torch.Tensor:
+    """Latents of Toy World with the built-in LoRA, at such strengths in its sections."""
+    model = apply(toy(mode).model, OPPOSITE, 1.0)
+    return sample(model, plan=own_strengths(strengths, mode), **more)
+
+
+def check_lora_strengths_of_all_sections_are_those_of_the_run() -> None:
+    for mode in ("framepack", "f1"):
+        plain = sample(toy(mode).model, plan=plan(mode, sections=3))
+        whole = with_lora({}, mode)
+        assert difference(plain, whole) > 1e-2
+        assert torch.equal(with_lora({"0-2": 1.0}, mode), whole)
+        assert torch.equal(with_lora({"0-2": 0.0}, mode), plain)
+        half = apply(toy(mode).model, OPPOSITE, 0.5)
+        assert torch.equal(with_lora({"0-2": 0.5}, mode), sample(half, plan=plan(mode, sections=3)))
+        assert torch.equal(sample(toy(mode).model, plan=plan(mode, sections=3)), plain)
+
+
+def check_only_the_chosen_section_gets_the_lora() -> None:
+    """Sections are made from the last to the first, so the last one sees the same in all runs."""
+    plain, whole = sample(plan=plan(sections=3)), with_lora({})
+    first = with_lora({"0-1": 0.0})
+    assert torch.equal(section(first, 2), section(whole, 2))
+    assert not torch.equal(section(first, 1), section(whole, 1))
+    last = with_lora({"1": 0.0, "-1": 0.0})
+    assert all(torch.equal(section(last, index), section(plain, index)) for index in (1, 2))
+    assert difference(section(last, 0), section(plain, 0)) > 1e-3
+    middle = with_lora({"0": 0.0, "2": 0.0})
+    assert torch.equal(section(middle, 2), section(plain, 2))
+    assert difference(section(middle, 1), section(plain, 1)) > 1e-3
+
+
+def check_lora_strengths_of_sections_are_those_of_the_core() -> float:
+    weights = pack("framepack_core.weights.lora_apply")
+    # With the mode, as core_sampler asks for it: another call makes another model.
+    dit, toyworld = core("framepack").dit, pack("framepack_core.toyworld")
+    shapes = {name: x.shape for name, x in dit.state_dict().items()}
+    applied = weights.apply_loras(dit, weights.open_loras([toyworld.OPPOSITE_LORA], shapes))
+    strengths = own_strengths({"2": 0.25, "1": 0.0, "0": 2.0})
+    generate = pack("framepack_core.sampling.generate").generate
+    try:
+        sampler = core_sampler(loras=applied)
+        expected = generate(strengths, sampler, core().start, SETTINGS["seed"])
+    finally:
+        applied.remove()
+    measured = difference(with_lora({"2": 0.25, "1": 0.0, "0": 2.0}), unscaled(expected))
+    assert measured < 1e-3, measured
+    return measured
+
+
+def check_lora_strengths_of_sections_with_cfg_a_cache_and_a_native_sampler() -> None:
+    (negative,) = run("FPReelTextEncode", clip=toy().clip, text="")
+    (euler,) = run("KSamplerSelect", sampler_name="euler")
+    for more in (
+        {"cfg": 2.0, "negative": negative},
+        {"step_cache": "TeaCache", "cache_threshold": 0.3},
+        {"sampler": euler},
+    ):
+        plain = sample(plan=plan(sections=3), **more)
+        made = with_lora({"1-2": 0.0}, **more)
+        assert torch.equal(section(made, 2), section(plain, 2)), more
+        assert not torch.equal(section(made, 0), section(plain, 0)), more
+
+
+def check_lora_strengths_of_sections_reload_no_weights() -> None:
+    model = apply(toy().model, OPPOSITE, 1.0)
+    whole = sample(model, plan=plan(sections=3))
+    strengths = own_strengths({"2": 0.0, "1": 0.5, "0": 1.0})
+    with loads_counted() as seen:
+        made = sample(model, plan=strengths)
+    assert "FramePackModel" not in seen, seen
+    assert difference(made, whole) > 1e-3
+    assert torch.equal(sample(model, plan=plan(sections=3)), whole)  # nothing is left of it
+
+
+def native_lora() -> Any:
+    """Toy World with the built-in LoRA through ComfyUI's own loader."""
+    LORAS.mkdir(exist_ok=True)
+    shutil.copy(pack("framepack_core.toyworld").OPPOSITE_LORA, LORAS / "opposite.safetensors")
+    lora = {"lora_name": "opposite.safetensors", "strength_model": 1.0}
+    return run("LoraLoaderModelOnly", model=toy().model, **lora)[0]
+
+
+def check_lora_strengths_of_sections_need_the_node() -> str:
+    strengths = own_strengths({"1": 0.5})
+    native = native_lora()
+    assert difference(sample(native), sample()) > 1e-3
+    checked = {"plan": strengths, "start_latent": scene().start, "steps": 2}
+    for model in (toy().model, native):
+        message = error_of(lambda model=model: sample(model, plan=strengths))
+        assert message == error_of(lambda model=model: run("FPReelCheck", model=model, **checked))
+        assert message.startswith("lora_strength: section 1 has one of its own, but"), message
+        assert "FramePack Apply LoRA" in message and "LoraLoaderModelOnly" in message, message
+        assert "\n" not in message
+    off = apply(toy().model, OPPOSITE, 0.0)  # to compare with, say
+    assert torch.equal(sample(off, plan=strengths), sample(plan=plan(sections=3)))
+    return message
+
+
+def check_weights_patched_by_others_are_told_to_stay() -> None:
+    native, said = native_lora(), []
+    handler = logging.Handler()
+    handler.emit = lambda record: said.append(record.getMessage())
+    logger = pack("nodes.lora").logger
+    logger.addHandler(handler)
+    try:
+        with_both = sample(apply(native, OPPOSITE, 1.0), plan=own_strengths({"0-2": 0.0}))
+        assert [line.split(",")[0] for line in said] == ["model: its weights are patched"], said
+        assert torch.equal(with_both, sample(native, plan=plan(sections=3)))
+        with_lora({"0-2": 0.0})
+        sample(apply(native, OPPOSITE, 1.0))
+        assert len(said) == 1, said
+    finally:
+        logger.removeHandler(handler)
 
 
 # fp8
@@ -446,14 +591,27 @@ def check_attention_choices() -> Any:
 
 
 def check_ledger_knows_a_lora_by_its_file_and_strength() -> None:
-    """The same LoRA finds its sections again, another strength none of them."""
-    made = []
-    with steps_counted(made):
-        for strength in (1.0, 1.0, 0.5, 1.0):
-            sample(apply(toy().model, OPPOSITE, strength), ledger=True)
-            made.append("end")
-    counts = [part.count("step") for part in " ".join(made).split("end")]
-    assert counts[1] == counts[3] == 0 < counts[0] == counts[2], counts
+    """The same LoRA finds its sections again, another strength none of them; 0 is no LoRA."""
+    models = [apply(toy().model, OPPOSITE, strength) for strength in (1.0, 1.0, 0.5, 1.0, 0.0)]
+    counts = [steps_of(model, plan()) for model in [*models, toy().model]]
+    assert counts[1] == counts[3] == counts[5] == 0 < counts[0] == counts[2] == counts[4], counts
+
+
+def check_ledger_makes_what_depends_on_the_lora_strength_of_a_section() -> None:
+    model, made = apply(toy().model, OPPOSITE, 1.0), {}
+    for sections in ("", "0", "1", "2", "0-2", ""):
+        strengths = own_strengths({sections: 0.7} if sections else {})
+        made.setdefault(sections, []).append(steps_of(model, strengths) // SETTINGS["steps"])
+    # made in the order 2, 1, 0; the run of "2" has made section 2 as that of "0-2" wants it
+    assert made == {"": [3, 0], "0": [1], "1": [2], "2": [3], "0-2": [2]}, made
+
+
+def steps_of(model: Any, made: Any) -> int:
+    """How many times a run with the ledger on calls the DiT."""
+    steps: list[str] = []
+    with steps_counted(steps):
+        sample(model, plan=made, ledger=True)
+    return len(steps)
 
 
 @contextmanager

@@ -45,12 +45,14 @@ def check_timeline_equals_guides() -> None:
     by_time = planned(
         {"guidance": 3.0, "seed": 11},
         {"image": name, "padding": 0},
-        {"prompt": prompt},
+        {"prompt": prompt, "lora_strength": 0.5},
     )
     guided = guide(plan(sections=3), "0", guidance=3.0, seed=11)
     guided = guide(guided, "1", start_image=other.start, clip_vision_output=other.vision, padding=0)
-    guided = guide(guided, "2", conditioning=text(prompt))
-    assert torch.equal(sample(plan=by_time), sample(plan=guided))
+    guided = guide(guided, "2", conditioning=text(prompt), lora_strength=0.5)
+    lora = {"lora": "Toy World: opposite (built in)", "strength": 1.0}
+    (model,) = run("FPReelApplyLora", model=toy().model, **lora)[:1]
+    assert torch.equal(sample(model, plan=by_time), sample(model, plan=guided))
 
 
 def check_timeline_images_of_any_size_are_fitted() -> None:

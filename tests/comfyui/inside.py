@@ -138,7 +138,11 @@ def core(mode: str = "framepack") -> SimpleNamespace:
 
 
 def core_sampler(
-    mode: str = "framepack", cfg: Any = None, rope_scaling: Any = None, **config: Any
+    mode: str = "framepack",
+    cfg: Any = None,
+    rope_scaling: Any = None,
+    loras: Any = None,
+    **config: Any,
 ) -> Any:
     """What samples a section of the scene in the core; cfg: scale and rescale."""
     flow, loop = pack("framepack_core.sampling.flow"), pack("framepack_core.sampling.generate")
@@ -148,6 +152,7 @@ def core_sampler(
         guided(scene().prompt),
         loop.SamplerConfig(STEPS, **config),
         cfg and flow.CFG(guided(""), *cfg),
+        loras=loras,
     )
 
 

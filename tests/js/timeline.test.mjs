@@ -1,10 +1,12 @@
 // Edits of a timeline, and its value read and written.
 import assert from "node:assert/strict";
+import { readFileSync } from "node:fs";
 import { test } from "node:test";
 
 import * as timeline from "../../js/lib/timeline.js";
 
-const A = { prompt: "a", image: "a.png", padding: 0, seed: 7, guidance: 8 };
+const golden = JSON.parse(readFileSync(new URL("golden.json", import.meta.url), "utf-8"));
+const A = { prompt: "a", image: "a.png", padding: 0, seed: 7, guidance: 8, lora_strength: 0.5 };
 const B = { prompt: "b", seed: 9 };
 const value = (...sections) => JSON.stringify({ version: 1, sections });
 
@@ -24,27 +26,15 @@ test("more sections than the video has are kept to be seen", () => {
   assert.deepEqual(timeline.readTimeline(value({}, B), 1), [{}, B]);
 });
 
-test("what Python refuses is refused", () => {
-  const wrong = [
-    "[",
-    "[]",
-    "1",
-    '{"version":2}',
-    '{"sections":{}}',
-    '{"extra":1}',
-    value(1),
-    value({ promt: "a" }),
-    value({ prompt: 1 }),
-    value({ image: "" }),
-    value({ padding: -1 }),
-    value({ padding: 1.5 }),
-    value({ padding: true }),
-    value({ seed: 2 ** 53 }),
-    value({ guidance: 101 }),
-    value({ guidance: "8" }),
-    value(...Array(501).fill({})),
-  ];
-  for (const text of wrong) assert.throws(() => timeline.readTimeline(text, 1), Error, text);
+for (const { text, sections, refused } of golden.timelines) {
+  test(`${refused ? "refused" : "read"} as in Python: ${text}`, () => {
+    if (refused) assert.throws(() => timeline.readTimeline(text, 1), Error);
+    else assert.deepEqual(timeline.readTimeline(text, 0), sections);
+  });
+}
+
+test("more sections than Python takes are refused", () => {
+  assert.throws(() => timeline.readTimeline(value(...Array(501).fill({})), 1), Error);
 });
 
 test("edits leave what they are given as it is", () => {
@@ -67,7 +57,7 @@ test("add, copy and remove", () => {
 
 test("a split keeps the image where it stands, and a merge takes it back", () => {
   const { sections } = timeline.splitUp([A, B], 0);
-  assert.deepEqual(sections, [A, { prompt: "a", guidance: 8 }, B]);
+  assert.deepEqual(sections, [A, { prompt: "a", guidance: 8, lora_strength: 0.5 }, B]);
   assert.deepEqual(timeline.merged(sections, 0).sections, [A, B]);
 });
 
@@ -108,6 +98,9 @@ test("numbers are kept within their limits", () => {
   assert.equal(timeline.readNumber("padding", "-2"), 0);
   assert.equal(timeline.readNumber("guidance", "7.25"), 7.25);
   assert.equal(timeline.readNumber("guidance", "1e9"), 100);
+  assert.equal(timeline.readNumber("lora_strength", "0.35"), 0.35);
+  assert.equal(timeline.readNumber("lora_strength", "-1"), 0);
+  assert.equal(timeline.readNumber("lora_strength", "11"), 10);
   assert.equal(timeline.readNumber("seed", "99999999999999999999"), Number.MAX_SAFE_INTEGER);
   for (const text of ["", " ", "abc", "1/2"]) assert.equal(timeline.readNumber("seed", text), null);
 });
