@@ -64,8 +64,8 @@ class LoadModel(io.ComfyNode):
                     options=[AUTO, "bf16", "fp16", "fp32", *FP8],
                     default=AUTO,
                     tooltip="Number type of the weights. auto keeps fp8 files as they are and "
-                    "otherwise follows ComfyUI's choice for your hardware. fp8_scaled needs half "
-                    "the memory of bf16 and is nearer to it than plain fp8.",
+                    "otherwise follows ComfyUI's choice for your hardware. fp8_scaled needs two "
+                    "thirds of the memory of bf16 and is nearer to it than plain fp8.",
                 ),
                 advanced(
                     io.Combo.Input(

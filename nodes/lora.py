@@ -333,7 +333,7 @@ class SaveMerged(io.ComfyNode):
                     "precision",
                     options=list(SAVED_AS),
                     tooltip="LoRAs are merged in fp32 and rounded to this once. fp8_scaled takes "
-                    "half the space of bf16.",
+                    "two thirds of the space of bf16.",
                 ),
                 advanced(
                     io.Float.Input(

@@ -19,6 +19,7 @@ from ..runtime.memory import free_device_memory, free_main_memory
 from ..sampling.probe import StepCost, probe_decode, probe_transformer
 from ..sampling.sections import LATENT_STRIDE
 from ..weights.files import open_weights
+from ..weights.fp8 import Precision
 from ..weights.layouts import Component, find_component
 from .jobs import LATENT_BYTES, SMALLER_VIDEO, Job
 from .models import FLAGS, Models, explain_out_of_memory
@@ -173,9 +174,11 @@ class Check:
     @cached_property
     def _sizes(self) -> dict[str, int]:
         """Bytes of each tensor of the transformer as it will be kept."""
-        models = self.models
-        options = {"dtype": models.dtype, "precision": models.precision}
-        _, state = open_dit(models.paths["dit"], **options)
+        return self._sizes_in(self.models.precision)
+
+    def _sizes_in(self, precision: Precision) -> dict[str, int]:
+        options = {"dtype": self.models.dtype, "precision": precision}
+        _, state = open_dit(self.models.paths["dit"], **options)
         infos = state.infos().items()
         return {name: math.prod(info.shape) * info.dtype.itemsize for name, info in infos}
 
@@ -206,8 +209,10 @@ class Check:
         return numbers * self.models.dtype.itemsize
 
     def _smaller_transformer(self, free: int) -> str:
-        if self.models.precision == "auto" and self._transformer_need / 2 < free:
-            return "use --fp8_scaled"
+        if self.models.precision == "auto":
+            scaled = sum(self._sizes_in("fp8_scaled").values())
+            if scaled + self._lora_size + self._working < free:
+                return "use --fp8_scaled"
         if self.models.device.type == "cuda":
             counts = range(1, len(self._blocks) + 1)
             fitting = next((n for n in counts if self._transformer_with(n) <= free), None)
