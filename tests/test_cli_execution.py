@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -81,3 +82,21 @@ def test_check_counts_the_weights_that_are_on_the_device(
             sum(x.nbytes for x in module.state_dict().values()) for module in (dit, *blocks_of(dit))
         )
     assert needs == [whole, whole - sum(blocks[-5:]) + max(blocks[-5:])]
+
+
+def test_check_proposes_what_makes_the_transformer_fit(
+    command: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(check.Check, "step", StepCost(seconds=1, memory=10**6))
+    args = parse(["check", *command[1:]])
+    job, models = Job.prepare(args), Models.from_args(args, list(FLAGS))
+    found = check.Check(job, models)
+    scaled = check.Check(job, replace(models, precision="fp8_scaled"))._transformer_need
+    assert found._smaller_transformer(scaled + 1) == "use --fp8_scaled"
+    assert found._smaller_transformer(scaled - 1) == "use a smaller --video_size"
+    models = replace(models, device=torch.device("cuda"), precision="fp8_scaled")
+    on_gpu = check.Check(job, models)
+    for swapped in (3, 8):
+        free = on_gpu._transformer_with(swapped)
+        assert on_gpu._smaller_transformer(free) == f"use --blocks_to_swap {swapped}"
+    assert on_gpu._smaller_transformer(10**6) == "use a smaller --video_size"
