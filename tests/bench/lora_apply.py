@@ -17,7 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from training_files import TINY
 
 from framepack_core.models.build import dit_shapes
 from framepack_core.models.dit import DiTConfig, FramePackDiT
@@ -32,14 +34,6 @@ from framepack_core.weights.lora_names import underscored
 from framepack_core.weights.state import scale_name
 
 RANK, DTYPE = 32, torch.bfloat16
-TINY = DiTConfig(
-    num_attention_heads=2,
-    attention_head_dim=64,
-    num_layers=1,
-    num_single_layers=2,
-    num_refiner_layers=1,
-    rope_axes_dim=(16, 24, 24),
-)
 
 
 def random_dit(config: DiTConfig, precision: str, device: torch.device) -> FramePackDiT:
