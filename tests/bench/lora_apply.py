@@ -1,7 +1,7 @@
 """Seconds and memory to apply a LoRA of rank 32 to every layer of a full-size model.
 
 `python tests/bench/lora_apply.py [--device cuda] [--precision bf16 fp8_scaled]` makes a model of
-random weights (26 or 13 GB on the device); `--tiny` makes a small one, to try the script.
+random weights (26 or 17 GB on the device); `--tiny` makes a small one, to try the script.
 """
 
 from __future__ import annotations
