@@ -105,7 +105,7 @@ def test_pinned_tensors_keep_their_values_and_free_their_memory(
     monkeypatch.setattr(torch.Tensor, "is_pinned", lambda _tensor: False)
     block = Block(3).to(torch.bfloat16)
     expected = {name: x.clone() for name, x in block.state_dict().items()}
-    _pin([*block.parameters()])
+    _pin([*block.parameters()], torch.device("cpu"))
     assert list(locked.values()) == [2 * offload.ALIGNMENT]
     for name, tensor in block.state_dict().items():
         assert torch.equal(tensor, expected[name])
@@ -120,7 +120,7 @@ def test_memory_that_cannot_be_locked(monkeypatch: pytest.MonkeyPatch) -> None:
     block = Block(3)
     addresses = [x.data_ptr() for x in block.parameters()]
     with pytest.warns(UserWarning, match="refuses to lock more main memory"):
-        _pin([*block.parameters()])
+        _pin([*block.parameters()], torch.device("cpu"))
     assert [x.data_ptr() for x in block.parameters()] == addresses
 
 

@@ -10,6 +10,7 @@ import mmap
 import warnings
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -48,14 +49,14 @@ def place(
         tensor.data = tensor.data.to("cpu" if id(tensor) in kept else device)
     if pin and device.type == "cuda":
         for block in streamed:
-            _pin(_tensors(block))
+            _pin(_tensors(block), device)
 
 
 def _tensors(module: nn.Module) -> list[Tensor]:
     return [*module.parameters(), *module.buffers()]
 
 
-def _pin(tensors: Sequence[Tensor]) -> None:
+def _pin(tensors: Sequence[Tensor], device: torch.device) -> None:
     """Move tensors into one piece of memory of their size that is locked for the GPU.
 
     PyTorch's own pinned memory comes in powers of two, up to twice as much. Where the system
@@ -71,6 +72,8 @@ def _pin(tensors: Sequence[Tensor]) -> None:
     whole = torch.frombuffer(memory, dtype=torch.uint8)
     address, runtime = whole.data_ptr(), torch.cuda.cudart()
     if int(runtime.cudaHostRegister(address, size, 0)) != 0:
+        with suppress(RuntimeError):  # or PyTorch would raise the error at its next launch
+            torch.zeros(1, device=device)
         warnings.warn(
             "the system refuses to lock more main memory: swapped blocks will be slower",
             stacklevel=2,
