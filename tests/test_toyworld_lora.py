@@ -16,7 +16,7 @@ from framepack_core.sampling.flow import FlowDenoiser, Guided, x_at
 from framepack_core.toyworld import OPPOSITE_LORA, SNAPSHOT
 from framepack_core.toyworld.evaluate import Toy
 from framepack_core.toyworld.evaluate_lora import measure, read
-from framepack_core.toyworld.train_lora import PHASES, Phase, make_samples, train_lora
+from framepack_core.toyworld.train_lora import STEPS, make_samples, train_lora
 from framepack_core.training.batches import Batches
 from framepack_core.weights.files import open_weights
 from framepack_core.weights.lora import load_lora
@@ -67,11 +67,11 @@ def test_every_dialect_gives_the_same_latents(toy: Toy, tmp_path: Path) -> None:
 
 
 def test_made_the_same_each_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    phases = [Phase(1, 1e-3, seed=1), Phase(1, 1e-3, seed=2)]
-    one, two = (open_weights(train_lora(tmp_path / n, phases, clips=2)) for n in "ab")
+    one, two = (open_weights(train_lora(tmp_path / n, steps=2, clips=2)) for n in "ab")
     assert all(torch.equal(one[name], two[name]) for name in one)
     shipped = open_weights(OPPOSITE_LORA)
-    assert {n: shipped.info(n) for n in shipped} == {n: one.info(n) for n in one}
-    last = PHASES[-1]
+    assert {n: (x.dtype, x.shape) for n, x in shipped.items()} == {
+        n: (x.dtype, x.shape) for n, x in one.items()
+    }
     assert shipped.metadata["ss_network_dim"] == "8"
-    assert shipped.metadata["ss_steps"] == str(last.steps)
+    assert shipped.metadata["ss_steps"] == str(STEPS)
