@@ -6,10 +6,17 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 READY = "window.app?.graph && window.app.extensionManager && window.app.canvas"
 FIND = "(type) => (app.rootGraph ?? app.graph).nodes.find((node) => node.type === type)"
+
+
+class PageError(NamedTuple):
+    """An uncaught error; places in its stack are paths on the server."""
+
+    message: str
+    stack: str
 
 
 class ComfyPage:
@@ -18,11 +25,15 @@ class ComfyPage:
     def __init__(self, context: Any, url: str) -> None:
         self.context, self.url = context, url
         self.page = context.new_page()
-        self.errors: list[str] = []
-        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+        self.errors: list[PageError] = []
+        self.page.on("pageerror", self._keep_error)
         self.page.set_default_timeout(20_000)
         self.page.goto(url)
         self.wait_until_ready()
+
+    def _keep_error(self, error: Any) -> None:
+        stack = (error.stack or "").replace(self.url, "")
+        self.errors.append(PageError(error.message, stack))
 
     def wait_until_ready(self) -> None:
         self.page.wait_for_function(READY)
