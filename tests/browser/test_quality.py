@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from comfy_host import PACK, PACK_NAME, Server
 from comfy_page import ComfyPage, read
-from workflow import to_api
+from workflow import NESTED, to_api
 
 WORKFLOWS = sorted((PACK / "example_workflows").glob("*.json"))
 I2V = PACK / "example_workflows" / "toyworld_i2v.json"
@@ -81,6 +81,7 @@ def test_languages(open_page: Callable[..., ComfyPage], locale: str, words: str)
 def test_every_workflow_opens(page: ComfyPage, server: Server) -> None:
     """Every node is there, and Run would send just what the file says."""
     node_info = server.get("/object_info")
+    too_new = newer_nodes(page, node_info)
     for path in WORKFLOWS:
         workflow = read(path)
         page.load(workflow)
@@ -90,15 +91,30 @@ def test_every_workflow_opens(page: ComfyPage, server: Server) -> None:
             ".map((node) => node.type)"
         )
         assert missing == [], path.name
-        assert widget_values(page.prompt()) == widget_values(to_api(workflow, node_info)), path.name
+        sent = widget_values(page.prompt(), too_new)
+        assert sent == widget_values(to_api(workflow, node_info), too_new), path.name
 
 
-def widget_values(prompt: dict[str, Any]) -> dict[str, Any]:
+def newer_nodes(page: ComfyPage, node_info: dict[str, Any]) -> set[str]:
+    """ComfyUI's own nodes with nested choices, where the frontend is older than those."""
+    if NESTED in page.page.evaluate("() => Object.keys(app.widgets)"):
+        return set()
+    nested = {
+        name
+        for name, info in node_info.items()
+        if any(spec[0] == NESTED for group in info["input"].values() for spec in group.values())
+    }
+    assert not any(name.startswith("FPReel") for name in nested)
+    return nested
+
+
+def widget_values(prompt: dict[str, Any], left_out: set[str]) -> dict[str, Any]:
     """Of every node what its widgets say, and its class; a browser writes 1.0 as 1."""
     return {
         node_id: {n: v for n, v in node["inputs"].items() if not isinstance(v, list)}
         | {"class": node["class_type"]}
         for node_id, node in prompt.items()
+        if node["class_type"] not in left_out
     }
 
 
