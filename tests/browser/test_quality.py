@@ -21,6 +21,7 @@ from framepack_core.runtime.video import VideoWriter
 WORKFLOWS = sorted((PACK / "example_workflows").glob("*.json"))
 I2V = PACK / "example_workflows" / "toyworld_i2v.json"
 TRAIN = PACK / "example_workflows" / "toyworld_train.json"
+EVENTS = {"FPReelTrainLora": "fpreel.training", "FPReelSampler": "fpreel.section"}
 SERIOUS = {"serious", "critical"}
 ADDED = 150  # milliseconds that the pack may add to the loading of the page
 MEASURED = 5  # times
@@ -69,15 +70,8 @@ def test_results_are_accessible(page: ComfyPage) -> None:
     workflow = read(I2V) | {"id": str(uuid.uuid4())}
     page.load(workflow)
     done = [{"section": 1, "stored": False, "seconds": 3, "clip": None}]
-    message = {"event": "fpreel.section", "run": "a", "workflow": workflow["id"]}
-    message |= {"state": "sampling", "sections": 3, "order": 1, "section": 1, "elapsed": 4}
-    sampler = next(node for node in workflow["nodes"] if node["type"] == "FPReelSampler")
-    message |= {"node": str(sampler["id"]), "done": done}
-    page.node(
-        "FPReelSampler",
-        "app.api.dispatchEvent(new CustomEvent('fpreel.section', { detail: argument }))",
-        message,
-    )
+    message = {"state": "sampling", "sections": 3, "order": 1, "section": 1, "done": done}
+    tell(page, workflow, "FPReelSampler", message)
     page.show("FPReelSampler")
     page.page.wait_for_selector(".fpreel-result")
     assert findings(page, ".fpreel-result") == []
@@ -98,7 +92,7 @@ def test_training_is_accessible(themed_page: ComfyPage, server: Server) -> None:
     ]
     found: list[str] = []
     for news in told:
-        tell_training(page, workflow, news)
+        tell(page, workflow, "FPReelTrainLora", news)
         page.page.wait_for_selector(f".fpreel-training[data-state={news['state']}]")
         page.show("FPReelTrainLora")
         found += [f"{news['state']}: {f}" for f in findings(page, ".fpreel-training")]
@@ -131,31 +125,53 @@ def luminance(colour: Sequence[int]) -> float:
     return sum(share * part for share, part in zip((0.2126, 0.7152, 0.0722), parts, strict=True))
 
 
-def test_training_speaks_of_news_only(page: ComfyPage) -> None:
+def test_training_reads_out_news_only(page: ComfyPage) -> None:
     """A screen reader hears each state once, not each of several steps a second."""
-    workflow = read(TRAIN) | {"id": str(uuid.uuid4())}
-    page.load(workflow)
-    heard = []
-    for step, state in [(1, "training"), (2, "training"), (2, "saving"), (3, "training")]:
-        tell_training(page, workflow, {"state": state, "step": step, "steps": 4})
-        page.page.wait_for_function(
-            "(words) => document.querySelector('.fpreel-training .fpreel-summary')"
-            "?.textContent.includes(words)",
-            arg=f"step {step} of 4",
-        )
-        heard.append(page.page.inner_text(".fpreel-training [role=status]"))
+    states = [("training", 1), ("training", 2), ("saving", 2), ("training", 3)]
+    told = [{"state": state, "step": step, "steps": 4} for state, step in states]
+    heard = read_out(page, TRAIN, "FPReelTrainLora", ".fpreel-training", told)
     assert heard[0] == heard[1] == "Training · step 1 of 4"
     assert heard[2:] == ["Saving · step 2 of 4", "Training · step 3 of 4"]
 
 
-def tell_training(page: ComfyPage, workflow: dict[str, Any], news: dict[str, Any]) -> None:
-    """A message of a training run, as nodes/train_display.py sends it."""
-    trainer = next(node for node in workflow["nodes"] if node["type"] == "FPReelTrainLora")
-    run = {"event": "fpreel.training", "run": "a", "workflow": workflow["id"], "elapsed": 75}
+def test_results_read_out_news_only(page: ComfyPage) -> None:
+    """Each section once, when it is begun."""
+    told = [
+        {"state": "sampling", "sections": 2, "order": order, "section": 1 - order}
+        | {"step": step, "steps": 4}
+        for order, step in [(0, 1), (0, 2), (1, 1)]
+    ]
+    heard = read_out(page, I2V, "FPReelSampler", ".fpreel-result", told)
+    assert heard[0] == heard[1] == "Section 1, made 1 of 2, step 1 of 4 · 1:15"
+    assert heard[2] == "Section 0, made 2 of 2, step 1 of 4 · 1:15"
+
+
+def read_out(
+    page: ComfyPage, path: Path, node_type: str, view: str, told: list[dict[str, Any]]
+) -> list[str]:
+    """What a screen reader is given to say after each message of a run."""
+    workflow = read(path) | {"id": str(uuid.uuid4())}
+    page.load(workflow)
+    heard = []
+    for news in told:
+        tell(page, workflow, node_type, news)
+        page.page.wait_for_function(
+            "([view, words]) => document.querySelector(`${view} .fpreel-summary`)"
+            "?.textContent.includes(words)",
+            arg=[view, f"step {news['step']} of 4"],
+        )
+        heard.append(page.page.inner_text(f"{view} [role=status]"))
+    return heard
+
+
+def tell(page: ComfyPage, workflow: dict[str, Any], node_type: str, news: dict[str, Any]) -> None:
+    """A message of a run to its node, as nodes/live.py sends it."""
+    node = next(node for node in workflow["nodes"] if node["type"] == node_type)
+    run = {"event": EVENTS[node_type], "run": "a", "workflow": workflow["id"], "elapsed": 75}
     page.node(
-        "FPReelTrainLora",
-        "app.api.dispatchEvent(new CustomEvent('fpreel.training', { detail: argument }))",
-        run | {"node": str(trainer["id"])} | news,
+        node_type,
+        "app.api.dispatchEvent(new CustomEvent(argument.event, { detail: argument }))",
+        run | {"node": str(node["id"])} | news,
     )
 
 
