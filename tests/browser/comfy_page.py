@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
+ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
 READY = "window.app?.graph && window.app.extensionManager && window.app.canvas"
 FIND = "(type) => (app.rootGraph ?? app.graph).nodes.find((node) => node.type === type)"
+
+
+def launch(playwright: Any) -> Any:
+    """The machine's Chromium, or Playwright's own where there is none."""
+    program = next(filter(None, map(shutil.which, CHROMIUM)), None)
+    return playwright.chromium.launch(executable_path=program, args=ARGUMENTS)
 
 
 class PageError(NamedTuple):
@@ -57,6 +66,11 @@ class ComfyPage:
             [node_type, argument],
         )
 
+    def add(self, node_type: str) -> None:
+        """Put a node of a type into the graph."""
+        script = "(type) => { app.graph.add(LiteGraph.createNode(type)); }"
+        self.page.evaluate(script, node_type)
+
     def connect(self, source: str, output: int, target: str, name: str) -> None:
         """Link an output to an input, between the first nodes of two types."""
         script = (
@@ -65,6 +79,11 @@ class ComfyPage:
             "node.inputs.findIndex((input) => input.name === argument[2]))"
         )
         self.node(target, script, [source, output, name])
+
+    def disconnect(self, node_type: str, name: str) -> None:
+        """Cut the link of an input."""
+        script = "node.disconnectInput(node.inputs.findIndex((input) => input.name === argument))"
+        self.node(node_type, script, name)
 
     def set_widget(self, node_type: str, name: str, value: Any) -> None:
         script = (

@@ -7,7 +7,6 @@ comfyui-frontend-package, separated as in PATH.
 from __future__ import annotations
 
 import os
-import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,10 +20,8 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "comfyui")]
 
 from comfy_host import PACK_NAME, Server, find_comfyui, make_base, serve  # noqa: E402
-from comfy_page import ComfyPage, PageError  # noqa: E402
+from comfy_page import ComfyPage, PageError, launch  # noqa: E402
 
-CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
-ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
 OWN = "own"  # the frontend that ComfyUI's environment has
 
 
@@ -60,9 +57,8 @@ def every_frontend() -> None:
 def browser() -> Iterator[Any]:
     playwright = pytest.importorskip("playwright.sync_api", reason="no Playwright")
     with playwright.sync_playwright() as running:
-        program = next(filter(None, map(shutil.which, CHROMIUM)), None)
         try:
-            browser = running.chromium.launch(executable_path=program, args=ARGUMENTS)
+            browser = launch(running)
         except playwright.Error as error:
             pytest.skip(f"no Chromium: {str(error).splitlines()[0]}")
         yield browser
