@@ -9,9 +9,23 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from workflow import NESTED
+
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
 READY = "window.app?.graph && window.app.extensionManager && window.app.canvas"
+PROBE = """async () => {
+    const node = LiteGraph.createNode("EmptyLatentImage");
+    const element = document.createElement("div");
+    app.graph.add(node);
+    node.addDOMWidget("probe", "PROBE", element, { serialize: false });
+    app.canvas.centerOnNode(node);
+    app.canvas.setDirty(true, true);
+    await new Promise((done) => setTimeout(done, 1500));
+    const shown = element.isConnected;
+    app.graph.remove(node);
+    return shown;
+}"""
 FIND = "(type) => (app.rootGraph ?? app.graph).nodes.find((node) => node.type === type)"
 
 
@@ -91,6 +105,22 @@ class ComfyPage:
             "widget.value = argument[1]; widget.callback?.(argument[1])"
         )
         self.node(node_type, script, [name, value])
+
+    def newer_nodes(self, node_info: dict[str, Any]) -> set[str]:
+        """ComfyUI's own nodes with nested choices, where the frontend is older than those."""
+        if NESTED in self.page.evaluate("() => Object.keys(app.widgets)"):
+            return set()
+        nested = {
+            name
+            for name, info in node_info.items()
+            if any(spec[0] == NESTED for group in info["input"].values() for spec in group.values())
+        }
+        assert not any(name.startswith("FPReel") for name in nested)
+        return nested
+
+    def shows_elements(self) -> bool:
+        """Whether an element appears that is put on a node of ComfyUI's own."""
+        return self.page.evaluate(PROBE)
 
     def show(self, node_type: str, width: int = 480) -> None:
         """Bring a node to the middle of the canvas at full size."""

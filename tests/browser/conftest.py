@@ -141,3 +141,11 @@ def open_page(
 @pytest.fixture
 def page(open_page: Callable[..., ComfyPage]) -> ComfyPage:
     return open_page()
+
+
+@pytest.fixture
+def element_page(page: ComfyPage, frontend: str, renderer: str) -> ComfyPage:
+    """A page that shows elements on nodes, which the first Vue renderers do for no pack."""
+    if frontend != OWN and renderer == "vue" and not page.shows_elements():
+        pytest.skip(f"the Vue renderer of frontend {frontend} shows no elements on nodes")
+    return page

@@ -14,7 +14,7 @@ import pytest
 from comfy_host import PACK, PACK_NAME, Server
 from comfy_page import ComfyPage, read
 from PIL import Image
-from workflow import NESTED, to_api
+from workflow import to_api
 
 from framepack_core.runtime.video import VideoWriter
 
@@ -206,7 +206,7 @@ def test_languages(open_page: Callable[..., ComfyPage], locale: str, words: str)
 def test_every_workflow_opens(page: ComfyPage, server: Server) -> None:
     """Every node is there, and Run would send just what the file says."""
     node_info = server.get("/object_info")
-    too_new = newer_nodes(page, node_info)
+    too_new = page.newer_nodes(node_info)
     for path in WORKFLOWS:
         workflow = read(path)
         page.load(workflow)
@@ -218,19 +218,6 @@ def test_every_workflow_opens(page: ComfyPage, server: Server) -> None:
         assert missing == [], path.name
         sent = widget_values(page.prompt(), too_new)
         assert sent == widget_values(to_api(workflow, node_info), too_new), path.name
-
-
-def newer_nodes(page: ComfyPage, node_info: dict[str, Any]) -> set[str]:
-    """ComfyUI's own nodes with nested choices, where the frontend is older than those."""
-    if NESTED in page.page.evaluate("() => Object.keys(app.widgets)"):
-        return set()
-    nested = {
-        name
-        for name, info in node_info.items()
-        if any(spec[0] == NESTED for group in info["input"].values() for spec in group.values())
-    }
-    assert not any(name.startswith("FPReel") for name in nested)
-    return nested
 
 
 def widget_values(prompt: dict[str, Any], left_out: set[str]) -> dict[str, Any]:
