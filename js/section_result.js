@@ -12,7 +12,8 @@ export class SectionResult {
     this.clips = [];
     this.playing = 0;
     this.only = null;
-    this.text = h("div", { class: "fpreel-summary", role: "status" });
+    this.text = h("div", { class: "fpreel-summary" });
+    this.news = h("div", { class: "fpreel-news", role: "status" });
     this.bar = h("progress", { class: "fpreel-bar", max: 1 });
     this.cells = h("div", { class: "fpreel-cells", role: "group" });
     this.picture = h("img", { class: "fpreel-picture", alt: "" });
@@ -23,14 +24,17 @@ export class SectionResult {
       props: { muted: true },
       on: { ended: () => this.next() },
     });
-    const parts = [this.text, this.bar, this.cells, this.picture, this.video];
+    const parts = [this.text, this.news, this.bar, this.cells, this.picture, this.video];
     this.element = h("div", { class: "fpreel fpreel-result", role: "group" }, ...parts);
   }
 
   show(report) {
+    const isNews = ["state", "section"].some((name) => report[name] !== this.report?.[name]);
     this.report = report;
     setAttributes(this.element, { "aria-label": t("result.title"), "data-state": report.state });
     this.text.textContent = this.words();
+    // Not every step, which would keep a screen reader talking.
+    if (isNews) this.news.textContent = this.words();
     this.showProgress();
     this.showCells();
     this.showPicture();

@@ -17,7 +17,8 @@ export class TrainingChart {
 
   constructor() {
     this.range = null; // of steps that are shown; null for all
-    this.text = h("div", { class: "fpreel-summary", role: "status" });
+    this.text = h("div", { class: "fpreel-summary" });
+    this.news = h("div", { class: "fpreel-news", role: "status" });
     this.details = h("div", { class: "fpreel-details" });
     this.chart = svg("svg", {
       class: "fpreel-chart",
@@ -30,14 +31,17 @@ export class TrainingChart {
     this.chart.addEventListener("dblclick", () => this.zoomTo(null));
     this.hint = h("div", { class: "fpreel-order" });
     this.samples = h("div", { class: "fpreel-samples", role: "list" });
-    const parts = [this.text, this.details, this.chart, this.hint, this.samples];
+    const parts = [this.text, this.news, this.details, this.chart, this.hint, this.samples];
     this.element = h("div", { class: "fpreel fpreel-training", role: "group" }, ...parts);
   }
 
   show(report) {
+    const isNews = report.state !== this.report?.state;
     this.report = report;
     setAttributes(this.element, { "aria-label": t("training.title"), "data-state": report.state });
     this.text.textContent = this.words();
+    // Not every step: several a second would keep a screen reader talking.
+    if (isNews) this.news.textContent = this.words();
     this.details.textContent = this.detailWords();
     this.hint.textContent = t("training.zoomHint");
     this.draw();
@@ -90,6 +94,13 @@ export class TrainingChart {
     const [low, high] = this.range ?? this.whole();
     const raw = within(this.losses(), low, high);
     const mean = within(this.smoothed(), low, high);
+    const words = { "aria-label": this.chartWords(raw, mean) };
+    setAttributes(this.chart, { ...words, "aria-description": t("training.zoomHint") });
+    if (raw.length) this.drawLines(raw, mean, [low, high]);
+    else this.chart.replaceChildren(note(t("training.noLoss")));
+  }
+
+  drawLines(raw, mean, [low, high]) {
     const reach = extent(raw.map(([, loss]) => loss));
     const x = scale([low, high], [MARGIN.left, WIDTH - MARGIN.right]);
     const y = scale(reach, [CHART - MARGIN.bottom, MARGIN.top]);
@@ -102,7 +113,6 @@ export class TrainingChart {
       line(raw, x, y, "fpreel-raw"),
       line(mean, x, y, "fpreel-smooth"),
     );
-    setAttributes(this.chart, { "aria-label": this.chartWords(raw, mean) });
   }
 
   chartWords(raw, mean) {
@@ -161,6 +171,7 @@ export class TrainingChart {
     const names = newest.map(({ filename }) => filename).join();
     if (this.samples.dataset.names === names) return;
     this.samples.dataset.names = names;
+    this.samples.hidden = !newest.length;
     this.samples.replaceChildren(...newest.map(sampleView));
   }
 }
@@ -210,6 +221,11 @@ function mark(x, words) {
     svg("line", { x1: x, x2: x, y1: y, y2: y + 4 }),
     svg("text", { x, y: y + 15, "text-anchor": "middle" }, words),
   );
+}
+
+function note(words) {
+  const place = { x: WIDTH / 2, y: CHART / 2, "text-anchor": "middle" };
+  return svg("g", { class: "fpreel-grid" }, svg("text", place, words));
 }
 
 function svg(tag, attributes, ...children) {

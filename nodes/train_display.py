@@ -54,6 +54,7 @@ class TrainingDisplay:
             show_text(self.node_id, f"stopped after step {self._step}; run again to go on")
             raise
         self._send("finished")
+        show_text(self.node_id, "finished")
 
     def on_step(self, report: StepReport) -> None:
         """After an update; raises to stop the run."""

@@ -3,13 +3,43 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from workflow import NESTED
+
+CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
+ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
 READY = "window.app?.graph && window.app.extensionManager && window.app.canvas"
+PROBE = """async () => {
+    const node = LiteGraph.createNode("EmptyLatentImage");
+    const element = document.createElement("div");
+    app.graph.add(node);
+    node.addDOMWidget("probe", "PROBE", element, { serialize: false });
+    app.canvas.centerOnNode(node);
+    app.canvas.setDirty(true, true);
+    await new Promise((done) => setTimeout(done, 1500));
+    const shown = element.isConnected;
+    app.graph.remove(node);
+    return shown;
+}"""
 FIND = "(type) => (app.rootGraph ?? app.graph).nodes.find((node) => node.type === type)"
+
+
+def launch(playwright: Any) -> Any:
+    """The machine's Chromium, or Playwright's own where there is none."""
+    program = next(filter(None, map(shutil.which, CHROMIUM)), None)
+    return playwright.chromium.launch(executable_path=program, args=ARGUMENTS)
+
+
+class PageError(NamedTuple):
+    """An uncaught error; places in its stack are paths on the server."""
+
+    message: str
+    stack: str
 
 
 class ComfyPage:
@@ -18,11 +48,15 @@ class ComfyPage:
     def __init__(self, context: Any, url: str) -> None:
         self.context, self.url = context, url
         self.page = context.new_page()
-        self.errors: list[str] = []
-        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+        self.errors: list[PageError] = []
+        self.page.on("pageerror", self._keep_error)
         self.page.set_default_timeout(20_000)
         self.page.goto(url)
         self.wait_until_ready()
+
+    def _keep_error(self, error: Any) -> None:
+        stack = (error.stack or "").replace(self.url, "")
+        self.errors.append(PageError(error.message, stack))
 
     def wait_until_ready(self) -> None:
         self.page.wait_for_function(READY)
@@ -46,6 +80,11 @@ class ComfyPage:
             [node_type, argument],
         )
 
+    def add(self, node_type: str) -> None:
+        """Put a node of a type into the graph."""
+        script = "(type) => { app.graph.add(LiteGraph.createNode(type)); }"
+        self.page.evaluate(script, node_type)
+
     def connect(self, source: str, output: int, target: str, name: str) -> None:
         """Link an output to an input, between the first nodes of two types."""
         script = (
@@ -55,12 +94,33 @@ class ComfyPage:
         )
         self.node(target, script, [source, output, name])
 
+    def disconnect(self, node_type: str, name: str) -> None:
+        """Cut the link of an input."""
+        script = "node.disconnectInput(node.inputs.findIndex((input) => input.name === argument))"
+        self.node(node_type, script, name)
+
     def set_widget(self, node_type: str, name: str, value: Any) -> None:
         script = (
             "const widget = node.widgets.find((w) => w.name === argument[0]); "
             "widget.value = argument[1]; widget.callback?.(argument[1])"
         )
         self.node(node_type, script, [name, value])
+
+    def newer_nodes(self, node_info: dict[str, Any]) -> set[str]:
+        """ComfyUI's own nodes with nested choices, where the frontend is older than those."""
+        if NESTED in self.page.evaluate("() => Object.keys(app.widgets)"):
+            return set()
+        nested = {
+            name
+            for name, info in node_info.items()
+            if any(spec[0] == NESTED for group in info["input"].values() for spec in group.values())
+        }
+        assert not any(name.startswith("FPReel") for name in nested)
+        return nested
+
+    def shows_elements(self) -> bool:
+        """Whether an element appears that is put on a node of ComfyUI's own."""
+        return self.page.evaluate(PROBE)
 
     def show(self, node_type: str, width: int = 480) -> None:
         """Bring a node to the middle of the canvas at full size."""

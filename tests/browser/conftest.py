@@ -7,9 +7,10 @@ comfyui-frontend-package, separated as in PATH.
 from __future__ import annotations
 
 import os
-import shutil
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,9 @@ import pytest
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "comfyui")]
 
-from comfy_host import Server, find_comfyui, make_base, serve  # noqa: E402
-from comfy_page import ComfyPage  # noqa: E402
+from comfy_host import PACK_NAME, Server, find_comfyui, make_base, serve  # noqa: E402
+from comfy_page import ComfyPage, PageError, launch  # noqa: E402
 
-CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
-ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
 OWN = "own"  # the frontend that ComfyUI's environment has
 
 
@@ -58,9 +57,8 @@ def every_frontend() -> None:
 def browser() -> Iterator[Any]:
     playwright = pytest.importorskip("playwright.sync_api", reason="no Playwright")
     with playwright.sync_playwright() as running:
-        program = next(filter(None, map(shutil.which, CHROMIUM)), None)
         try:
-            browser = running.chromium.launch(executable_path=program, args=ARGUMENTS)
+            browser = launch(running)
         except playwright.Error as error:
             pytest.skip(f"no Chromium: {str(error).splitlines()[0]}")
         yield browser
@@ -70,42 +68,84 @@ def browser() -> Iterator[Any]:
 @pytest.fixture(scope="session")
 def server(frontend: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """One server for all tests with one frontend."""
+    with started(frontend, make_base(tmp_path_factory.mktemp("browser") / "base")) as running:
+        yield running
+
+
+@contextmanager
+def started(frontend: str, base: Path) -> Iterator[Server]:
+    """A server with a frontend, on a base directory."""
     comfy = find_comfyui()
     if isinstance(comfy, str):
         pytest.skip(comfy)
     options = [] if frontend == OWN else ["--front-end-root", str(frontends()[frontend])]
-    base = make_base(tmp_path_factory.mktemp("browser") / "base")
     with serve(comfy, base, *options) as running:
         yield running
 
 
+def open_comfyui(browser: Any, server: Server, renderer: str, locale: str = "en") -> ComfyPage:
+    """A page of ComfyUI in a fresh profile."""
+    server.post(
+        "/settings",
+        {
+            "Comfy.TutorialCompleted": True,
+            "Comfy.VueNodes.Enabled": renderer == "vue",
+            "Comfy.Locale": locale,
+        },
+    )
+    return ComfyPage(browser.new_context(viewport={"width": 1500, "height": 1000}), server.url)
+
+
+@pytest.fixture(scope="session")
+def frontend_errors(
+    frontend: str, browser: Any, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], set[PageError]]:
+    """By renderer, the errors that a page has where this pack is not installed."""
+
+    @cache
+    def found(renderer: str) -> set[PageError]:
+        base = make_base(tmp_path_factory.mktemp("without") / "base", with_pack=False)
+        with started(frontend, base) as server:
+            assert not any(name.startswith("FPReel") for name in server.get("/object_info"))
+            page = open_comfyui(browser, server, renderer)
+            page.close()
+        return set(page.errors)
+
+    return found
+
+
 @pytest.fixture
 def open_page(
-    browser: Any, server: Server, renderer: str, request: pytest.FixtureRequest
+    browser: Any,
+    server: Server,
+    renderer: str,
+    frontend_errors: Callable[[str], set[PageError]],
 ) -> Iterator[Callable[..., ComfyPage]]:
-    """Opens ComfyUI in a fresh profile; after the test no page may have had an error."""
+    """Opens ComfyUI; after the test no page may have had an error that comes with this pack."""
     pages: list[ComfyPage] = []
 
     def make(locale: str = "en") -> ComfyPage:
-        server.post(
-            "/settings",
-            {
-                "Comfy.TutorialCompleted": True,
-                "Comfy.VueNodes.Enabled": renderer == "vue",
-                "Comfy.Locale": locale,
-            },
-        )
-        context = browser.new_context(viewport={"width": 1500, "height": 1000})
-        pages.append(ComfyPage(context, server.url))
+        pages.append(open_comfyui(browser, server, renderer, locale))
         return pages[-1]
 
     yield make
+    errors = {error for page in pages for error in page.errors}
     for page in pages:
-        errors = list(page.errors)
         page.close()
-        assert not errors
+    ours = {error for error in errors if PACK_NAME in error.stack}
+    assert not ours
+    if errors:
+        assert not errors - frontend_errors(renderer)
 
 
 @pytest.fixture
 def page(open_page: Callable[..., ComfyPage]) -> ComfyPage:
     return open_page()
+
+
+@pytest.fixture
+def element_page(page: ComfyPage, frontend: str, renderer: str) -> ComfyPage:
+    """A page that shows elements on nodes, which the first Vue renderers do for no pack."""
+    if frontend != OWN and renderer == "vue" and not page.shows_elements():
+        pytest.skip(f"the Vue renderer of frontend {frontend} shows no elements on nodes")
+    return page

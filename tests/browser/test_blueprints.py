@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from comfy_host import PACK, Server
 from comfy_page import ComfyPage, read
+from workflow import widget_values
 
 BLUEPRINTS = sorted((PACK / "subgraphs").glob("*.json"))
 SOURCES = {
@@ -51,7 +52,12 @@ def test_a_blueprint_is_complete(path: Path, page: ComfyPage, server: Server) ->
     if not is_video:
         assert {"FPReelDataset", "FPReelCacheText", "FPReelTrainLora"} <= classes
         return
+    node_info = server.get("/object_info")
+    too_new = page.newer_nodes(node_info)
     for node in prompt.values():
+        if node["class_type"] in too_new:
+            defaults = dict(widget_values(node_info[node["class_type"]]["input"], iter(())))
+            node["inputs"] = defaults | node["inputs"]
         if node["class_type"] == "FPReelLoadSnapshot":
             node["inputs"]["model"] = "f1" if "F1" in path.stem else "framepack"
         if node["class_type"] == "FPReelCanvas":

@@ -20,8 +20,9 @@ pytestmark = pytest.mark.usefixtures("every_frontend")
 
 
 @pytest.fixture
-def timeline(page: ComfyPage) -> ComfyPage:
+def timeline(element_page: ComfyPage) -> ComfyPage:
     """The timeline of a video of two sections, with all that it can need connected."""
+    page = element_page
     page.load(read(I2V))
     for output, name in ((1, "clip"), (2, "vae"), (3, "clip_vision")):
         page.connect("FPReelLoadSnapshot", output, "FPReelPlan", name)

@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import comfy.model_management
 import folder_paths
@@ -160,7 +161,10 @@ def check_samples_come_while_training() -> list[str]:
         sections=1,
         image=scene().image,
     )
-    small_train("sampled", samples=samples, folder="output/loras")
+    shown: list[str] = []
+    with mock.patch.object(pack("nodes.train_display"), "show_text", lambda _, t: shown.append(t)):
+        small_train("sampled", samples=samples, folder="output/loras")
+    assert "step 4: making samples" in shown and shown[-1] == "finished"
     folder = BASE / "output" / "loras"
     made = sorted(path.name for path in (folder / "sample").glob("sampled_*.mp4"))
     assert made == ["sampled_000000_00_3.mp4", "sampled_000004_00_3.mp4"]

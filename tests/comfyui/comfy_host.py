@@ -58,17 +58,23 @@ def find_python(root: Path) -> Path | None:
     return None
 
 
-def make_base(folder: Path) -> Path:
-    """A ComfyUI base directory that holds nothing but this pack."""
+def make_base(folder: Path, *, with_pack: bool = True) -> Path:
+    """A ComfyUI base directory that holds nothing but this pack, or nothing at all."""
     nodes = folder / "custom_nodes"
     nodes.mkdir(parents=True)
     for name in ("input", "output", "temp", "user", "models"):
         (folder / name).mkdir()
+    if with_pack:
+        install_pack(nodes)
+    return folder
+
+
+def install_pack(nodes: Path) -> None:
+    """Put this pack into a folder of custom nodes."""
     try:
         os.symlink(PACK, nodes / PACK_NAME, target_is_directory=True)
     except OSError:  # Windows without the right to make links
         shutil.copytree(PACK, nodes / PACK_NAME, ignore=shutil.ignore_patterns(".*"))
-    return folder
 
 
 def host_environment() -> dict[str, str]:
