@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from einops import rearrange
 from torch import Tensor
+from torch.compiler import is_compiling
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
@@ -24,7 +25,7 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Ten
         with sdpa_kernel(MASKED_BACKENDS):
             out = scaled_dot_product_attention(q, k, v, attn_mask=key_mask[:, None, None, :])
     out = rearrange(out, "b h l d -> b l (h d)")
-    if out.requires_grad:
+    if out.requires_grad and not is_compiling():  # which lays out gradients by itself
         # PyTorch keeps cuDNN's plan of a backward for all gradients of a shape, whatever their
         # strides, and with others than it was made for it reads outside their memory (2.11)
         out.register_hook(Tensor.contiguous)
