@@ -55,8 +55,11 @@ class Execution:
 
     def prepare(self, dit: nn.Module, device: torch.device) -> None:
         """Make a DiT run this way; `place` puts its weights where they belong."""
-        if self.compilation is not None and self.cache_size_limit is not None:
-            torch._dynamo.config.cache_size_limit = self.cache_size_limit
+        if self.compilation is not None:
+            # LoRAs are hooks, and code compiled for a model without them must not serve another
+            torch._dynamo.config.skip_nnmodule_hook_guards = False
+            if self.cache_size_limit is not None:
+                torch._dynamo.config.cache_size_limit = self.cache_size_limit
         streamed = last_blocks(dit, self.swapped)
         forwards = streamed_forwards(streamed, device, self.compilation)
         for block, forward in zip(streamed, forwards, strict=True):
