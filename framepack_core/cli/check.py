@@ -90,7 +90,11 @@ class Check:
     @property
     def main_need(self) -> int:
         """Streamed blocks and the latents of all sections; other weights only pass through."""
-        return OTHER_MEMORY + 4 * self._latent_size + sum(self._streamed)
+        return (
+            OTHER_MEMORY
+            + 4 * self._latent_size
+            + sum(self._last_blocks(self.models.execution.swapped))
+        )
 
     @property
     def disk_need(self) -> int:
@@ -162,7 +166,7 @@ class Check:
 
     def _transformer_with(self, swapped: int) -> int:
         """Bytes on the device with so many blocks streamed: one is at work, one on its way."""
-        streamed = self._blocks[len(self._blocks) - swapped :]
+        streamed = self._last_blocks(swapped)
         visiting = max(streamed, default=0) * (2 if self.models.device.type == "cuda" else 1)
         here = sum(self._sizes.values()) - sum(streamed) + visiting
         return here + self._lora_size + self._working
@@ -198,9 +202,8 @@ class Check:
                 sizes[prefix] += size
         return list(sizes.values())
 
-    @property
-    def _streamed(self) -> list[int]:
-        return self._blocks[len(self._blocks) - self.models.execution.swapped :]
+    def _last_blocks(self, count: int) -> list[int]:
+        return self._blocks[len(self._blocks) - count :]
 
     @property
     def _lora_size(self) -> int:

@@ -88,26 +88,24 @@ class Adapter(nn.Module):
     def add_branch(self, out: Tensor, x: Tensor, step_seed: int | None) -> Tensor:
         """The layer's output for input x with the change; a step's seed decides its dropouts."""
         config, delta = self.config, self.delta()
+        # None of the kinds needs more of the layer's weight than its shape.
+        weight = x.new_empty(out.shape[-1], x.shape[-1], device="meta")
         drops = config.dropout or config.rank_dropout or config.module_dropout
         if step_seed is None or not drops:
-            return self._add(delta, out, x)
+            return delta.add_branch(out, x, weight)
         # A generator of its own, so that the second forward of gradient checkpointing drops the
         # same as the first.
         draws = generator(step_seed, self.name, device=x.device)
         if torch.rand((), generator=draws, device=x.device) < config.module_dropout:
             return out
         if config.kind != "lora":
-            added = self._add(delta, torch.zeros_like(out), x)
-            return out + added * _kept(out.shape[-1:], config.rank_dropout, draws, out)
+            kept = _kept(out.shape[-1:], config.rank_dropout, draws, out)
+            return out + delta.branch(x, weight) * kept
         hidden = linear(x, self.factors["down"].to(x.dtype))
         hidden = hidden * _kept(hidden.shape, config.dropout, draws, hidden)
         ranks = (hidden.shape[0], *[1] * (hidden.ndim - 2), hidden.shape[-1])
         hidden = hidden * _kept(ranks, config.rank_dropout, draws, hidden)
         return out + self.scale * linear(hidden, self.factors["up"].to(x.dtype))
-
-    def _add(self, delta: Delta, out: Tensor, x: Tensor) -> Tensor:
-        """Without dropout; none of the kinds needs more of the layer's weight than its shape."""
-        return delta.add_branch(out, x, x.new_empty(out.shape[-1], x.shape[-1], device="meta"))
 
     def keys(self) -> dict[str, str]:
         """Keys in a file, without the module's name, by factor."""
