@@ -1,0 +1,278 @@
+"""Options of a run, each declared once: a field of a frozen pydantic model says all about it.
+
+What the command line, the inputs of nodes, help tables, resume rules and the metadata of files say
+about an option is derived from its field by `leaves`; nothing else repeats a default or a range.
+"""
+
+from __future__ import annotations
+
+import ast
+import types
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin
+
+from annotated_types import Ge, Gt, Le, Lt
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic.fields import FieldInfo
+
+from .errors import FramePackError
+
+SAME = object()
+"""Of `Option.reference`: musubi-tuner has the same default."""
+
+
+@dataclass(frozen=True)
+class Option:
+    """What there is to say about an option besides its type, default and range.
+
+    help opens with the term that a user would search for. flags: its names on the command line
+    without dashes, the first one in messages; the field's name if there are none. node: its name as
+    an input of a node, "" to have none, None for the field's name. none: the value by which an
+    input, which has no None, says None. step: of a number's widget. mutable: a resumed run may
+    change it. metadata: the key under which files note it. reference: musubi-tuner's default where
+    a result depends on another than ours.
+    """
+
+    help: str
+    flags: tuple[str, ...] = ()
+    metavar: str | tuple[str, ...] | None = None
+    unit: str = ""
+    node: str | None = None
+    none: Any = None
+    low: float | None = None
+    high: float | None = None
+    step: float | None = None
+    advanced: bool = True
+    mutable: bool = False
+    metadata: str = ""
+    reference: Any = SAME
+
+
+def option(
+    default: Any,
+    help: str,
+    *flags: str,
+    metavar: str | tuple[str, ...] | None = None,
+    unit: str = "",
+    node: str | None = None,
+    none: Any = None,
+    low: float | None = None,
+    high: float | None = None,
+    step: float | None = None,
+    advanced: bool = True,
+    mutable: bool = False,
+    metadata: str = "",
+    reference: Any = SAME,
+    **constraints: Any,
+) -> Any:
+    """A field of Settings that is an option; `constraints` are pydantic's, such as ge and le.
+
+    low, high: the range of a node's widget where the field itself is not bounded on that side.
+    """
+    about = Option(
+        *(help, flags, metavar, unit, node, none, low, high, step),
+        *(advanced, mutable, metadata, reference),
+    )
+    found: FieldInfo = Field(default, description=help, **constraints)
+    found.metadata.append(about)
+    return found
+
+
+class Settings(BaseModel):
+    """A frozen table of settings; an unknown key is an error.
+
+    title, about: of the group that its options form in `--help`; "" for no group of their own.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    title: ClassVar[str] = ""
+    about: ClassVar[str] = ""
+
+
+S = TypeVar("S", bound=Settings)
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """An option of a model or of a model within it, which `path` leads to.
+
+    kind: its type without None, which `optional` stands for. group: the model that declares it.
+    """
+
+    path: tuple[str, ...]
+    kind: Any
+    optional: bool
+    default: Any
+    option: Option
+    group: type[Settings]
+    bounds: tuple[float | None, float | None]
+
+    @property
+    def name(self) -> str:
+        """The field's own name."""
+        return self.path[-1]
+
+    @property
+    def flag(self) -> str:
+        """Its first name on the command line, without dashes."""
+        return self.option.flags[0] if self.option.flags else self.name
+
+    @property
+    def choices(self) -> tuple[Any, ...]:
+        """All values it can have, if they are listed."""
+        return get_args(self.kind) if get_origin(self.kind) is Literal else ()
+
+    def of(self, settings: Settings) -> Any:
+        """Its value in an instance of the model."""
+        value: Any = settings
+        for name in self.path:
+            value = getattr(value, name)
+        return value
+
+    def given(self, settings: Settings) -> bool:
+        """Whether it was set rather than left at its default."""
+        value: Any = settings
+        for name in self.path:
+            if name not in value.model_fields_set:
+                return False
+            value = getattr(value, name)
+        return True
+
+
+def leaves(kind: type[Settings], path: tuple[str, ...] = ()) -> Iterator[Leaf]:
+    """All options of a model, those of models within it too, in the order of their fields."""
+    for name, found in kind.model_fields.items():
+        inner, optional = _without_none(found.annotation)
+        if isinstance(inner, type) and issubclass(inner, Settings):
+            yield from leaves(inner, (*path, name))
+            continue
+        about = next((m for m in found.metadata if isinstance(m, Option)), None)
+        if about is not None:
+            default = found.get_default(call_default_factory=True)
+            bounds = _bounds(found, about)
+            yield Leaf((*path, name), inner, optional, default, about, kind, bounds)
+
+
+def nested(values: Mapping[tuple[str, ...], Any]) -> dict[str, Any]:
+    """Values by path as tables within tables."""
+    tree: dict[str, Any] = {}
+    for path, value in values.items():
+        table = tree
+        for name in path[:-1]:
+            table = table.setdefault(name, {})
+        table[path[-1]] = value
+    return tree
+
+
+def mutable_on_resume(kind: type[Settings]) -> set[str]:
+    """Names of the options that a resumed run may change."""
+    return {leaf.name for leaf in leaves(kind) if leaf.option.mutable}
+
+
+def file_metadata(settings: Settings) -> dict[str, Any]:
+    """The values of all options that files note, by their keys."""
+    found = (leaf for leaf in leaves(type(settings)) if leaf.option.metadata)
+    return {leaf.option.metadata: leaf.of(settings) for leaf in found}
+
+
+def validate(
+    kind: type[S],
+    values: Mapping[str, Any],
+    place: str,
+    names: Mapping[tuple[str, ...], str] | None = None,
+) -> S:
+    """The settings of a table; raises FramePackError with one line for the first mistake.
+
+    place: what an error calls the table. names: what it calls options by their path, where that is
+    not place: path.
+    """
+    try:
+        return kind.model_validate(dict(values))
+    except ValidationError as error:
+        raise FramePackError(_first_line(error, kind, place, names or {})) from None
+
+
+def parse_pairs(words: Iterable[str], place: str) -> dict[str, Any]:
+    """NAME=VALUE words, where values are Python literals or else texts."""
+    pairs = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not equals or not name:
+            raise FramePackError(f"{place}: {word!r} is not NAME=VALUE")
+        try:
+            pairs[name] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            pairs[name] = value
+    return pairs
+
+
+def _without_none(annotation: Any) -> tuple[Any, bool]:
+    """A type without None and without what Annotated adds, and whether None was allowed."""
+    if get_origin(annotation) is Annotated:
+        return _without_none(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, types.UnionType):
+        kinds = [part for part in get_args(annotation) if part is not type(None)]
+        if len(kinds) == 1:
+            return _without_none(kinds[0])[0], len(get_args(annotation)) > 1
+    return annotation, False
+
+
+def _bounds(found: FieldInfo, about: Option) -> tuple[float | None, float | None]:
+    low, high = about.low, about.high
+    for rule in found.metadata:
+        if isinstance(rule, (Ge, Gt)):
+            least = rule.ge if isinstance(rule, Ge) else rule.gt
+            low = least if low is None else max(low, least)  # type: ignore[call-overload]
+        if isinstance(rule, (Le, Lt)):
+            most = rule.le if isinstance(rule, Le) else rule.lt
+            high = most if high is None else min(high, most)  # type: ignore[call-overload]
+    return low, high
+
+
+_PLAIN = {
+    "greater_than": "must be above {gt}",
+    "greater_than_equal": "must be at least {ge}",
+    "less_than": "must be below {lt}",
+    "less_than_equal": "must be at most {le}",
+    "int_parsing": "is not a whole number",
+    "int_type": "is not a whole number",
+    "int_from_float": "is not a whole number",
+    "float_parsing": "is not a number",
+    "float_type": "is not a number",
+    "bool_parsing": "is neither true nor false",
+    "finite_number": "is not a finite number",
+    "literal_error": "is unknown; use {expected}",
+    "string_type": "is not a text",
+    "path_type": "is not a path",
+    "tuple_type": "is not a list",
+    "list_type": "is not a list",
+}
+
+
+def _first_line(
+    error: ValidationError,
+    kind: type[Settings],
+    place: str,
+    names: Mapping[tuple[str, ...], str],
+) -> str:
+    first = error.errors()[0]
+    path = tuple(str(part) for part in first["loc"] if isinstance(part, str | int))
+    name = next((n for p, n in names.items() if path[: len(p)] == p), None)
+    name = f"{place}: {'.'.join(path)}" if name is None and path else name or place
+    if first["type"] == "extra_forbidden":
+        return f"{name}: unknown; known are {', '.join(kind.model_fields)}"
+    if first["type"] == "missing":
+        return f"{name}: missing; give it"
+    plain = _PLAIN.get(first["type"])
+    if plain is not None:
+        return f"{name}: {_shown(first['input'])} {plain.format(**first.get('ctx', {}))}"
+    message = first["msg"].removeprefix("Value error, ")
+    shown = f" (given: {first['input']!r})" if path and len(repr(first["input"])) < 60 else ""
+    return f"{name}: {message}{shown}"
+
+
+def _shown(value: Any) -> str:
+    text = repr(str(value) if isinstance(value, Path) else value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,0 +1,109 @@
+"""Inputs of nodes from declared options, and the settings that inputs give."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any, get_origin
+
+from comfy_api.latest import io
+
+from ..framepack_core.runtime.options import (
+    Leaf,
+    S,
+    Settings,
+    leaves,
+    nested,
+    parse_pairs,
+    validate,
+)
+from .types import advanced
+
+WIDEST = 2**31 - 1  # of a number that is not bounded
+
+
+def option_inputs(
+    kind: type[Settings], names: Collection[str], *, optional: bool = True
+) -> list[io.WidgetInput]:
+    """The widgets of options by their names as inputs, in that order.
+
+    A ValueError for a name that no option has: workflows hold values by position, so the order is
+    the node's to say.
+    """
+    found = {input_name(leaf): leaf for leaf in leaves(kind) if leaf.option.node != ""}
+    if unknown := [name for name in names if name not in found]:
+        raise ValueError(f"{kind.__name__} has no option {', '.join(unknown)}")
+    return [_input(found[name], optional) for name in names]
+
+
+def read_inputs(kind: type[S], inputs: Mapping[str, Any], node: str) -> S:
+    """The settings of a node's inputs; raises FramePackError that names the input."""
+    found = {input_name(leaf): leaf for leaf in leaves(kind) if leaf.option.node != ""}
+    values = {found[n].path: _value(found[n], v) for n, v in inputs.items() if n in found}
+    rest = {(name,): value for name, value in inputs.items() if name not in found}
+    names = {leaf.path: name for name, leaf in found.items()}
+    return validate(kind, nested({**values, **rest}), node, names)
+
+
+def input_name(leaf: Leaf) -> str:
+    """What an option is called as an input."""
+    return leaf.option.node or leaf.name
+
+
+def _input(leaf: Leaf, optional: bool) -> io.WidgetInput:
+    widget = _widget(leaf, {"optional": optional, "tooltip": _tooltip(leaf)})
+    return advanced(widget) if leaf.option.advanced else widget
+
+
+def _widget(leaf: Leaf, common: dict[str, Any]) -> io.WidgetInput:
+    name, default = input_name(leaf), _shown(leaf, leaf.default)
+    if leaf.kind is bool:
+        return io.Boolean.Input(name, default=default, **common)
+    if leaf.choices:
+        return io.Combo.Input(name, options=list(leaf.choices), default=default, **common)
+    if leaf.kind is int:
+        low, high = _range(leaf)
+        if name == "seed":  # the interface adds a control to all that is named so
+            common = {**common, "control_after_generate": False}
+        return io.Int.Input(name, default=default, min=int(low), max=int(high), **common)
+    if leaf.kind is float:
+        low, high = _range(leaf)
+        step = leaf.option.step or 0.001
+        return io.Float.Input(name, default=default, min=low, max=high, step=step, **common)
+    return io.String.Input(name, default=default, **common)
+
+
+def _range(leaf: Leaf) -> tuple[float, float]:
+    low, high = leaf.bounds
+    least = -WIDEST if low is None else low
+    if leaf.option.none is not None:
+        least = min(least, leaf.option.none)
+    return least, WIDEST if high is None else high
+
+
+def _tooltip(leaf: Leaf) -> str:
+    unit = f" In {leaf.option.unit}." if leaf.option.unit else ""
+    off = "" if leaf.option.none in (None, "") else f" {leaf.option.none:g} is off."
+    return f"{leaf.option.help}{unit}{off}"
+
+
+def _shown(leaf: Leaf, value: Any) -> Any:
+    """A value as a widget has it: no None, and lists as words with spaces between them."""
+    if value is None:
+        return leaf.option.none if leaf.option.none is not None else ""
+    kind = get_origin(leaf.kind) or leaf.kind
+    if kind is dict:
+        return " ".join(f"{name}={item}" for name, item in value.items())
+    if kind in (tuple, list):
+        return " ".join(map(str, value))
+    return str(value) if isinstance(value, Path) else value
+
+
+def _value(leaf: Leaf, value: Any) -> Any:
+    """A widget's value as the field has it."""
+    if leaf.optional and value == (leaf.option.none if leaf.option.none is not None else ""):
+        return None
+    kind = get_origin(leaf.kind) or leaf.kind
+    if kind is dict and isinstance(value, str):
+        return parse_pairs(value.split(), input_name(leaf))
+    return tuple(value.split()) if kind in (tuple, list) and isinstance(value, str) else value
