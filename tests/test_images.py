@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from framepack_core.runtime.device import cpu_generator, parse_device, parse_dtype
@@ -99,6 +102,37 @@ def test_small_pictures_keep_their_size_unless_they_are_too_small() -> None:
     assert selector.choose(100, 65) == (96, 64)
     with pytest.raises(FramePackError, match="smaller than 16"):
         selector.choose(100, 10)
+
+
+@pytest.mark.parametrize(
+    ("resolution", "sizes"),
+    [
+        ((64, 64), [(32, 128), (48, 80), (64, 64), (80, 48), (128, 32)]),
+        ((96, 64), [(32, 192), (48, 128), (64, 96), (80, 64), (64, 80), (96, 64), (128, 48), (192, 32)]),
+        ((80, 48), [(16, 240), (32, 112), (48, 80), (64, 48), (48, 64), (80, 48), (112, 32), (240, 16)]),
+    ],
+)  # fmt: skip
+def test_bucket_sizes_by_hand(resolution: tuple[int, int], sizes: list[tuple[int, int]]) -> None:
+    assert BucketSelector(*resolution).sizes == sorted(sizes)
+
+
+def test_buckets_of_960x544_have_the_sizes_around_the_square() -> None:
+    sizes = BucketSelector(960, 544).sizes  # its area is that of a square of 722.66
+    assert {(720, 720), (736, 704), (704, 736)} <= set(sizes)
+    assert min(min(size) for size in sizes) == 352  # half of that, in steps of 16
+
+
+@given(width=st.integers(32, 1280), height=st.integers(32, 1280))
+def test_buckets_fill_the_area_and_step_by_16_across_the_square(width: int, height: int) -> None:
+    area, sizes = width * height, set(BucketSelector(width, height).sizes)
+    assert sizes == {(h, w) for w, h in sizes}
+    for w, h in sizes:
+        assert w % 16 == h % 16 == 0
+        assert w * h <= area < max(w * (h + 16), (w + 16) * h)
+    below, above = area**0.5 // 16 * 16, -(-math.isqrt(area) // 16) * 16
+    assert {below, above} <= {w for w, _ in sizes}
+    stepped = sorted(w for w, h in sizes if w <= above and area // w // 16 * 16 == h)
+    assert stepped == list(range(stepped[0], above + 1, 16))
 
 
 def test_size_for_area_is_the_best_of_all_near_widths() -> None:

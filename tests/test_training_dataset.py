@@ -203,6 +203,7 @@ def test_mode_of_another_kind(tmp_path: Path) -> None:
         ("target_frames = [1]", ["target_frames: 1 frames", "give 9 or more"]),
         ("batch_size = 0", ["batch_size"]),
         ("resolution = [30, 32]", ["30x32 is not a multiple of 16"]),
+        ("resolution = [8, 24]\nenable_bucket = true", ["8x24 is less than 16x16 pixels"]),
         ("image_directory = 'x'", ["names both videos and images"]),
     ],
 )

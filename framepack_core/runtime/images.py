@@ -161,8 +161,9 @@ class BucketSelector:
             return [(self.width, self.height)]
         area = self.width * self.height
         side = int(area**0.5)
-        widths = range(_round_down(side // 2), side + 1, SIZE_STEP)
-        narrow = {(w, _round_down(area // w)) for w in widths if w}
+        # The last width is the first multiple that reaches the side, even if the height is less.
+        widths = range(_round_down(side // 2), side + SIZE_STEP, SIZE_STEP)
+        narrow = {(w, h) for w in widths if w and (h := _round_down(area // w))}
         return sorted(narrow | {(h, w) for w, h in narrow})
 
     def choose(self, width: int, height: int) -> Size:

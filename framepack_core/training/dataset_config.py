@@ -46,6 +46,11 @@ class General(Settings):
                 f"resolution {self.resolution[0]}x{self.resolution[1]} is not a multiple of "
                 f"{SIZE_STEP} on both sides; change it or set enable_bucket"
             )
+        if self.resolution[0] * self.resolution[1] < SIZE_STEP**2:
+            raise ValueError(
+                f"resolution {self.resolution[0]}x{self.resolution[1]} is less than "
+                f"{SIZE_STEP}x{SIZE_STEP} pixels; choose a larger one"
+            )
         return self
 
 
