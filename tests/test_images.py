@@ -107,13 +107,14 @@ def test_small_pictures_keep_their_size_unless_they_are_too_small() -> None:
 @pytest.mark.parametrize(
     ("resolution", "sizes"),
     [
-        ((64, 64), [(32, 128), (48, 80), (64, 64), (80, 48), (128, 32)]),
-        ((96, 64), [(32, 192), (48, 128), (64, 96), (80, 64), (64, 80), (96, 64), (128, 48), (192, 32)]),
-        ((80, 48), [(16, 240), (32, 112), (48, 80), (64, 48), (48, 64), (80, 48), (112, 32), (240, 16)]),
+        ((64, 64), [(32, 128), (48, 80), (64, 64)]),
+        ((96, 64), [(32, 192), (48, 128), (64, 96), (80, 64)]),
+        ((80, 48), [(16, 240), (32, 112), (48, 80), (64, 48)]),
     ],
-)  # fmt: skip
+)
 def test_bucket_sizes_by_hand(resolution: tuple[int, int], sizes: list[tuple[int, int]]) -> None:
-    assert BucketSelector(*resolution).sizes == sorted(sizes)
+    turned = {(h, w) for w, h in sizes}
+    assert BucketSelector(*resolution).sizes == sorted(turned.union(sizes))
 
 
 def test_buckets_of_960x544_have_the_sizes_around_the_square() -> None:
