@@ -9,6 +9,7 @@ from typing import Any, get_origin
 from comfy_api.latest import io
 
 from ..framepack_core.runtime.options import (
+    SAME,
     Leaf,
     S,
     Settings,
@@ -23,17 +24,21 @@ WIDEST = 2**31 - 1  # of a number that is not bounded
 
 
 def option_inputs(
-    kind: type[Settings], names: Collection[str], *, optional: bool = True
+    kind: type[Settings],
+    names: Collection[str],
+    *,
+    optional: bool = True,
+    control: Collection[str] = (),
 ) -> list[io.WidgetInput]:
     """The widgets of options by their names as inputs, in that order.
 
     A ValueError for a name that no option has: workflows hold values by position, so the order is
-    the node's to say.
+    the node's to say. control: the seeds that the interface may change after each run.
     """
     found = {input_name(leaf): leaf for leaf in leaves(kind) if leaf.option.node != ""}
     if unknown := [name for name in names if name not in found]:
         raise ValueError(f"{kind.__name__} has no option {', '.join(unknown)}")
-    return [_input(found[name], optional) for name in names]
+    return [_input(found[name], optional, name in control) for name in names]
 
 
 def read_inputs(kind: type[S], inputs: Mapping[str, Any], node: str) -> S:
@@ -50,21 +55,23 @@ def input_name(leaf: Leaf) -> str:
     return leaf.option.node or leaf.name
 
 
-def _input(leaf: Leaf, optional: bool) -> io.WidgetInput:
-    widget = _widget(leaf, {"optional": optional, "tooltip": _tooltip(leaf)})
+def _input(leaf: Leaf, optional: bool, control: bool) -> io.WidgetInput:
+    common: dict[str, Any] = {"optional": optional, "tooltip": _tooltip(leaf)}
+    if input_name(leaf) == "seed":  # the interface adds a control to all that is named so
+        common["control_after_generate"] = control
+    widget = _widget(leaf, common)
     return advanced(widget) if leaf.option.advanced else widget
 
 
 def _widget(leaf: Leaf, common: dict[str, Any]) -> io.WidgetInput:
-    name, default = input_name(leaf), _shown(leaf, leaf.default)
+    name, default = input_name(leaf), _initial(leaf)
     if leaf.kind is bool:
         return io.Boolean.Input(name, default=default, **common)
     if leaf.choices:
-        return io.Combo.Input(name, options=list(leaf.choices), default=default, **common)
+        choices = list(leaf.option.labels or leaf.choices)
+        return io.Combo.Input(name, options=choices, default=default, **common)
     if leaf.kind is int:
         low, high = _range(leaf)
-        if name == "seed":  # the interface adds a control to all that is named so
-            common = {**common, "control_after_generate": False}
         return io.Int.Input(name, default=default, min=int(low), max=int(high), **common)
     if leaf.kind is float:
         low, high = _range(leaf)
@@ -83,14 +90,22 @@ def _range(leaf: Leaf) -> tuple[float, float]:
 
 def _tooltip(leaf: Leaf) -> str:
     unit = f" In {leaf.option.unit}." if leaf.option.unit else ""
-    off = "" if leaf.option.none in (None, "") else f" {leaf.option.none:g} is off."
+    none = leaf.option.none
+    off = "" if none in (None, "") else f" {none:g} is {leaf.option.absent}."
     return f"{leaf.option.help}{unit}{off}"
+
+
+def _initial(leaf: Leaf) -> Any:
+    given = leaf.option.initial is not SAME
+    return leaf.option.initial if given else _shown(leaf, leaf.default)
 
 
 def _shown(leaf: Leaf, value: Any) -> Any:
     """A value as a widget has it: no None, and lists as words with spaces between them."""
     if value is None:
         return leaf.option.none if leaf.option.none is not None else ""
+    if leaf.option.labels:
+        return dict(zip(leaf.choices, leaf.option.labels, strict=True))[value]
     kind = get_origin(leaf.kind) or leaf.kind
     if kind is dict:
         return " ".join(f"{name}={item}" for name, item in value.items())
@@ -101,8 +116,11 @@ def _shown(leaf: Leaf, value: Any) -> Any:
 
 def _value(leaf: Leaf, value: Any) -> Any:
     """A widget's value as the field has it."""
-    if leaf.optional and value == (leaf.option.none if leaf.option.none is not None else ""):
+    none = "" if leaf.option.none is None else leaf.option.none
+    if leaf.optional and leaf.option.initial is SAME and value == none:
         return None
+    if leaf.option.labels:
+        return dict(zip(leaf.option.labels, leaf.choices, strict=True)).get(value, value)
     kind = get_origin(leaf.kind) or leaf.kind
     if kind is dict and isinstance(value, str):
         return parse_pairs(value.split(), input_name(leaf))

@@ -23,7 +23,7 @@ def add_options(
     """
     groups: dict[type[Settings], Any] = {}
     for leaf in leaves(kind):
-        if leaf.name in without:
+        if leaf.name in without or not leaf.option.cli:
             continue
         if leaf.group not in groups:
             about = leaf.group

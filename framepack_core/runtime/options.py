@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 import types
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin
 
@@ -28,19 +28,26 @@ class Option:
     """What there is to say about an option besides its type, default and range.
 
     help opens with the term that a user would search for. flags: its names on the command line
-    without dashes, the first one in messages; the field's name if there are none. node: its name as
-    an input of a node, "" to have none, None for the field's name. none: the value by which an
-    input, which has no None, says None. step: of a number's widget. mutable: a resumed run may
-    change it. metadata: the key under which files note it. reference: musubi-tuner's default where
-    a result depends on another than ours.
+    without dashes, the first one in messages; the field's name if there are none; cli: whether it
+    is there at all. lines: its names in prompt lines. node: its name as an input of a node, "" to
+    have none, None for the field's name. none: the value by which an input, which has no None, says
+    None, and absent what that means. initial: the input's default where that is another. labels:
+    what a widget calls the choices, in their order. step: of a number's widget. mutable: a resumed
+    run may change it. metadata: the key under which files note it. reference: musubi-tuner's
+    default where a result depends on another than ours.
     """
 
     help: str
     flags: tuple[str, ...] = ()
+    cli: bool = True
+    lines: tuple[str, ...] = ()
     metavar: str | tuple[str, ...] | None = None
     unit: str = ""
     node: str | None = None
     none: Any = None
+    absent: str = "off"
+    initial: Any = SAME
+    labels: tuple[str, ...] = ()
     low: float | None = None
     high: float | None = None
     step: float | None = None
@@ -50,33 +57,23 @@ class Option:
     reference: Any = SAME
 
 
+_ABOUT = {each.name for each in fields(Option)} - {"help", "flags"}
+
+
 def option(
     default: Any,
     help: str,
     *flags: str,
-    metavar: str | tuple[str, ...] | None = None,
-    unit: str = "",
-    node: str | None = None,
-    none: Any = None,
-    low: float | None = None,
-    high: float | None = None,
-    step: float | None = None,
-    advanced: bool = True,
-    mutable: bool = False,
-    metadata: str = "",
-    reference: Any = SAME,
-    **constraints: Any,
+    **about: Any,
 ) -> Any:
-    """A field of Settings that is an option; `constraints` are pydantic's, such as ge and le.
+    """A field of Settings that is an option.
 
-    low, high: the range of a node's widget where the field itself is not bounded on that side.
+    about: the other fields of Option, and pydantic's constraints, such as ge and le. low, high: the
+    range of a node's widget where the field itself is not bounded on that side.
     """
-    about = Option(
-        *(help, flags, metavar, unit, node, none, low, high, step),
-        *(advanced, mutable, metadata, reference),
-    )
-    found: FieldInfo = Field(default, description=help, **constraints)
-    found.metadata.append(about)
+    known = {name: about.pop(name) for name in _ABOUT & about.keys()}
+    found: FieldInfo = Field(default, description=help, **about)
+    found.metadata.append(Option(help, flags, **known))
     return found
 
 
@@ -86,7 +83,7 @@ class Settings(BaseModel):
     title, about: of the group that its options form in `--help`; "" for no group of their own.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
     title: ClassVar[str] = ""
     about: ClassVar[str] = ""
 

@@ -1,0 +1,1 @@
+"""What turns a job into a video without a host: models, pictures, prompts, output files."""
