@@ -13,6 +13,7 @@ from comfy_execution.graph_utils import ExecutionBlocker
 from torch import Tensor
 
 from ..framepack_core.runtime.errors import FramePackError
+from ..framepack_core.runtime.files import natural_key, read_text
 from ..framepack_core.runtime.images import load_image
 from ..framepack_core.sampling.plan import MAX_SEED
 from ..framepack_core.sampling.prompt_lines import (
@@ -21,7 +22,6 @@ from ..framepack_core.sampling.prompt_lines import (
     given_fields,
     number_prompts,
     parse_prompt_line,
-    read_text,
 )
 from ..framepack_core.sampling.sections import SIZE_MULTIPLE, check_size, sections_for_seconds
 from .condition import MAX_SIZE
@@ -158,7 +158,8 @@ class PromptFile(io.ComfyNode):
 
 
 def _text_files() -> list[str]:
-    return sorted(path.name for path in Path(folder_paths.get_input_directory()).glob("*.txt"))
+    found = Path(folder_paths.get_input_directory()).glob("[!.]*.txt")
+    return sorted((path.name for path in found), key=natural_key)
 
 
 def _lines(source: str, lines: str) -> list[tuple[int, str]]:

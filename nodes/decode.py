@@ -20,6 +20,7 @@ from comfy_api.latest import io, ui
 from torch import Tensor
 
 from ..framepack_core.models.vae import AutoencoderKL
+from ..framepack_core.runtime.files import natural_key
 from ..framepack_core.sampling.decode import (
     CHUNKS,
     TILES,
@@ -281,6 +282,9 @@ class LoadLatent(io.ComfyNode):
 
 def _latent_files() -> list[str]:
     output = Path(folder_paths.get_output_directory())
-    own = [path.relative_to(output) for path in (output / SAVED).rglob("*.safetensors")]
-    given = Path(folder_paths.get_input_directory()).glob("*.safetensors")
-    return sorted(path.name for path in given) + sorted(f"{p.as_posix()}{OUTPUT_TAG}" for p in own)
+    own = [path.relative_to(output) for path in (output / SAVED).rglob("[!.]*.safetensors")]
+    given = Path(folder_paths.get_input_directory()).glob("[!.]*.safetensors")
+    return [
+        *sorted((path.name for path in given), key=natural_key),
+        *sorted((f"{path.as_posix()}{OUTPUT_TAG}" for path in own), key=natural_key),
+    ]

@@ -21,6 +21,7 @@ from torch import nn
 from ..framepack_core.models.build import dit_shapes, dit_state_of
 from ..framepack_core.models.merge import merged_from, write_dit
 from ..framepack_core.runtime.errors import FramePackError
+from ..framepack_core.runtime.files import split_lines
 from ..framepack_core.sampling.plan import Plan
 from ..framepack_core.toyworld import OPPOSITE_LORA
 from ..framepack_core.weights.lora import Lora
@@ -176,7 +177,7 @@ def trained_path(path: str) -> Path:
 def parse_more(text: str) -> list[tuple[str, float]]:
     """(file, strength) of each line such as `style.safetensors: 0.8`; without a number it is 1."""
     found = []
-    for line in filter(None, map(str.strip, text.splitlines())):
+    for line in filter(None, map(str.strip, split_lines(text))):
         name, separator, number = line.rpartition(":")
         try:
             found.append((name.strip(), float(number)) if separator else (line, 1.0))

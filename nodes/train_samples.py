@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..framepack_core.models.prompt import TextCondition
 from ..framepack_core.runtime.errors import FramePackError
+from ..framepack_core.runtime.files import split_lines
 from ..framepack_core.runtime.images import save_png
 from ..framepack_core.sampling.sample_prompts import (
     SamplePrompt,
@@ -160,7 +161,7 @@ class SampleWhileTraining(io.ComfyNode):
 
 
 def _parsed(text: str) -> Iterator[SamplePrompt]:
-    lines = [(i, line.strip()) for i, line in enumerate(text.splitlines(), 1)]
+    lines = [(i, line.strip()) for i, line in enumerate(split_lines(text), 1)]
     lines = [(i, line) for i, line in lines if line and not line.startswith("#")]
     if not lines:
         raise FramePackError("prompts: empty; write one sample a line, or name a file")

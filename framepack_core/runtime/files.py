@@ -1,9 +1,11 @@
-"""Writing files so that a crash, a full disk or a power cut never leaves half of one."""
+"""Files and folders: written whole or not at all, read as text, listed in natural order."""
 
 from __future__ import annotations
 
+import codecs
 import errno
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -37,6 +39,54 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
     finally:
         with suppress(OSError):  # the first error is the one to tell
             temporary.unlink()
+
+
+def read_text(path: Path | str) -> str:
+    """A text file in UTF-8, with or without a byte order mark.
+
+    Raises FramePackError naming the file, and the encoding that it is in where that shows.
+    """
+    try:
+        data = Path(path).read_bytes()
+    except (OSError, ValueError) as error:  # ValueError: NUL in the path
+        reason = getattr(error, "strerror", None) or str(error)
+        raise FramePackError(f"{path}: cannot be read ({reason})") from None
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        is_utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        found = "UTF-16, not UTF-8" if is_utf16 else f"not UTF-8 (byte {error.start})"
+        raise FramePackError(
+            f"{path}: {found}; save it as UTF-8 (in an editor: Save as, encoding UTF-8)"
+        ) from None
+
+
+def split_lines(text: str) -> list[str]:
+    """The lines of a text, which only "\\n" and "\\r\\n" end.
+
+    str.splitlines() also cuts at U+2028, form feeds and others, which pasted text can hold.
+    """
+    return [line.removesuffix("\r") for line in text.split("\n")]
+
+
+def natural_key(name: str) -> tuple[list[str | int], str]:
+    """A sort key in which numbers within a name count by their value: 2 before 10."""
+    # re.split() alternates between text and digits, so that equal places hold equal types.
+    parts = enumerate(re.split(r"([0-9]+)", name))
+    return [int(part) if i % 2 else part for i, part in parts], name
+
+
+def list_folder(folder: Path) -> list[Path]:
+    """The files and folders of a folder in natural order, without hidden ones (.DS_Store, ._a.mp4).
+
+    Raises FramePackError where it is not there or may not be read.
+    """
+    try:
+        found = [path for path in folder.iterdir() if not path.name.startswith(".")]
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise FramePackError(f"{folder}: this folder cannot be read ({reason})") from None
+    return sorted(found, key=lambda path: natural_key(path.name))
 
 
 def size_text(size: int) -> str:

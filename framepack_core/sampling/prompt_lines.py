@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..runtime.errors import FramePackError
+from ..runtime.files import read_text, split_lines
 from .plan import MAX_SEED
 
 _OPTION = re.compile(r"(?:^|(?<=\s))--(?=[A-Za-z])")
@@ -181,21 +182,11 @@ def number_prompts(text: str, source: str | Path) -> list[tuple[int, str]]:
 
     Raises FramePackError where there is none; `source` says in it whose text this is.
     """
-    stripped = enumerate((line.strip() for line in text.splitlines()), 1)
+    stripped = enumerate((line.strip() for line in split_lines(text)), 1)
     prompts = [(number, line) for number, line in stripped if line and not line.startswith("#")]
     if not prompts:
         raise FramePackError(f"{source}: no prompt in it; write one a line")
     return prompts
-
-
-def read_text(path: str | Path) -> str:
-    """A UTF-8 file."""
-    try:
-        return Path(path).read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise FramePackError(f"{path}: cannot be read ({error.strerror})") from None
-    except UnicodeDecodeError as error:
-        raise FramePackError(f"{path}: not UTF-8 (byte {error.start}); save it as UTF-8") from None
 
 
 def _unescape(text: str) -> str:

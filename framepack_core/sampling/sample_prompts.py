@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..runtime.errors import FramePackError
+from ..runtime.files import read_text
 from ..runtime.texts import parse_json, parse_toml
 from .prompt_lines import (
     ABOVE_ZERO,
@@ -22,7 +23,6 @@ from .prompt_lines import (
     Option,
     parse_options,
     read_prompt_file,
-    read_text,
     set_option,
 )
 
@@ -77,7 +77,7 @@ def parse_sample_line(line: str) -> SamplePrompt:
 def load_sample_prompts(path: str | Path) -> list[SamplePrompt]:
     """All samples of a file; errors name the file and the place in it."""
     path = Path(path)
-    if path.suffix == ".txt":
+    if path.suffix.lower() == ".txt":
         return [_read_at(f"{path} line {i}", line) for i, line in read_prompt_file(path)]
     items = _reader(path)(path)
     return [_read_at(f"{path} prompt {i}", item) for i, item in enumerate(items, 1)]
@@ -112,9 +112,9 @@ def _read_table(table: Any) -> SamplePrompt:
 
 def _reader(path: Path) -> Callable[[Path], list[Any]]:
     readers = {".toml": _read_toml, ".json": _read_json}
-    if path.suffix not in readers:
+    if path.suffix.lower() not in readers:
         raise FramePackError(f"{path}: sample prompts are a .txt, .toml or .json file")
-    return readers[path.suffix]
+    return readers[path.suffix.lower()]
 
 
 def _read_toml(path: Path) -> list[Any]:

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ..runtime.errors import FramePackError
+from ..runtime.files import read_text
 from ..runtime.texts import parse_json, parse_toml
 
 
@@ -32,13 +33,11 @@ def validate(kind: type[S], values: Mapping[str, Any], place: str) -> S:
 
 def read_table(path: Path) -> dict[str, Any]:
     """The content of a .toml or .json file, which must be a table."""
-    if path.suffix not in (".toml", ".json"):
+    suffix = path.suffix.lower()
+    if suffix not in (".toml", ".json"):
         raise FramePackError(f"{path}: settings are read from a .toml or a .json file")
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise FramePackError(f"{path}: cannot be read ({error}); check the path") from None
-    if path.suffix == ".toml":
+    text = read_text(path)
+    if suffix == ".toml":
         return parse_toml(text, f"{path}")
     table = parse_json(text, f"{path}")
     if not isinstance(table, dict):
