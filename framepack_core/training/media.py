@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,26 +12,30 @@ import numpy as np
 from av.video.reformatter import Colorspace
 
 from ..runtime.errors import FramePackError
+from ..runtime.files import list_folder
 from ..runtime.images import Pixels, Size, load_image, resize_and_crop
 from ..sampling.plan import FPS
 
-IMAGES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".avif", ".jxl"}
+IMAGES = {
+    *(".png", ".jpg", ".jpeg", ".jfif", ".jpe", ".webp", ".bmp", ".tif", ".tiff", ".avif", ".jxl"),
+}
 VIDEOS = {
     *(".mp4", ".webm", ".avi", ".mkv", ".mov", ".flv", ".wmv", ".m4v", ".mpg", ".mpeg"),
+    *(".3gp", ".3g2", ".ts", ".mts", ".m2ts", ".ogv", ".gif"),
 }
 
 
 def is_image(path: Path) -> bool:
-    return path.suffix.lower() in IMAGES and path.is_file()
+    return path.suffix.lower() in IMAGES and os.path.isfile(path)
 
 
 def is_video(path: Path) -> bool:
-    return path.suffix.lower() in VIDEOS and path.is_file()
+    return path.suffix.lower() in VIDEOS and os.path.isfile(path)
 
 
 def is_frames(path: Path) -> bool:
     """Whether it is a folder of pictures, which counts as a clip."""
-    return path.is_dir() and any(is_image(file) for file in path.iterdir())
+    return os.path.isdir(path) and any(map(is_image, list_folder(path)))
 
 
 def measure(path: Path) -> tuple[int, Size]:
@@ -90,8 +95,8 @@ def _frames(path: Path) -> Iterator[Pixels]:
 
 
 def pictures(folder: Path) -> list[Path]:
-    """The frames of a clip that is a folder, in order."""
-    return sorted(file for file in folder.iterdir() if is_image(file))
+    """The frames of a clip that is a folder, in natural order."""
+    return list(filter(is_image, list_folder(folder)))
 
 
 def _unreadable(path: Path, error: Exception) -> FramePackError:

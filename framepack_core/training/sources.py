@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,11 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from ..runtime.errors import FramePackError
+from ..runtime.files import list_folder, natural_key, read_text, split_lines
 from ..runtime.texts import parse_json
 from .dataset_config import Dataset, ImageDataset
-from .media import is_frames, is_image, is_video
+from .media import IMAGES, VIDEOS, is_frames, is_image, is_video
 
 SECTION_CAPTIONS = ".sections"  # clip.sections.txt beside clip.txt
+# What a file with the stem of a caption may be without being a clip or a picture.
+NOTES = {
+    *(".txt", ".caption", ".json", ".jsonl", ".toml", ".yaml", ".yml", ".csv", ".md", ".xml"),
+    *(".srt", ".vtt", ".ass", ".log", ".html", ".safetensors", ".pt", ".npz", ".npy"),
+}
 
 
 @dataclass(frozen=True)
@@ -32,7 +39,7 @@ class Source:
 
 
 def find_sources(dataset: Dataset) -> list[Source]:
-    """All clips or pictures of a data set, in a fixed order, each with its caption."""
+    """All clips or pictures of a data set, each with its caption; a folder's in natural order."""
     found = list(_from_folder(dataset) if dataset.folder is not None else _from_jsonl(dataset))
     place = dataset.folder or dataset.jsonl
     if not found:
@@ -60,7 +67,7 @@ def _check_stems(sources: list[Source], place: str) -> None:
 def _from_folder(dataset: Dataset) -> Iterator[Source]:
     folder = dataset.folder
     assert folder is not None
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise FramePackError(f"{folder}: no such folder; check {_key(dataset)}_directory")
     pictures = isinstance(dataset, ImageDataset)
 
@@ -68,33 +75,51 @@ def _from_folder(dataset: Dataset) -> Iterator[Source]:
         if pictures or not path.is_dir():
             return is_image(path) if pictures else is_video(path)
         # Other folders of pictures, such as samples, lie here too: a caption tells a clip.
-        return (folder / f"{path.name}{dataset.caption_extension}").is_file() and is_frames(path)
+        caption = folder / f"{path.name}{dataset.caption_extension}"
+        return os.path.isfile(caption) and is_frames(path)
 
-    paths = sorted(path for path in folder.iterdir() if wanted(path))
+    paths = list(filter(wanted, list_folder(folder)))
+    _check_kinds(dataset, folder, {path.name if path.is_dir() else path.stem for path in paths})
     controls = _match_controls(dataset, [path.stem for path in paths]) if pictures else {}
     for path in paths:
         stem = path.name if path.is_dir() else path.stem
         extension = dataset.caption_extension
         caption = _read_caption(path, folder / f"{stem}{extension}")
         own = folder / f"{stem}{SECTION_CAPTIONS}{extension}"
-        sections = _read_text(own) if own.is_file() else None
+        sections = read_text(own) if os.path.isfile(own) else None
         yield Source(path, caption, sections, controls.get(stem, ()))
 
 
+def _check_kinds(dataset: Dataset, folder: Path, found: set[str]) -> None:
+    """Refuse a folder where a file has a caption, and so is meant, but is of no kind we read.
+
+    Clips among pictures and pictures among clips are left to a data set of their own.
+    """
+    captions = {
+        path.name.removesuffix(dataset.caption_extension)
+        for path in list_folder(folder)
+        if path.name.endswith(dataset.caption_extension)
+    }
+    for path in list_folder(folder):
+        if path.stem in captions - found and path.suffix.lower() not in IMAGES | VIDEOS:
+            _refuse_unknown(path, dataset, "it has a caption")
+
+
+def _refuse_unknown(path: Path, dataset: Dataset, meant: str) -> None:
+    """Raise for a file that is meant to be read, but is neither of a known kind nor a note."""
+    if path.suffix.lower() not in NOTES and os.path.isfile(path):
+        readable = IMAGES if isinstance(dataset, ImageDataset) else VIDEOS
+        raise FramePackError(
+            f"{path}: {meant}, but {path.suffix or 'its kind'} is not read; convert it to one of "
+            f"{', '.join(sorted(readable))}, or take it out of the folder"
+        )
+
+
 def _read_caption(path: Path, file: Path) -> str:
-    if not file.is_file():
-        raise FramePackError(f"{path}: no caption; write one into {file.name} beside it")
-    caption = _read_text(file).strip()
-    if not caption:
-        raise FramePackError(f"{file}: the caption is empty; write what the clip shows")
-    return caption
-
-
-def _read_text(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise FramePackError(f"{file}: cannot be read ({error}); save it as UTF-8") from None
+    """What a caption file says; an empty one is an empty caption, as in musubi-tuner."""
+    if not os.path.isfile(file):
+        raise FramePackError(f"{path}: no caption; write one into {file.name} next to it")
+    return read_text(file).strip()
 
 
 def _match_controls(dataset: ImageDataset, stems: list[str]) -> dict[str, tuple[Path, ...]]:
@@ -104,16 +129,26 @@ def _match_controls(dataset: ImageDataset, stems: list[str]) -> dict[str, tuple[
     """
     folder = dataset.control_directory
     assert folder is not None
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise FramePackError(f"{folder}: no such folder; check control_directory")
     found: dict[str, list[tuple[int, Path]]] = {stem: [] for stem in stems}
     longest_first = sorted(stems, key=len, reverse=True)
-    for path in sorted(file for file in folder.iterdir() if is_image(file)):
+    for path in list_folder(folder):
         for stem in longest_first:
             if match := re.fullmatch(rf"{re.escape(stem)}(?:_(\d+))?", path.stem):
+                if not is_image(path):
+                    _refuse_unknown(path, dataset, f"it is named as a control image of {stem}")
+                    break
                 found[stem].append((-1 if match[1] is None else int(match[1]), path))
                 break
-    return {stem: tuple(path for _, path in sorted(files)) for stem, files in found.items()}
+
+    def by_number(file: tuple[int, Path]) -> tuple[object, ...]:
+        return (file[0], natural_key(file[1].name))
+
+    return {
+        stem: tuple(path for _, path in sorted(files, key=by_number))
+        for stem, files in found.items()
+    }
 
 
 # --- jsonl ----------------------------------------------------------------------------------------
@@ -122,9 +157,9 @@ def _match_controls(dataset: ImageDataset, stems: list[str]) -> dict[str, tuple[
 def _from_jsonl(dataset: Dataset) -> Iterator[Source]:
     path = dataset.jsonl
     assert path is not None
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise FramePackError(f"{path}: no such file; check {_key(dataset)}_jsonl_file")
-    for number, line in enumerate(_read_text(path).splitlines(), 1):
+    for number, line in enumerate(split_lines(read_text(path)), 1):
         if line.strip():
             yield _read_entry(line, f"{path} line {number}", dataset)
 
@@ -137,11 +172,18 @@ def _read_entry(line: str, place: str, dataset: Dataset) -> Source:
     path = Path(_text(entry, key, place))
     pictures = isinstance(dataset, ImageDataset)
     if not (is_image(path) if pictures else is_video(path) or is_frames(path)):
-        raise FramePackError(f"{place}: {key}: {path} is no {_key(dataset)} or not there")
+        raise _no_media(path, f"{place}: {key}", IMAGES if pictures else VIDEOS)
     sections = entry.get("section_captions")
     if sections is not None and not isinstance(sections, str):
         raise FramePackError(f"{place}: section_captions: not a text such as '0:...;;;1:...'")
-    return Source(path, _text(entry, "caption", place).strip(), sections, _controls(entry, place))
+    caption = _text(entry, "caption", place, empty=True).strip()
+    return Source(path, caption, sections, _controls(entry, place))
+
+
+def _no_media(path: Path, place: str, readable: set[str]) -> FramePackError:
+    if not os.path.exists(path):
+        return FramePackError(f"{place}: {path} is not there")
+    return FramePackError(f"{place}: {path} is not read; use one of {', '.join(sorted(readable))}")
 
 
 def _controls(entry: dict[str, Any], place: str) -> tuple[Path, ...]:
@@ -152,14 +194,15 @@ def _controls(entry: dict[str, Any], place: str) -> tuple[Path, ...]:
             numbered[-1 if match[1] is None else int(match[1])] = Path(_text(entry, key, place))
     for path in numbered.values():
         if not is_image(path):
-            raise FramePackError(f"{place}: control_path: {path} is no image or not there")
+            raise _no_media(path, f"{place}: control_path", IMAGES)
     return tuple(numbered[number] for number in sorted(numbered))
 
 
-def _text(entry: dict[str, Any], key: str, place: str) -> str:
+def _text(entry: dict[str, Any], key: str, place: str, *, empty: bool = False) -> str:
     value = entry.get(key)
-    if not isinstance(value, str) or not value.strip():
-        raise FramePackError(f"{place}: {key}: missing or empty; give a text")
+    if not isinstance(value, str) or not (empty or value.strip()):
+        missing = "missing" if empty else "missing or empty"
+        raise FramePackError(f"{place}: {key}: {missing}; give a text")
     return value
 
 
