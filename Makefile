@@ -15,7 +15,7 @@ demo: $(STAMP)
 test: $(STAMP)
 	$(BIN)/python -m pytest
 
-GOLDENS ?= ../shared/goldens
+GOLDENS ?= tests/goldens
 goldens: $(STAMP)
 	$(BIN)/python tests/goldens.py $(GOLDENS)
 
