@@ -1,4 +1,5 @@
 """FramePack without a host: models, sampling, training and a command line.
 
-Imports point one way: cli -> training -> sampling -> models -> weights -> runtime.
+Imports point one way: cli -> headless -> toyworld -> training -> sampling -> models -> lora ->
+weights -> parsing -> runtime.
 """

@@ -12,17 +12,17 @@ from comfy_api.latest import io
 from comfy_execution.graph_utils import ExecutionBlocker
 from torch import Tensor
 
-from ..framepack_core.runtime.errors import FramePackError
-from ..framepack_core.runtime.files import natural_key, read_text
-from ..framepack_core.runtime.images import load_image
-from ..framepack_core.sampling.plan import MAX_SEED
-from ..framepack_core.sampling.prompt_lines import (
+from ..framepack_core.parsing.prompt_lines import (
     LINE_OPTIONS,
     PromptLine,
     given_fields,
     number_prompts,
     parse_prompt_line,
 )
+from ..framepack_core.runtime.device import MAX_SEED
+from ..framepack_core.runtime.errors import FramePackError
+from ..framepack_core.runtime.files import natural_key, read_text
+from ..framepack_core.runtime.images import load_image
 from ..framepack_core.sampling.sections import SIZE_MULTIPLE, check_size, sections_for_seconds
 from .condition import MAX_SIZE
 from .host import input_path, to_image

@@ -7,8 +7,9 @@ from typing import Any, get_args
 
 from comfy_api.latest import io, ui
 
-from ..framepack_core.sampling.plan import MAX_LORA_STRENGTH, MAX_SEED, EndPolicy, Plan
-from ..framepack_core.sampling.spec import parse_spec
+from ..framepack_core.parsing.section_spec import MAX_LORA_STRENGTH, parse_spec
+from ..framepack_core.runtime.device import MAX_SEED
+from ..framepack_core.sampling.plan import EndPolicy, Plan
 from .condition import encode_prompt, system_prompt_input
 from .host import show_text, to_image_latent
 from .types import CATEGORY, PlanSocket, schema

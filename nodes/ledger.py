@@ -11,7 +11,7 @@ import comfy.samplers
 import folder_paths
 from comfy.weight_adapter import WeightAdapterBase
 
-from ..framepack_core.sampling.fingerprint import fingerprint
+from ..framepack_core.runtime.fingerprint import fingerprint
 from ..framepack_core.sampling.ledger import Ledger, LedgerRun
 from ..framepack_core.sampling.plan import Plan
 from ..framepack_core.weights.layouts import find_component

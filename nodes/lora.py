@@ -18,14 +18,14 @@ import torch
 from comfy_api.latest import io, ui
 from torch import nn
 
+from ..framepack_core.lora.apply import LoraUse, apply_loras, open_loras
+from ..framepack_core.lora.files import Lora
 from ..framepack_core.models.build import dit_shapes, dit_state_of
 from ..framepack_core.models.merge import merged_from, write_dit
 from ..framepack_core.runtime.errors import FramePackError
 from ..framepack_core.runtime.files import split_lines
 from ..framepack_core.sampling.plan import Plan
 from ..framepack_core.toyworld import OPPOSITE_LORA
-from ..framepack_core.weights.lora import Lora
-from ..framepack_core.weights.lora_apply import LoraUse, apply_loras, open_loras
 from .fp8 import layer_weight
 from .host import is_inside, output_names, show_text
 from .merged import PatchedWeights

@@ -20,6 +20,7 @@ from ..framepack_core.runtime.errors import FramePackError
 from ..framepack_core.sampling.flow import GUIDANCE, RopeScaling, combine_cfg
 from ..framepack_core.sampling.generate import SamplerConfig, SectionTask
 from ..framepack_core.sampling.plan import Mode, Section
+from ..framepack_core.sampling.sanity_checks import check_attention
 from ..framepack_core.sampling.step_cache import (
     MagCache,
     MagCacheConfig,
@@ -27,7 +28,6 @@ from ..framepack_core.sampling.step_cache import (
     TeaCache,
 )
 from ..framepack_core.sampling.unipc import Variant, sample_unipc
-from ..framepack_core.sampling.watch import check_attention
 from .host import RunProgress
 from .model import (
     LATENT_SCALE,

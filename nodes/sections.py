@@ -7,6 +7,7 @@ from typing import Any, get_args
 
 from comfy_api.latest import io
 
+from ..framepack_core.parsing.timeline import parse_timeline
 from ..framepack_core.runtime.errors import FramePackError
 from ..framepack_core.sampling.plan import FPS, Mode
 from ..framepack_core.sampling.sections import (
@@ -16,7 +17,6 @@ from ..framepack_core.sampling.sections import (
     plan_video,
     sections_for_seconds,
 )
-from ..framepack_core.sampling.timeline import parse_timeline
 from .guide import show_plan
 from .host import input_path
 from .timeline import encode_timeline
@@ -139,7 +139,7 @@ class PlanVideo(io.ComfyNode):
         if length == SECONDS:
             sections = sections_for_seconds(seconds, window)
         given = parse_paddings(paddings, "paddings") if paddings.strip() else None
-        plan = parse_timeline(timeline).apply(plan_video(mode, sections, window, given))
+        plan = plan_video(mode, sections, window, given).with_timeline(parse_timeline(timeline))
         plan = encode_timeline(plan, clip, vae, clip_vision)
         return show_plan(plan, cls.hidden.unique_id, plan.frames)
 

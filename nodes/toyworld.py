@@ -8,8 +8,8 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
+from ..framepack_core.parsing.section_spec import format_spec
 from ..framepack_core.runtime.errors import FramePackError
-from ..framepack_core.sampling.spec import format_spec
 from ..framepack_core.toyworld.render import (
     COLOUR_NAMES,
     FORMS,

@@ -18,6 +18,7 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
+from ..framepack_core.lora.apply import MergeLoras
 from ..framepack_core.models.attention import sdpa
 from ..framepack_core.models.build import load_dit
 from ..framepack_core.runtime.device import parse_dtype
@@ -29,7 +30,6 @@ from ..framepack_core.training.encoders import base_identity
 from ..framepack_core.training.loop import Callbacks, TrainResult, train
 from ..framepack_core.training.metadata import dataset_metadata
 from ..framepack_core.training.samples import sample_writer
-from ..framepack_core.weights.lora_apply import MergeLoras
 from .dataset import TRAINING, Dataset
 from .lora import applied_loras
 from .section_run import check_mode, check_model

@@ -14,14 +14,14 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..framepack_core.models.prompt import TextCondition
-from ..framepack_core.runtime.errors import FramePackError
-from ..framepack_core.runtime.files import split_lines
-from ..framepack_core.runtime.images import save_png
-from ..framepack_core.sampling.sample_prompts import (
+from ..framepack_core.parsing.sample_prompts import (
     SamplePrompt,
     load_sample_prompts,
     parse_sample_line,
 )
+from ..framepack_core.runtime.errors import FramePackError
+from ..framepack_core.runtime.files import split_lines
+from ..framepack_core.runtime.images import save_png
 from ..framepack_core.sampling.sections import SIZE_MULTIPLE
 from ..framepack_core.training.config import TrainConfig
 from ..framepack_core.training.samples import PreparedSample, check_prompts, prepare_samples

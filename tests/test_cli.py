@@ -13,8 +13,8 @@ from cli_runs import failure, files, parse
 
 from framepack_core.cli import demo, main
 from framepack_core.cli.arguments import ratios
-from framepack_core.cli.models import FLAGS, Models, find_models
-from framepack_core.cli.request import Request
+from framepack_core.headless.models import FLAGS, Models, find_models
+from framepack_core.headless.request import Request
 from framepack_core.runtime.errors import FramePackError
 from framepack_core.runtime.images import load_image, save_png
 from framepack_core.runtime.video import read_video

@@ -13,13 +13,13 @@ import torch
 from cli_runs import failure, files, parse, paths, picture, small
 
 from framepack_core.cli import batch, interactive, main
-from framepack_core.cli import models as cli_models
-from framepack_core.cli.request import Request
+from framepack_core.headless import models as cli_models
+from framepack_core.headless.request import Request
 from framepack_core.models.text import TextEncoders
+from framepack_core.parsing.prompt_lines import parse_prompt_line
 from framepack_core.runtime.errors import FramePackError
 from framepack_core.sampling import generate
 from framepack_core.sampling.latents import load_latents
-from framepack_core.sampling.prompt_lines import parse_prompt_line
 
 LOADERS = ("load_dit", "load_vae", "load_image_encoder", "load_text_encoders")
 

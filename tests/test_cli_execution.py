@@ -10,8 +10,8 @@ import torch
 from cli_runs import failure, latents, parse, picture, small
 
 from framepack_core.cli import check, main
-from framepack_core.cli.jobs import Job
-from framepack_core.cli.models import FLAGS, Models
+from framepack_core.headless.jobs import Job
+from framepack_core.headless.models import FLAGS, Models
 from framepack_core.models.offload import blocks_of
 from framepack_core.sampling.probe import StepCost
 from framepack_core.toyworld import OPPOSITE_LORA

@@ -12,10 +12,10 @@ from cli_runs import failure, files, latents, parse, picture, small
 from PIL import Image
 
 from framepack_core.cli import main
-from framepack_core.cli.models import Models
-from framepack_core.cli.pictures import Picture
-from framepack_core.cli.request import Request
-from framepack_core.cli.scenes import OneFrameEdit, Video
+from framepack_core.headless.models import Models
+from framepack_core.headless.pictures import Picture
+from framepack_core.headless.request import Request
+from framepack_core.headless.scenes import OneFrameEdit, Video
 from framepack_core.runtime.images import load_image
 from framepack_core.sampling.latents import load_latents
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 from cli_runs import failure, files, latents, paths, picture, small
 
-from framepack_core.cli import jobs, main
+from framepack_core.cli import main
+from framepack_core.headless import jobs
 from framepack_core.models.vae import AutoencoderKL
 from framepack_core.runtime import files as runtime_files
 from framepack_core.runtime.video import read_video

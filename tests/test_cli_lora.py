@@ -10,8 +10,9 @@ import torch
 from cli_runs import failure, files, latents, paths, picture, small
 from safetensors.torch import load_file, save_file
 
-from framepack_core.cli import jobs, main
-from framepack_core.cli.models import Models
+from framepack_core.cli import main
+from framepack_core.headless import jobs
+from framepack_core.headless.models import Models
 from framepack_core.models.build import load_dit
 from framepack_core.sampling.latents import load_latents
 from framepack_core.toyworld import OPPOSITE_LORA, SNAPSHOT
@@ -241,7 +242,7 @@ def test_refused_before_anything_is_loaded(
         raise AssertionError("a model was loaded")
 
     for name in ("load_dit", "load_text_encoders", "load_vae"):
-        monkeypatch.setattr(f"framepack_core.cli.models.{name}", load)
+        monkeypatch.setattr(f"framepack_core.headless.models.{name}", load)
     lines = tmp_path / "lines.txt"
     lines.write_text("a red circle moves left\n")
     video = {

@@ -17,15 +17,16 @@ import pytest
 import torch
 from cli_runs import failure, parse
 
-from framepack_core.cli import main, models
+from framepack_core.cli import main
 from framepack_core.cli.train import config_of
+from framepack_core.headless import models
+from framepack_core.lora.report import MODE
 from framepack_core.runtime.images import save_png
 from framepack_core.runtime.video import VideoWriter, read_video
 from framepack_core.toyworld import OPPOSITE_LORA, SNAPSHOT
 from framepack_core.training.logs import LOGGERS
 from framepack_core.training.loop import StepReport
 from framepack_core.weights.files import open_weights
-from framepack_core.weights.lora_report import MODE
 
 SMALL = "--resolution 32 --latent_window_size 1 --device cpu"
 TRAIN = "--output_name x --max_train_steps 3 --network_dim 2 --seed 1"

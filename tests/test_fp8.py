@@ -15,6 +15,8 @@ from safetensors.torch import save_file
 from tiny import CONFIG, generator, randn, tiny_dit
 from torch import Tensor, nn
 
+from framepack_core.lora.apply import LoraUse, MergeLoras, apply_loras
+from framepack_core.lora.files import load_lora
 from framepack_core.models.build import dit_state, load_dit, load_text_encoders
 from framepack_core.runtime.errors import FramePackError
 from framepack_core.toyworld import SNAPSHOT
@@ -32,8 +34,6 @@ from framepack_core.weights.fp8 import (
     quantize,
     scale_shape,
 )
-from framepack_core.weights.lora import load_lora
-from framepack_core.weights.lora_apply import LoraUse, MergeLoras, apply_loras
 
 TO_Q = "transformer_blocks.0.attn.to_q"
 WIDE = "single_transformer_blocks.0.proj_out"  # 160 inputs: not a multiple of 64

@@ -10,6 +10,9 @@ from lora_files import SHAPES, every_kind
 from tiny import guided, randn, tiny_dit
 from torch import Tensor
 
+from framepack_core.lora.apply import LoraUse, apply_loras
+from framepack_core.lora.files import load_lora
+from framepack_core.parsing.section_spec import parse_spec
 from framepack_core.runtime.errors import FramePackError
 from framepack_core.sampling.flow import CFG, FlowDenoiser
 from framepack_core.sampling.generate import (
@@ -29,9 +32,6 @@ from framepack_core.sampling.sections import (
     plan_video,
     sections_for_frames,
 )
-from framepack_core.sampling.spec import parse_spec
-from framepack_core.weights.lora import load_lora
-from framepack_core.weights.lora_apply import LoraUse, apply_loras
 
 START, END, OWN = 1.0, 2.0, 3.0
 SHAPE = (1, 16, 2, 4, 4)

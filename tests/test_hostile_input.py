@@ -28,21 +28,21 @@ from lora_files import KOHYA, NATIVE, SHAPES, LoraFile, underscored
 from PIL import Image
 from safetensors.torch import save
 
+from framepack_core.lora.files import load_lora
+from framepack_core.parsing.prompt_lines import parse_prompt_line, read_prompt_file
+from framepack_core.parsing.sample_prompts import load_sample_prompts
+from framepack_core.parsing.section_spec import parse_spec, section_range
+from framepack_core.parsing.timeline import parse_timeline
 from framepack_core.runtime.errors import FramePackError
 from framepack_core.runtime.images import load_image, load_image_rgba
 from framepack_core.runtime.video import VideoWriter, read_video
 from framepack_core.sampling.latents import fps_of, load_latents, window_of
 from framepack_core.sampling.ledger import Ledger
 from framepack_core.sampling.one_frame import parse_one_frame, plan_one_frame
-from framepack_core.sampling.prompt_lines import parse_prompt_line, read_prompt_file
-from framepack_core.sampling.sample_prompts import load_sample_prompts
 from framepack_core.sampling.sections import parse_paddings, plan_f1, plan_framepack
-from framepack_core.sampling.spec import parse_spec, section_range
-from framepack_core.sampling.timeline import parse_timeline
 from framepack_core.training.cache_files import cached_header, cached_mode, load_cache
 from framepack_core.training.dataset_config import parse_datasets
 from framepack_core.weights.files import open_weights
-from framepack_core.weights.lora import load_lora
 
 EXAMPLES = 720 if FULL else 20  # of each reader
 SECONDS = 5
@@ -200,7 +200,7 @@ def spec_of_plan(text: str) -> object:
 
 
 def timeline_of_plan(text: str) -> object:
-    return parse_timeline(text).apply(plan_f1(3)).describe()
+    return plan_f1(3).with_timeline(parse_timeline(text)).describe()
 
 
 def window_and_fps(metadata: dict[str, str]) -> object:

@@ -12,7 +12,8 @@ import torch
 from cli_runs import picture, small
 from killing import FULL, check_whole, final_files, in_child, kill_after, moments, wait
 
-from framepack_core.cli import jobs, main
+from framepack_core.cli import main
+from framepack_core.headless import jobs
 from framepack_core.sampling.latents import load_latents
 
 SECTIONS = 6

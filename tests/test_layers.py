@@ -11,7 +11,18 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 CORE = ROOT / "framepack_core"
-ORDER = ("runtime", "weights", "models", "sampling", "training", "toyworld", "cli")
+ORDER = (
+    "runtime",
+    "parsing",
+    "weights",
+    "lora",
+    "models",
+    "sampling",
+    "training",
+    "toyworld",
+    "headless",
+    "cli",
+)
 HOSTS = ("comfy", "comfy_api", "comfy_extras", "comfy_execution", "folder_paths", "nodes", "server")
 
 

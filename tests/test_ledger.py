@@ -15,7 +15,7 @@ from tiny import guided, randn, tiny_dit
 
 from framepack_core.runtime.errors import FramePackError
 from framepack_core.runtime.files import atomic_path
-from framepack_core.sampling.fingerprint import fingerprint
+from framepack_core.runtime.fingerprint import fingerprint
 from framepack_core.sampling.flow import FlowDenoiser
 from framepack_core.sampling.generate import SamplerConfig, generate, unipc_sampler
 from framepack_core.sampling.ledger import Ledger, LedgerRun

@@ -17,13 +17,13 @@ from lora_files import (
 from tiny import CONFIG, randn, tiny_dit
 from torch import Tensor, nn
 
+from framepack_core.lora.apply import LoraUse, MergeLoras, apply_loras
+from framepack_core.lora.delta import Difference, LowRank
+from framepack_core.lora.files import load_lora
 from framepack_core.models.build import dit_state, load_dit
 from framepack_core.models.dit import FramePackDiT
 from framepack_core.runtime.errors import FramePackError
 from framepack_core.weights.files import save_weights
-from framepack_core.weights.lora import load_lora
-from framepack_core.weights.lora_apply import LoraUse, MergeLoras, apply_loras
-from framepack_core.weights.lora_delta import Difference, LowRank
 
 FILES = every_kind()
 

@@ -32,10 +32,10 @@ from lora_files import (
 from safetensors.torch import save
 from torch import Tensor
 
+from framepack_core.lora.apply import LoraUse, MergeLoras
+from framepack_core.lora.files import Lora, inspect_lora, load_lora
+from framepack_core.lora.names import split_key
 from framepack_core.runtime.errors import FramePackError
-from framepack_core.weights.lora import Lora, inspect_lora, load_lora
-from framepack_core.weights.lora_apply import LoraUse, MergeLoras
-from framepack_core.weights.lora_names import split_key
 
 FILES = 1000
 MODULES = {name: NATIVE[name] for name in list(NATIVE)[::7]}

@@ -35,9 +35,9 @@ from lora_files import (
 )
 from torch import Tensor
 
+from framepack_core.lora.apply import LoraUse, MergeLoras
+from framepack_core.lora.files import Lora, load_lora
 from framepack_core.runtime.errors import FramePackError
-from framepack_core.weights.lora import Lora, load_lora
-from framepack_core.weights.lora_apply import LoraUse, MergeLoras
 
 
 def assert_merges(found: Lora, expected: dict[str, Tensor], strength: float = 1.0) -> None:

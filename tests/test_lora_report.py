@@ -11,11 +11,11 @@ from lora_files import FOREIGN, HUNYUAN, KOHYA, NATIVE, PEFT, SHAPES, LoraFile, 
 from safetensors.torch import save_file
 from torch import Tensor
 
+from framepack_core.lora.apply import LoraUse, MergeLoras, open_loras
+from framepack_core.lora.files import inspect_lora, load_lora
 from framepack_core.models.build import dit_shapes
 from framepack_core.models.dit import DiTConfig
 from framepack_core.runtime.errors import FramePackError
-from framepack_core.weights.lora import inspect_lora, load_lora
-from framepack_core.weights.lora_apply import LoraUse, MergeLoras, open_loras
 
 MUSUBI = LoraFile.make(NATIVE, underscored("lora_unet_"), KOHYA)
 TO_Q, TO_K_MUSUBI = (f"lora_unet_transformer_blocks_0_attn_to_{name}" for name in "qk")

@@ -17,14 +17,14 @@ from safetensors.torch import load_file
 from tiny import CONFIG, tiny_dit
 from torch import Tensor
 
+from framepack_core.lora.apply import LoraUse, MergeLoras
+from framepack_core.lora.files import load_lora
 from framepack_core.models.build import dit_shapes, dit_state_of, load_dit
 from framepack_core.models.dit import DiTConfig
 from framepack_core.models.merge import save_dit, write_dit
 from framepack_core.runtime.errors import FramePackError
 from framepack_core.weights.files import TensorInfo, save_weights
 from framepack_core.weights.fp8 import FP8, is_block_linear
-from framepack_core.weights.lora import load_lora
-from framepack_core.weights.lora_apply import LoraUse, MergeLoras
 
 FILE = LoraFile.make(NATIVE, underscored("lora_unet_"), KOHYA)
 
@@ -236,8 +236,8 @@ import json, sys, psutil, torch
 from pathlib import Path
 from framepack_core.models.build import dit_config, dit_shapes
 from framepack_core.models.merge import save_dit, write_dit
-from framepack_core.weights.lora import load_lora
-from framepack_core.weights.lora_apply import LoraUse
+from framepack_core.lora.files import load_lora
+from framepack_core.lora.apply import LoraUse
 folder = Path(sys.argv[1])
 torch.set_num_threads(1)
 shapes = dit_shapes(dit_config(folder / "base"))

@@ -7,19 +7,19 @@ from pathlib import Path
 
 import pytest
 
-from framepack_core.runtime.errors import FramePackError
-from framepack_core.sampling.prompt_lines import (
+from framepack_core.parsing.prompt_lines import (
     LINE_OPTIONS,
     PromptLine,
     given_fields,
     parse_prompt_line,
     read_prompt_file,
 )
-from framepack_core.sampling.sample_prompts import (
+from framepack_core.parsing.sample_prompts import (
     SamplePrompt,
     load_sample_prompts,
     parse_sample_line,
 )
+from framepack_core.runtime.errors import FramePackError
 
 
 def test_a_line_of_the_documentation() -> None:

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from framepack_core.parsing.section_spec import format_spec, parse_spec
+from framepack_core.parsing.timeline import MAX_SEED, parse_timeline
 from framepack_core.runtime.errors import FramePackError
 from framepack_core.runtime.images import nearest_bucket, size_for_area
 from framepack_core.sampling.plan import Plan
@@ -17,8 +19,6 @@ from framepack_core.sampling.sections import (
     plan_video,
     sections_for_seconds,
 )
-from framepack_core.sampling.spec import format_spec, parse_spec
-from framepack_core.sampling.timeline import MAX_SEED, parse_timeline
 
 GOLDEN = json.loads((Path(__file__).parent / "js" / "golden.json").read_text(encoding="utf-8"))
 
@@ -30,7 +30,7 @@ def timeline(*sections: dict[str, Any]) -> str:
 def test_sections_take_what_the_timeline_says_by_time() -> None:
     image = {"image": "b.png", "padding": 5, "lora_strength": 0.5}
     text = timeline({"prompt": "a", "seed": 7}, {}, image, {"lora_strength": 0})
-    plan = parse_timeline(text).apply(plan_framepack(4))
+    plan = plan_framepack(4).with_timeline(parse_timeline(text))
     by_time = sorted(plan.sections, key=lambda s: s.index)
     assert [s.prompt for s in by_time] == ["a", None, None, None]
     assert [s.image for s in by_time] == [s.image_embeds for s in by_time]
@@ -43,11 +43,11 @@ def test_sections_take_what_the_timeline_says_by_time() -> None:
 
 @pytest.mark.parametrize("text", ["", " \n", "{}", timeline(), timeline({}, {"seed": None})])
 def test_nothing_of_its_own_is_the_plain_plan(text: str) -> None:
-    assert parse_timeline(text).apply(plan_framepack(2)) == plan_framepack(2)
+    assert plan_framepack(2).with_timeline(parse_timeline(text)) == plan_framepack(2)
 
 
 def test_an_empty_prompt_is_a_prompt() -> None:
-    plan = parse_timeline(timeline({"prompt": ""})).apply(plan_framepack(1))
+    plan = plan_framepack(1).with_timeline(parse_timeline(timeline({"prompt": ""})))
     assert plan.sections[0].prompt == ""
 
 
@@ -79,12 +79,12 @@ def test_mistakes_are_named_by_place(text: str, words: str) -> None:
 
 def test_more_sections_than_the_video_has_are_refused() -> None:
     with pytest.raises(FramePackError, match="timeline: 3 sections for a video of 2; take"):
-        parse_timeline(timeline({}, {}, {"seed": 1})).apply(plan_framepack(2))
+        plan_framepack(2).with_timeline(parse_timeline(timeline({}, {}, {"seed": 1})))
 
 
 def test_f1_has_no_padding() -> None:
     with pytest.raises(FramePackError, match="padding: f1 has none"):
-        parse_timeline(timeline({"padding": 1})).apply(plan_video("f1", 1))
+        plan_video("f1", 1).with_timeline(parse_timeline(timeline({"padding": 1})))
 
 
 # The golden file that tests/js reads too

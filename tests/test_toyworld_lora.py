@@ -11,6 +11,8 @@ import pytest
 import torch
 from lora_dialects import differences
 
+from framepack_core.lora.apply import LoraUse, apply_loras
+from framepack_core.lora.files import load_lora
 from framepack_core.models.build import dit_shapes, load_dit, load_snapshot
 from framepack_core.sampling.flow import FlowDenoiser, Guided, x_at
 from framepack_core.toyworld import OPPOSITE_LORA, SNAPSHOT
@@ -19,8 +21,6 @@ from framepack_core.toyworld.evaluate_lora import measure, read
 from framepack_core.toyworld.train_lora import STEPS, make_samples, train_lora
 from framepack_core.training.batches import Batches
 from framepack_core.weights.files import open_weights
-from framepack_core.weights.lora import load_lora
-from framepack_core.weights.lora_apply import LoraUse, apply_loras
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,7 @@ from tiny import context, guided, randn, tiny_dit
 from tiny_training import make_samples, run, state_of, tiny_config
 from torch import Tensor
 
+from framepack_core.lora.files import load_lora
 from framepack_core.runtime.errors import FramePackError
 from framepack_core.sampling.flow import FlowDenoiser
 from framepack_core.training.adapters import AdapterConfig, Adapters
@@ -22,7 +23,6 @@ from framepack_core.training.batches import Batches
 from framepack_core.training.loop import Callbacks, StepReport, train
 from framepack_core.training.schedules import library_rates, rate_factor
 from framepack_core.weights.files import open_weights
-from framepack_core.weights.lora import load_lora
 
 WORKER = Path(__file__).with_name("tiny_training.py")
 

@@ -12,11 +12,11 @@ from tiny_training import make_samples, run, tiny_config
 from torch import Tensor
 
 from framepack_core.models.prompt import TextCondition
+from framepack_core.parsing.sample_prompts import SamplePrompt
 from framepack_core.runtime.errors import FramePackError
 from framepack_core.runtime.video import read_video
 from framepack_core.sampling.flow import FlowDenoiser, Guided
 from framepack_core.sampling.generate import SamplerConfig, generate, unipc_sampler
-from framepack_core.sampling.sample_prompts import SamplePrompt
 from framepack_core.sampling.sections import plan_framepack
 from framepack_core.training.adapters import AdapterConfig, Adapters
 from framepack_core.training.cache import LatentEncoders, TextEncoder

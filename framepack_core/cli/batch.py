@@ -11,11 +11,11 @@ from datetime import timedelta
 
 import torch.distributed
 
+from ..headless.encodings import Encodings
+from ..headless.jobs import Job, make, timestamp
+from ..headless.models import FLAGS, Models
+from ..parsing.prompt_lines import PromptLine, parse_prompt_line, read_prompt_file
 from ..runtime.errors import FramePackError
-from ..sampling.prompt_lines import PromptLine, parse_prompt_line, read_prompt_file
-from .encodings import Encodings
-from .jobs import Job, make, timestamp
-from .models import FLAGS, Models
 
 PATIENCE = timedelta(days=30)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from ..headless.models import Models, explain_out_of_memory, uses_toyworld
 from ..runtime.errors import FramePackError
 from ..toyworld.render import SIZE as TOY_SIZE
 from ..training.cache import (
@@ -31,7 +32,6 @@ from ..training.encoders import (
     text_loaded_late,
 )
 from ..weights.layouts import Component, find_component
-from .models import Models, explain_out_of_memory, uses_toyworld
 
 NEEDED: dict[str, tuple[Component, ...]] = {
     "latents": ("vae", "image_encoder"),

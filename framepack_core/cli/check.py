@@ -12,6 +12,9 @@ from pathlib import Path
 
 import torch
 
+from ..headless.jobs import LATENT_BYTES, SMALLER_VIDEO, Job
+from ..headless.models import FLAGS, Models, explain_out_of_memory
+from ..headless.scenes import OneFrameEdit
 from ..models.build import dit_config, open_dit
 from ..runtime.errors import FramePackError
 from ..runtime.files import size_text
@@ -21,9 +24,6 @@ from ..sampling.sections import LATENT_STRIDE
 from ..weights.files import open_weights
 from ..weights.fp8 import Precision
 from ..weights.layouts import Component, find_component
-from .jobs import LATENT_BYTES, SMALLER_VIDEO, Job
-from .models import FLAGS, Models, explain_out_of_memory
-from .scenes import OneFrameEdit
 
 IMAGE_TOKENS = 729  # of the released image encoder
 CHARACTERS = 4  # of a prompt that make a token

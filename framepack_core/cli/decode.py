@@ -9,13 +9,13 @@ from pathlib import Path
 
 from torch import Tensor
 
+from ..headless.jobs import SMALLER_DECODE, shown
+from ..headless.models import Models, explain_out_of_memory
+from ..headless.output import LATENT_SUFFIX, Output
 from ..runtime.errors import FramePackError
 from ..sampling.decode import Decode, decode_bulk, decode_frames, decode_sections, decode_slices
 from ..sampling.latents import fps_of, load_latents, window_of
 from ..sampling.sections import LATENT_STRIDE
-from .jobs import SMALLER_DECODE, shown
-from .models import Models, explain_out_of_memory
-from .output import LATENT_SUFFIX, Output
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,13 @@ from pathlib import Path
 
 import torch
 
+from ..headless.encodings import Encodings
+from ..headless.jobs import Job, make
+from ..headless.models import FLAGS, Models
+from ..headless.output import Output
+from ..headless.pictures import Picture
+from ..headless.request import Request
+from ..headless.scenes import Video
 from ..runtime.images import save_png
 from ..runtime.video import contact_sheet, read_video
 from ..sampling.generate import SamplerConfig
@@ -14,13 +21,6 @@ from ..sampling.sections import plan_framepack
 from ..toyworld import SNAPSHOT
 from ..toyworld.concept import write_lessons
 from ..toyworld.render import captions, draw, start_image
-from .encodings import Encodings
-from .jobs import Job, make
-from .models import FLAGS, Models
-from .output import Output
-from .pictures import Picture
-from .request import Request
-from .scenes import Video
 
 SECTIONS = 2
 STEPS = 25

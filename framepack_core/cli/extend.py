@@ -7,19 +7,19 @@ from argparse import Namespace
 import numpy as np
 from torch import Tensor
 
+from ..headless.encodings import Encodings
+from ..headless.jobs import Job, make
+from ..headless.models import FLAGS, Models
+from ..headless.pictures import Picture, load_start_mask
+from ..headless.request import first_prompt, fit_pictures, read_plan, require, warn
+from ..headless.scenes import OldLatents, OldVideo, Video
+from ..parsing.section_spec import parse_spec
 from ..runtime.errors import FramePackError
 from ..runtime.images import Pixels, resize_and_crop, to_uint8
 from ..runtime.video import read_video
 from ..sampling.plan import FPS, HISTORY_LENGTH, Plan
 from ..sampling.sections import check_size
-from ..sampling.spec import parse_spec
 from .decode import LatentFile
-from .encodings import Encodings
-from .jobs import Job, make
-from .models import FLAGS, Models
-from .pictures import Picture, load_start_mask
-from .request import first_prompt, fit_pictures, read_plan, require, warn
-from .scenes import OldLatents, OldVideo, Video
 
 
 def run(args: Namespace) -> None:

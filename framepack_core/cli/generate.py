@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from argparse import Namespace
 
+from ..headless.encodings import Encodings
+from ..headless.jobs import Job, make
+from ..headless.models import FLAGS, Models
 from . import batch, decode, interactive
-from .encodings import Encodings
-from .jobs import Job, make
-from .models import FLAGS, Models
 
 
 def run(args: Namespace) -> None:

@@ -7,12 +7,12 @@ from argparse import Namespace
 from collections.abc import Callable
 from contextlib import suppress
 
+from ..headless.encodings import Encodings
+from ..headless.jobs import Job, make
+from ..headless.models import FLAGS, Models
+from ..parsing.prompt_lines import parse_prompt_line
 from ..runtime.errors import FramePackError
-from ..sampling.prompt_lines import parse_prompt_line
 from .batch import with_line
-from .encodings import Encodings
-from .jobs import Job, make
-from .models import FLAGS, Models
 
 GREETING = (
     "A prompt with its options, such as: a cat --i cat.png --vs 2 --d 42\n"

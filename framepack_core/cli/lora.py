@@ -5,12 +5,12 @@ from __future__ import annotations
 from argparse import Namespace
 from pathlib import Path
 
+from ..headless.models import find_models
+from ..lora.files import inspect_lora
+from ..lora.names import Shapes
 from ..models.build import dit_config, dit_shapes
 from ..models.dit import DiTConfig
 from ..runtime.errors import FramePackError
-from ..weights.lora import inspect_lora
-from ..weights.lora_names import Shapes
-from .models import find_models
 
 
 def run(args: Namespace) -> None:

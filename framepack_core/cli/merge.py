@@ -7,10 +7,10 @@ from argparse import Namespace
 import torch
 from tqdm import tqdm
 
+from ..headless.models import find_models, precision_of, read_loras
 from ..models.merge import save_dit
 from ..runtime.device import parse_device, parse_dtype
 from ..runtime.errors import FramePackError
-from .models import find_models, precision_of, read_loras
 
 BYTES = 10**9  # of a GB
 

@@ -12,13 +12,15 @@ from typing import Any, get_args
 import torch
 from tqdm import tqdm
 
+from ..headless.models import Models, explain_out_of_memory
+from ..parsing.sample_prompts import SamplePrompt, load_sample_prompts
 from ..runtime.errors import FramePackError
 from ..sampling.flow import FlowDenoiser
-from ..sampling.sample_prompts import SamplePrompt, load_sample_prompts
 from ..training.adapters import AdapterConfig, Kind
 from ..training.batches import open_batches
 from ..training.config import TrainConfig
 from ..training.dataset import TrainingSet
+from ..training.distributed import launched_rank
 from ..training.encoders import base_identity, check_model
 from ..training.logs import LOGGERS
 from ..training.loop import Callbacks, StepReport, train
@@ -26,10 +28,8 @@ from ..training.metadata import NETWORK_MODULES, dataset_metadata
 from ..training.samples import PreparedSample, check_prompts, prepare_samples, sample_writer
 from ..training.settings import parse_pairs, validate
 from ..training.timesteps import Timesteps
-from ..training.workers import launched_rank
 from ..weights.layouts import Component
 from .cache import latent_encoders_of, mode_of, open_dataset, text_encoder_of
-from .models import Models, explain_out_of_memory
 
 ENCODERS: tuple[Component, ...] = ("vae", "llama", "clip", "image_encoder")
 LESS_MEMORY = (

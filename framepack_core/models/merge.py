@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 
+from ..lora.apply import LoraUse, MergeLoras
 from ..runtime.errors import FramePackError
 from ..runtime.files import atomic_path, size_text
 from ..weights.files import SAFETENSORS, TensorInfo, writing_weights
 from ..weights.fp8 import SCALE, Precision
 from ..weights.layouts import find_component
-from ..weights.lora_apply import LoraUse, MergeLoras
 from ..weights.state import ModelState
 from .build import open_dit
 from .dit import DiTConfig

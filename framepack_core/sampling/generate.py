@@ -9,18 +9,18 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from ..lora.apply import AppliedLoras
 from ..models.packing import Context
 from ..runtime.device import cpu_generator
 from ..runtime.errors import FramePackError
-from ..weights.lora_apply import AppliedLoras
 from .flow import CFG, FlowDenoiser, Guided
 from .history import History, like_start
 from .ledger import LedgerRun
 from .plan import Direction, Plan, Section
+from .sanity_checks import Drift, check_output, measure_drift
 from .schedule import dynamic_shift, flow_sigmas
 from .step_cache import StepCacheFactory
 from .unipc import Variant, sample_unipc
-from .watch import Drift, check_output, measure_drift
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,8 @@ from torch import Tensor
 
 from ..runtime.errors import FramePackError
 from ..runtime.files import atomic_path, size_text
+from ..runtime.fingerprint import fingerprint
 from ..weights.files import open_weights, save_weights
-from .fingerprint import fingerprint
 from .plan import Plan
 
 KEY = "latent"

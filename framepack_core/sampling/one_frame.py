@@ -18,8 +18,8 @@ from ..runtime.errors import FramePackError
 from .generate import SampleSection, SectionTask, section_noise
 from .history import index_tensor
 from .plan import HISTORY, Section, index_run
+from .sanity_checks import check_output
 from .sections import MAX_DIGITS, WINDOW
-from .watch import check_output
 
 USAGE = "default, no_2x, no_4x, no_post, target_index=N, control_index=N;N"
 

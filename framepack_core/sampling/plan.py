@@ -12,8 +12,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from ..parsing.section_spec import MAX_LORA_STRENGTH, SectionSpec, section_range
+from ..parsing.timeline import Timeline
+from ..runtime.device import MAX_SEED
 from ..runtime.errors import FramePackError
-from .spec import SectionSpec, section_range
 
 Mode = Literal["framepack", "f1"]
 EndPolicy = Literal["persistent", "first_section"]
@@ -24,8 +26,6 @@ Encode = Callable[[Any], Any]
 FPS = 30  # the rate FramePack was trained at; seconds mean this and nothing else
 HISTORY = (1, 2, 16)  # latents kept at 1x, 2x and 4x
 HISTORY_LENGTH = sum(HISTORY)
-MAX_SEED = 2**64 - 1
-MAX_LORA_STRENGTH = 10
 LABEL = 40  # characters of a prompt that a description shows
 
 
@@ -166,6 +166,20 @@ class Plan:
             return replace(section, **own)
 
         return self._each(lambda s: change(s) if s.index in chosen else s)
+
+    def with_timeline(self, timeline: Timeline) -> Plan:
+        """The plan with everything that sections have; its handles are texts and file names."""
+        if len(timeline.sections) > len(self.sections):
+            raise FramePackError(
+                f"timeline: {len(timeline.sections)} sections for a video of "
+                f"{len(self.sections)}; take the last ones out, or make the video longer"
+            )
+        plan = self
+        for index, section in enumerate(timeline.sections):
+            own = section.model_dump(exclude_none=True)
+            if own:
+                plan = plan.with_overrides(str(index), image_embeds=section.image, **own)
+        return plan
 
     def scheduled(self, spec: SectionSpec, *fields: Handle) -> Plan:
         """Give every section its text of a spec; those with the text of section 0 keep the run's.

@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..lora.apply import LoraUse, apply_loras
+from ..lora.files import Lora, load_lora
 from ..models.build import dit_shapes
 from ..runtime.device import default_device, parse_device
-from ..weights.lora import Lora, load_lora
-from ..weights.lora_apply import LoraUse, apply_loras
 from . import OPPOSITE_LORA, SNAPSHOT
 from .evaluate import Cases, Toy
 from .tracker import motion

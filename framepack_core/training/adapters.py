@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from ..lora.delta import Delta, Hadamard, Kronecker, LowRank
+from ..lora.names import underscored
 from ..runtime.errors import FramePackError
-from ..weights.lora_delta import Delta, Hadamard, Kronecker, LowRank
-from ..weights.lora_names import underscored
-from .draws import generator
+from .rng import generator
 
 Kind = Literal["lora", "loha", "lokr"]
 

@@ -20,7 +20,7 @@ from .cache import empty_path, text_path
 from .cache_files import IMAGE, POOLED, TEXT, TEXT_MASK, cached_mode, end_path, load_cache, show_end
 from .config import TrainConfig
 from .dataset import TrainingSet, TrainMode
-from .draws import draw_seed
+from .rng import draw_seed
 from .timesteps import LatentShape
 
 

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from ..models.prompt import TextCondition, fit_length
 from ..runtime.errors import FramePackError
+from ..runtime.fingerprint import fingerprint
 from ..runtime.images import Pixels, load_image, resize_and_crop, to_tensor
 from ..sampling.history import History
-from ..sampling.ledger import fingerprint
 from ..sampling.masks import latent_mask, load_control, mask_latents
 from ..sampling.one_frame import one_frame_context
 from ..sampling.plan import HISTORY_LENGTH, Section

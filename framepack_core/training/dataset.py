@@ -11,13 +11,13 @@ from typing import Any, Literal
 
 import numpy as np
 
+from ..parsing.section_spec import parse_spec
 from ..runtime.errors import FramePackError
 from ..runtime.files import size_text
 from ..runtime.images import BucketSelector, Pixels, Size, load_image
 from ..sampling.one_frame import OneFrame, plan_one_frame
 from ..sampling.plan import HISTORY_LENGTH, Section
 from ..sampling.sections import LATENT_STRIDE, sections_for_frames
-from ..sampling.spec import parse_spec
 from .dataset_config import FRAME_STEP, Dataset, ImageDataset, VideoDataset, load_datasets
 from .media import kept_frames, measure, read_crop
 from .sources import Source, find_sources

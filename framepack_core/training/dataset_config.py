@@ -11,9 +11,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, model_validator
 
+from ..parsing.json_toml import parse_toml
 from ..runtime.errors import FramePackError
 from ..runtime.images import SIZE_STEP
-from ..runtime.texts import parse_toml
 from ..sampling.sections import MAX_WINDOW, WINDOW
 from .settings import Settings, read_table, validate
 

@@ -10,14 +10,14 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ..lora.apply import LoraUse
 from ..models.image import ImageEncoder
 from ..models.text import TextEncoders
 from ..models.vae import AutoencoderKL
 from ..models.vae_tiling import tiled_encode
 from ..runtime.errors import FramePackError
-from ..sampling.fingerprint import fingerprint
+from ..runtime.fingerprint import fingerprint
 from ..weights.layouts import find_component
-from ..weights.lora_apply import LoraUse
 from .cache import LatentEncoders, TextEncoder
 from .dataset import TrainMode
 

@@ -15,19 +15,19 @@ from torch.optim import Optimizer
 
 from ..runtime.device import parse_dtype
 from ..runtime.errors import FramePackError
+from ..runtime.fingerprint import fingerprint
 from ..sampling.flow import FlowDenoiser, Guided
-from ..sampling.ledger import fingerprint
 from ..weights.files import open_weights, save_weights
 from .adapters import Adapters
 from .batches import Batch, Batches
 from .blocks import wrapped_blocks
 from .checkpoint import Progress, append_log, load_state, save_state, write_log
 from .config import TrainConfig
-from .draws import draw_seed, generator
+from .distributed import Workers
 from .metadata import adapter_metadata
+from .rng import draw_seed, generator
 from .schedules import make_optimizer
 from .timesteps import loss_weight
-from .workers import Workers
 
 PACE = 0.9  # how much of the pace of updates is remembered
 VALIDATION_LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable
 from datetime import datetime, timezone
 
-from ..weights.lora_report import MODE
+from ..lora.report import MODE
 from .config import TrainConfig
 from .dataset import TrainingSet
 from .dataset_config import ImageDataset

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..models.prompt import TextCondition
+from ..parsing.sample_prompts import SamplePrompt
 from ..runtime.errors import FramePackError
 from ..runtime.images import load_image, resize_and_crop, save_png, to_tensor, to_uint8
 from ..runtime.video import VideoWriter
@@ -19,12 +20,11 @@ from ..sampling.generate import SamplerConfig, generate, unipc_sampler
 from ..sampling.masks import latent_mask, load_control, mask_latents
 from ..sampling.one_frame import generate_one_frame, parse_one_frame, plan_one_frame
 from ..sampling.plan import FPS, Plan, Section
-from ..sampling.sample_prompts import SamplePrompt
 from ..sampling.sections import check_size, plan_video, sections_for_frames
 from .batches import text_to
 from .cache import LatentEncoders, TextEncoder
 from .dataset import TrainMode
-from .draws import draw_seed
+from .rng import draw_seed
 
 SIZE = 256  # pixels, where a prompt names none
 STEPS = 20

@@ -9,9 +9,9 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from ..parsing.json_toml import parse_json, parse_toml
 from ..runtime.errors import FramePackError
 from ..runtime.files import read_text
-from ..runtime.texts import parse_json, parse_toml
 
 
 class Settings(BaseModel):

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..parsing.json_toml import parse_json
 from ..runtime.errors import FramePackError
 from ..runtime.files import list_folder, natural_key, read_text, split_lines
-from ..runtime.texts import parse_json
 from .dataset_config import Dataset, ImageDataset
 from .media import IMAGES, VIDEOS, is_frames, is_image, is_video
 

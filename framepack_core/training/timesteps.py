@@ -17,7 +17,7 @@ from torch import Tensor
 from ..runtime.errors import FramePackError
 from ..sampling.flow import TIME_SCALE
 from ..sampling.schedule import dynamic_shift
-from .draws import generator
+from .rng import generator
 
 TimestepMode = Literal[
     "uniform", "sigmoid", "shift", "flux_shift", "logsnr", "sigma", "qinglong_flux"

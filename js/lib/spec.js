@@ -1,4 +1,5 @@
-// Section specs, the `;;;` text: a port of framepack_core/sampling/spec.py, by the same golden.
+// Section specs, the `;;;` text: a port of framepack_core/parsing/section_spec.py, by the same
+// golden.
 
 const SEPARATOR = ";;;";
 const ESCAPED = "\\;;;";

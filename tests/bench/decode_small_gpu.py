@@ -15,7 +15,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from framepack_core.cli.models import Models
+from framepack_core.headless.models import Models
 from framepack_core.models.vae import AutoencoderKL, VAEConfig
 from framepack_core.sampling.decode import decode_sections
 from framepack_core.weights.files import save_weights

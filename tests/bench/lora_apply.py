@@ -21,6 +21,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from training_files import TINY
 
+from framepack_core.lora.apply import apply_loras, open_loras
+from framepack_core.lora.names import underscored
 from framepack_core.models.build import dit_shapes
 from framepack_core.models.dit import DiTConfig, FramePackDiT
 from framepack_core.models.prompt import TextCondition
@@ -29,8 +31,6 @@ from framepack_core.runtime.files import size_text
 from framepack_core.training.adapters import select_layers
 from framepack_core.weights.files import save_weights
 from framepack_core.weights.fp8 import Fp8Ops, is_block_linear, quantize, scale_shape
-from framepack_core.weights.lora_apply import apply_loras, open_loras
-from framepack_core.weights.lora_names import underscored
 from framepack_core.weights.state import scale_name
 
 RANK, DTYPE = 32, torch.bfloat16

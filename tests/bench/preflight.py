@@ -27,8 +27,8 @@ from training_files import DIT, TINY_SIZE, Size, size_of
 
 from framepack_core.cli import build_parser, main
 from framepack_core.cli.check import Check
-from framepack_core.cli.jobs import Job
-from framepack_core.cli.models import FLAGS, Models
+from framepack_core.headless.jobs import Job
+from framepack_core.headless.models import FLAGS, Models
 from framepack_core.models.image import SIGLIP_CONFIG, siglip_model
 from framepack_core.models.text import CLIP_CONFIG, LLAMA_CONFIG, clip_model, llama_model
 from framepack_core.models.vae import AutoencoderKL, VAEConfig

@@ -34,8 +34,8 @@ from framepack_core.sampling.flow import FlowDenoiser
 from framepack_core.training.adapters import AdapterConfig
 from framepack_core.training.batches import Batches, Sample
 from framepack_core.training.config import TrainConfig
+from framepack_core.training.distributed import launched_rank
 from framepack_core.training.loop import Callbacks, train
-from framepack_core.training.workers import launched_rank
 
 RANK, WARMUP = 32, 2
 GIB = 2**30

@@ -110,7 +110,7 @@ def apply(model: Any, lora: str, strength: float = WEAK, **more: Any) -> Any:
 
 def merged(lora: str, dtype: torch.dtype) -> Any:
     """The tiny model with a LoRA merged by the core, as a file that ComfyUI loads."""
-    core = pack("framepack_core.weights.lora_apply")
+    core = pack("framepack_core.lora.apply")
     build = pack("framepack_core.models.build")
     uses = core.open_loras([LORAS / lora], build.dit_shapes(build.dit_config(save_tiny())), [WEAK])
     path = MODELS / f"merged_{dtype}_{lora}"
@@ -290,7 +290,7 @@ def check_only_the_chosen_section_gets_the_lora() -> None:
 
 
 def check_lora_strengths_of_sections_are_those_of_the_core() -> float:
-    weights = pack("framepack_core.weights.lora_apply")
+    weights = pack("framepack_core.lora.apply")
     # With the mode, as core_sampler asks for it: another call makes another model.
     dit, toyworld = core("framepack").dit, pack("framepack_core.toyworld")
     shapes = {name: x.shape for name, x in dit.state_dict().items()}
@@ -440,7 +440,7 @@ def layer_effects(model: Any, use: Any) -> dict[str, torch.Tensor]:
         layer = dit.get_submodule(name)
         x = randn(500, layer.in_features).to(dit.dtype)
         before = layer(x)
-        applied = pack("framepack_core.weights.lora_apply").apply_loras(
+        applied = pack("framepack_core.lora.apply").apply_loras(
             dit, [use], pack("nodes.fp8").layer_weight
         )
         found[name] = (layer(x) - before).float()

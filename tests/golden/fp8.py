@@ -16,6 +16,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from framepack_core.lora.apply import LoraUse, MergeLoras, add_deltas
+from framepack_core.lora.files import Lora, load_lora
 from framepack_core.models.build import dit_shapes, dit_state, load_dit
 from framepack_core.models.dit import DiTConfig
 from framepack_core.runtime.errors import FramePackError
@@ -28,8 +30,6 @@ from framepack_core.weights.fp8 import (
     quantize,
     scale_shape,
 )
-from framepack_core.weights.lora import Lora, load_lora
-from framepack_core.weights.lora_apply import LoraUse, MergeLoras, add_deltas
 
 from .dit_tiny import ATOL, RTOL, arguments_of, inputs_of, noise_floor
 from .result import Case, compare, exact

@@ -15,6 +15,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from framepack_core.lora.apply import LoraUse, MergeLoras, apply_loras, open_loras
+from framepack_core.lora.delta import LowRank
+from framepack_core.lora.files import Lora, load_lora
+from framepack_core.lora.names import Shapes, part_table, underscored
 from framepack_core.models.build import dit_shapes
 from framepack_core.models.dit import DiTConfig, FramePackDiT
 from framepack_core.runtime.errors import FramePackError
@@ -25,10 +29,6 @@ from framepack_core.training.adapters import (
     factorize,
     select_layers,
 )
-from framepack_core.weights.lora import Lora, load_lora
-from framepack_core.weights.lora_apply import LoraUse, MergeLoras, apply_loras, open_loras
-from framepack_core.weights.lora_delta import LowRank
-from framepack_core.weights.lora_names import Shapes, part_table, underscored
 
 from .dit_tiny import ATOL, RTOL, arguments_of, inputs_of, load_model, noise_floor
 from .result import Case, compare, exact

@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from framepack_core.cli import build_parser
-from framepack_core.runtime.errors import FramePackError
-from framepack_core.sampling.prompt_lines import (
+from framepack_core.parsing.prompt_lines import (
     LINE_OPTIONS,
     given_fields,
     parse_prompt_line,
     read_prompt_file,
 )
-from framepack_core.sampling.sample_prompts import OPTIONS as SAMPLE_OPTIONS
-from framepack_core.sampling.sample_prompts import load_sample_prompts, parse_sample_line
+from framepack_core.parsing.sample_prompts import OPTIONS as SAMPLE_OPTIONS
+from framepack_core.parsing.sample_prompts import load_sample_prompts, parse_sample_line
+from framepack_core.runtime.errors import FramePackError
 from framepack_core.sampling.sections import WINDOW, check_size, plan_video, sections_for_seconds
 
 from .result import Case, exact, todo

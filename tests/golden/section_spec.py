@@ -7,8 +7,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from framepack_core.parsing.section_spec import format_spec, parse_spec
 from framepack_core.runtime.errors import FramePackError
-from framepack_core.sampling.spec import format_spec, parse_spec
 
 from .result import Case, exact
 

@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from framepack_core.parsing.sample_prompts import SamplePrompt
+from framepack_core.parsing.section_spec import SectionSpec, parse_spec
 from framepack_core.runtime.errors import FramePackError
 from framepack_core.sampling.decode import decode_frames, decode_slices
 from framepack_core.sampling.generate import SectionTask, generate
@@ -26,7 +28,6 @@ from framepack_core.sampling.one_frame import (
     plan_one_frame,
 )
 from framepack_core.sampling.plan import Plan
-from framepack_core.sampling.sample_prompts import SamplePrompt
 from framepack_core.sampling.sections import (
     parse_paddings,
     plan_framepack,
@@ -34,7 +35,6 @@ from framepack_core.sampling.sections import (
     sections_for_frames,
     sections_for_seconds,
 )
-from framepack_core.sampling.spec import SectionSpec, parse_spec
 
 from .result import Case, exact
 from .section_spec import accident

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from reports.inputs import captioned, clips_toml, write_clip
 
+from framepack_core.parsing.prompt_lines import number_prompts, read_prompt_file
+from framepack_core.parsing.sample_prompts import load_sample_prompts
 from framepack_core.runtime.files import split_lines
-from framepack_core.sampling.prompt_lines import number_prompts, read_prompt_file
-from framepack_core.sampling.sample_prompts import load_sample_prompts
 from framepack_core.training.dataset import TrainingSet
 
 # What str.splitlines() cuts at besides the line feed and the carriage return before it.

@@ -12,8 +12,8 @@ from torch import Tensor
 from framepack_core.models.attention import sdpa
 from framepack_core.runtime.errors import FramePackError
 from framepack_core.sampling.generate import generate
+from framepack_core.sampling.sanity_checks import check_attention, check_output, measure_drift
 from framepack_core.sampling.sections import plan_f1
-from framepack_core.sampling.watch import check_attention, check_output, measure_drift
 
 CPU = torch.device("cpu")
 START = randn(1, 16, 1, 4, 4, seed=3)

@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ..parsing.section_spec import SectionSpec, parse_spec
 from ..runtime.device import cpu_generator
 from ..runtime.errors import FramePackError
 from ..runtime.images import Size
@@ -20,7 +21,6 @@ from ..sampling.generate import SamplerConfig
 from ..sampling.one_frame import parse_one_frame, plan_one_frame
 from ..sampling.plan import Plan
 from ..sampling.sections import FPS, WINDOW, parse_paddings, plan_video, sections_for_seconds
-from ..sampling.spec import SectionSpec, parse_spec
 from ..sampling.step_cache import (
     MAGCACHE_RATIOS,
     MagCache,

@@ -14,7 +14,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..runtime.errors import FramePackError
-from .plan import MAX_LORA_STRENGTH, Plan
+from .section_spec import MAX_LORA_STRENGTH
 
 MAX_TEXT = 1 << 20  # characters of a timeline
 MAX_SECTIONS = 500
@@ -47,19 +47,6 @@ class Timeline(_Strict):
     def images(self) -> list[str]:
         """The file names of the images, each once."""
         return list(dict.fromkeys(s.image for s in self.sections if s.image is not None))
-
-    def apply(self, plan: Plan) -> Plan:
-        """The plan with everything that sections have; its handles are texts and file names."""
-        if len(self.sections) > len(plan.sections):
-            raise FramePackError(
-                f"timeline: {len(self.sections)} sections for a video of {len(plan.sections)}; "
-                "take the last ones out, or make the video longer"
-            )
-        for index, section in enumerate(self.sections):
-            own = section.model_dump(exclude_none=True)
-            if own:
-                plan = plan.with_overrides(str(index), image_embeds=section.image, **own)
-        return plan
 
 
 def parse_timeline(text: str) -> Timeline:

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.nn.functional import conv3d, layer_norm, rms_norm
 
 from ..runtime.errors import FramePackError
-from .fp8 import full_weight
-from .lora import Lora, load_lora
-from .lora_delta import Delta
-from .lora_names import Shapes
+from ..weights.fp8 import full_weight
+from .delta import Delta
+from .files import Lora, load_lora
+from .names import Shapes
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,8 @@ from ..sampling.generate import SectionDone, StepInfo, unipc_sampler
 from ..sampling.latents import load_latents, save_latents
 from ..sampling.ledger import Ledger, LedgerRun, OpenLedger
 from ..sampling.plan import FPS, Plan
+from ..sampling.sanity_checks import Drift
 from ..sampling.sections import LATENT_STRIDE
-from ..sampling.watch import Drift
 from .encodings import Encodings
 from .models import Models, explain_out_of_memory
 from .output import Output

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..lora.apply import AppliedLoras, LoraUse, apply_loras, open_loras
 from ..models.attention import Attention, sdpa
 from ..models.build import (
     dit_config,
@@ -37,7 +38,6 @@ from ..toyworld import SNAPSHOT
 from ..weights.files import TORCH, open_weights
 from ..weights.fp8 import Precision
 from ..weights.layouts import F1_FOLDER, TITLES, Component, find_component
-from ..weights.lora_apply import AppliedLoras, LoraUse, apply_loras, open_loras
 from ..weights.names import UNKNOWN_KIND, guess_kind
 from .execution import Execution
 

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from framepack_core.parsing.section_spec import SectionSpec, format_spec, parse_spec, section_range
 from framepack_core.runtime.errors import FramePackError
-from framepack_core.sampling.spec import SectionSpec, format_spec, parse_spec, section_range
 
 PIECES = ("a", ";;;", "\\;;;", ";", "\\", ":", "-", "0", "12", "-1", "1.5", " ", "\n")
 NASTY = st.lists(st.sampled_from(PIECES), max_size=8).map("".join)

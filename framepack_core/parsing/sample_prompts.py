@@ -14,7 +14,7 @@ from typing import Any
 
 from ..runtime.errors import FramePackError
 from ..runtime.files import read_text
-from ..runtime.texts import parse_json, parse_toml
+from .json_toml import parse_json, parse_toml
 from .prompt_lines import (
     ABOVE_ZERO,
     COUNT,

@@ -8,8 +8,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .files import WeightFiles
-from .lora_names import (
+from ..weights.files import WeightFiles
+from ..weights.names import UNKNOWN_KIND, guess_kind
+from .names import (
     FRAMEPACK,
     HUNYUAN,
     Shapes,
@@ -20,7 +21,6 @@ from .lora_names import (
     split_key,
     stated_family,
 )
-from .names import UNKNOWN_KIND, guess_kind
 
 MODE = "framepack_mode"  # metadata of our own trainer: framepack, f1 or one_frame
 MODES = {"framepack": FRAMEPACK, "f1": f"{FRAMEPACK} F1", "one_frame": f"{FRAMEPACK} one-frame"}

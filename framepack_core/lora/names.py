@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from .lora_delta import Rows
+from .delta import Rows
 
 Shapes = Mapping[str, tuple[int, ...]]
 

@@ -16,8 +16,8 @@ from typing import Any
 from torch import Tensor
 
 from ..runtime.errors import FramePackError
-from .files import WeightFiles
-from .lora_delta import (
+from ..weights.files import WeightFiles
+from .delta import (
     Decomposed,
     Delta,
     Difference,
@@ -27,7 +27,7 @@ from .lora_delta import (
     Replacement,
     tucker,
 )
-from .lora_names import Part
+from .names import Part
 
 FACTORS = {
     "LoRA": ("down", "up", "mid"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from .errors import FramePackError
+from ..runtime.errors import FramePackError
 
 # ValueError is also a number of too many digits, RecursionError what is nested too deeply.
 UNREADABLE = (ValueError, RecursionError)

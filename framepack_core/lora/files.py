@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from ..runtime.errors import FramePackError
-from .files import WeightFiles, open_weights
-from .lora_delta import Decomposed, Delta, Replacement
-from .lora_forms import Broken, Form, LoraModule, Misfit, Scaling
-from .lora_names import Part, Shapes, part_table, resolve, split_key, underscored
-from .lora_report import LoraReport, Provenance
+from ..weights.files import WeightFiles, open_weights
+from .delta import Decomposed, Delta, Replacement
+from .names import Part, Shapes, part_table, resolve, split_key, underscored
+from .readers import Broken, Form, LoraModule, Misfit, Scaling
+from .report import LoraReport, Provenance
 
 
 @dataclass(frozen=True)
