@@ -19,14 +19,14 @@ if __name__ == "__main__":
 from lora_files import HUNYUAN, comfy_name
 from safetensors.torch import save_file
 from torch import Tensor
+from toyworld.evaluate import Cases, Toy, make_latents
+from toyworld.train_lora import WAYS
 
 from framepack_core.lora.apply import LoraUse, apply_loras
 from framepack_core.lora.files import load_lora
 from framepack_core.models.build import dit_config, dit_shapes
 from framepack_core.sampling.sections import plan_video
 from framepack_core.toyworld import OPPOSITE_LORA, SNAPSHOT
-from framepack_core.toyworld.evaluate import Cases, Toy, make_latents
-from framepack_core.toyworld.train_lora import WAYS
 from framepack_core.weights.files import open_weights
 
 DIT = SNAPSHOT / "transformer"

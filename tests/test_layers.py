@@ -23,6 +23,7 @@ ORDER = (
     "headless",
     "cli",
 )
+WORKSHOP = ("tests", "toyworld")  # how Toy World was made and is measured: of the repository only
 HOSTS = ("comfy", "comfy_api", "comfy_extras", "comfy_execution", "folder_paths", "nodes", "server")
 
 
@@ -46,10 +47,16 @@ def test_imports_point_down(path: Path) -> None:
     for name in imported_modules(path):
         parts = name.split(".")
         assert parts[0] not in HOSTS, f"{path}: imports {name}"
-        if parts[0] == "framepack_core" and len(parts) > 1 and layer in ORDER:
+        if parts[0] == "framepack_core" and len(parts) > 1 and path.parent != CORE:
             target = parts[1]
             allowed = ORDER[: ORDER.index(layer) + 1]
             assert target in allowed, f"{path}: {layer} must not import {target}"
+
+
+def test_nothing_that_users_run_imports_the_workshop() -> None:
+    for path in (*CORE.rglob("*.py"), *(ROOT / "nodes").rglob("*.py")):
+        workshop = [n for n in imported_modules(path) if n.split(".")[0] in WORKSHOP]
+        assert not workshop, f"{path}: imports {workshop}"
 
 
 def test_import_does_nothing() -> None:

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from toyworld.make import captions, make_snapshot
 
 from framepack_core.models.build import Snapshot, load_snapshot
 from framepack_core.models.prompt import system_prefix
 from framepack_core.runtime.errors import FramePackError
 from framepack_core.toyworld import SNAPSHOT
-from framepack_core.toyworld.make import captions, make_snapshot
 
 FILES = {
     "README.md",

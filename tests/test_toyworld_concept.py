@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from toyworld.concept_cases import CASES_OFFSET, hopped, prompts
+from toyworld.evaluate import Cases
+from toyworld.tracker import motion, track
 
 from framepack_core.runtime.images import load_image, to_tensor
 from framepack_core.toyworld import concept, render
-from framepack_core.toyworld.evaluate import Cases
-from framepack_core.toyworld.tracker import motion, track
 from framepack_core.training.dataset import TrainingSet
 from framepack_core.training.dataset_config import FRAME_STEP
 
@@ -19,13 +20,13 @@ def test_the_measure_sees_the_word_and_nothing_else() -> None:
     taught = [lesson.clips for lesson in concept.lessons()][: concept.TAUGHT]
     for clips in taught:
         tracked = track(render.render(clips))
-        assert concept.hopped(tracked) == [True]
+        assert hopped(tracked) == [True]
         assert motion(tracked)[0] not in render.MOTIONS
     known = render.draw(range(render.HELD_OUT, render.HELD_OUT + 16), 1, central=True)
-    assert not any(concept.hopped(track(render.render(known))))
+    assert not any(hopped(track(render.render(known))))
     motions = torch.arange(len(render.MOTIONS))[:, None]
     each = render.with_motions(known[: len(motions)], motions)
-    assert not any(concept.hopped(track(render.render(each))))
+    assert not any(hopped(track(render.render(each))))
 
 
 def test_clips_of_a_folder(tmp_path: Path) -> None:
@@ -68,7 +69,7 @@ def _place(picture: Path) -> torch.Tensor:
 
 
 def test_cases_ask_for_the_word() -> None:
-    cases = Cases.draw(4, concept.CASES_OFFSET)
-    asked = concept.prompts(cases)
+    cases = Cases.draw(4, CASES_OFFSET)
+    asked = prompts(cases)
     assert all(prompt.endswith(f" {concept.WORD}") for prompt in asked)
     assert [prompt.split()[0] for prompt in asked] == ["a", "the", "a", "the"]

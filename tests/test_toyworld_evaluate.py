@@ -6,10 +6,11 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from toyworld import evaluate
+from toyworld.evaluate import Cases, Measure, Toy, vae_psnr
+from toyworld.tracker import motion
 
-from framepack_core.toyworld import SNAPSHOT, evaluate
-from framepack_core.toyworld.evaluate import Cases, Measure, Toy, vae_psnr
-from framepack_core.toyworld.tracker import motion
+from framepack_core.toyworld import SNAPSHOT
 
 STEPS = 8
 

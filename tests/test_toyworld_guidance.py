@@ -6,12 +6,12 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from toyworld import evaluate_guidance as measures
+from toyworld.evaluate import Toy
 
 from framepack_core.sampling.plan import Plan
 from framepack_core.sampling.sections import plan_f1, plan_framepack
 from framepack_core.toyworld import SNAPSHOT
-from framepack_core.toyworld import evaluate_guidance as measures
-from framepack_core.toyworld.evaluate import Toy
 
 CASES, STEPS = 1, 8
 

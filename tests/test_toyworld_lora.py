@@ -1,4 +1,4 @@
-"""The example LoRA in short; `python -m framepack_core.toyworld.evaluate_lora` measures it whole.
+"""The example LoRA in short; `python tests/toyworld evaluate_lora` measures it whole.
 
 How it is made is run for two updates only: that it is the same each time, and what the file holds.
 """
@@ -10,15 +10,15 @@ from pathlib import Path
 import pytest
 import torch
 from lora_dialects import differences
+from toyworld.evaluate import Toy
+from toyworld.evaluate_lora import measure, read
+from toyworld.train_lora import STEPS, make_samples, train_lora
 
 from framepack_core.lora.apply import LoraUse, apply_loras
 from framepack_core.lora.files import load_lora
 from framepack_core.models.build import dit_shapes, load_dit, load_snapshot
 from framepack_core.sampling.flow import FlowDenoiser, Guided, x_at
 from framepack_core.toyworld import OPPOSITE_LORA, SNAPSHOT
-from framepack_core.toyworld.evaluate import Toy
-from framepack_core.toyworld.evaluate_lora import measure, read
-from framepack_core.toyworld.train_lora import STEPS, make_samples, train_lora
 from framepack_core.training.batches import Batches
 from framepack_core.weights.files import open_weights
 

@@ -7,16 +7,16 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
+from toyworld import pretrain_dit, pretrain_vae
+from toyworld import pretrain_layouts as layouts
+from toyworld.pretrain import load_vae, main
+from toyworld.pretrain_layouts import BOUNDARY, PARTS, ZERO, Layout
+from toyworld.pretrain_loop import learning_rate, load_state
+from toyworld.pretrain_optimizer import Optimizer, orthogonalise
 
 from framepack_core.models.packing import Context
 from framepack_core.sampling.history import History
 from framepack_core.sampling.sections import Section, plan_f1, plan_framepack
-from framepack_core.toyworld import pretrain_dit, pretrain_vae
-from framepack_core.toyworld import pretrain_layouts as layouts
-from framepack_core.toyworld.pretrain import load_vae, main
-from framepack_core.toyworld.pretrain_layouts import BOUNDARY, PARTS, ZERO, Layout
-from framepack_core.toyworld.pretrain_loop import learning_rate, load_state
-from framepack_core.toyworld.pretrain_optimizer import Optimizer, orthogonalise
 
 
 def bank() -> Tensor:

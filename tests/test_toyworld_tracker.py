@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn.functional import conv2d, pad
+from toyworld import evaluate
+from toyworld.tracker import motion, track, track_uint8
 
-from framepack_core.toyworld import evaluate, render
-from framepack_core.toyworld.tracker import motion, track, track_uint8
+from framepack_core.toyworld import render
 
 SEEDS = range(render.HELD_OUT, render.HELD_OUT + 32)
 FRAMES = torch.arange(0, 3 * render.SECTION_FRAMES + 1, 18)

@@ -1,4 +1,4 @@
-"""A word that Toy World does not know: clips that teach it, and whether a model has learned it.
+"""A word that Toy World does not know: clips that teach it.
 
 "a red circle hops": in a section it goes up and comes back to where it was.
 """
@@ -17,15 +17,12 @@ from ..runtime.files import atomic_path
 from ..runtime.images import save_png
 from ..runtime.video import VideoWriter
 from . import render
-from .evaluate import Cases
 from .render import COLOUR_NAMES, COLOURS, FORMS, MOTIONS, SECTION_FRAMES, Clips
-from .tracker import MOVED, RESIZED, TURNED, Track
 
 WORD = "hops"
 HEIGHT = 12.0  # pixels
 TAUGHT = 8  # clips that show the word; as many show the motions that must not be forgotten
 FIRST_SEED = 1 << 32
-CASES_OFFSET = 600_000  # of the held-out cases that ask for the word
 MIDDLE, MIDDLE_INDEX = SECTION_FRAMES // 2, 5  # of a section: the frame, and the latent it is in
 CRF = 8  # 4:2:0 takes half of the colour's detail already, of which 64 pixels have little
 
@@ -46,7 +43,7 @@ def lessons() -> Iterator[Lesson]:
         clips = render.draw([FIRST_SEED + i], 1, central=True)
         clips = replace(clips, form=torch.tensor([form]), colour=torch.tensor([colour]))
         if i < TAUGHT:
-            yield Lesson(hop(clips), _prompt(form, colour, i), f"{i:02d}_{WORD}")
+            yield Lesson(hop(clips), prompt(form, colour, i), f"{i:02d}_{WORD}")
         else:
             known = i - TAUGHT
             caption = render.caption(form, colour, known, variant=i % render.CAPTION_VARIANTS)
@@ -118,27 +115,7 @@ def hop(clips: Clips) -> Clips:
     return replace(clips, track=track)
 
 
-def prompts(cases: Cases) -> list[str]:
-    """What asks held-out cases for the word."""
-    looks = zip(cases.clips.form.tolist(), cases.clips.colour.tolist(), strict=True)
-    return [_prompt(form, colour, i) for i, (form, colour) in enumerate(looks)]
-
-
-def hopped(tracked: Track) -> list[bool]:
-    """Whether each clip of a batch [B, F] shows the word and nothing else.
-
-    It rises by what a circling motion needs, ends where it began, and neither moves aside nor
-    changes its size, by the tracker's own bounds.
-    """
-    path, radius = tracked.position, tracked.radius
-    rise = path[:, 0, 1] - path[:, :, 1].amin(dim=1)
-    aside = path[..., 0].amax(dim=1) - path[..., 0].amin(dim=1)
-    missed = (path[:, -1] - path[:, 0]).norm(dim=-1)
-    resized = (radius[:, -1] / radius[:, 0]).log().abs()
-    right = (rise >= TURNED) & (aside < MOVED) & (missed < MOVED) & (resized < RESIZED)
-    return (right & tracked.present.all(dim=1)).tolist()
-
-
-def _prompt(form: int, colour: int, variant: int) -> str:
+def prompt(form: int, colour: int, variant: int) -> str:
+    """What asks for the word."""
     article = ("a", "the")[variant % 2]
     return f"{article} {COLOUR_NAMES[colour]} {FORMS[form]} {WORD}"

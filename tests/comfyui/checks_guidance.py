@@ -29,6 +29,7 @@ from inside import (
     toy,
     unscaled,
 )
+from toyworld import evaluate, tracker
 
 import nodes
 
@@ -517,11 +518,10 @@ def explained(expected: dict[str, Callable[[], Any]]) -> list[str]:
 
 
 def check_toy_world_moves_as_prompted_in_both_modes() -> Any:
-    cases = pack("framepack_core.toyworld.evaluate").Cases.draw(2, 700_000)
-    toy_world, motion = toy_cases.in_comfyui(), pack("framepack_core.toyworld.tracker").motion
+    cases, toy_world = evaluate.Cases.draw(2, 700_000), toy_cases.in_comfyui()
     drawn = (cases.starts, cases.prompts, 1, cases.seeds)
     made = {mode: toy_world.make_videos(mode, *drawn, steps=STEPS) for mode in ("framepack", "f1")}
-    seen = {mode: motion(video.track) for mode, video in made.items()}
+    seen = {mode: tracker.motion(video.track) for mode, video in made.items()}
     assert all(motions == list(cases.motions) for motions in seen.values()), seen
     return seen
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,13 +17,9 @@ import av
 import comfy.ldm.modules.attention
 import comfy.model_management as mm
 import comfy.samplers
+import killing
 import torch
 from inside import BASE, difference, error_of, pack, plan, run, sample, scene, toy
-
-TESTS = Path(__file__).resolve().parents[1]
-sys.path += [str(TESTS), str(TESTS.parent)]  # behind ComfyUI's own modules
-
-import killing  # noqa: E402
 
 SECTIONS = 3
 LEDGER = BASE / "output" / ".framepack_ledger"

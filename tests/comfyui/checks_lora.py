@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,12 +14,12 @@ from typing import Any
 
 import comfy.model_management as mm
 import comfy.model_patcher
+import lora_files
 import node_helpers
 import torch
 from checks_guidance import guide, section
 from inside import (
     BASE,
-    PACK,
     SETTINGS,
     core,
     core_sampler,
@@ -35,11 +34,6 @@ from inside import (
     unscaled,
 )
 from safetensors.torch import load_file, save_file
-
-# Last, because ComfyUI has modules of the same names as this repository's folders.
-sys.path += [str(PACK.resolve() / "tests"), str(PACK.resolve())]
-
-import lora_files
 from tiny import CONFIG, context, guided, randn, tiny_dit
 
 LORAS, MODELS = BASE / "models" / "loras", BASE / "models" / "diffusion_models"

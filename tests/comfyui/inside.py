@@ -32,6 +32,8 @@ import torch
 import nodes
 
 PACK = BASE / "custom_nodes" / "comfyui-framepack-reel"
+# Last, because ComfyUI has modules of the same names as this repository's folders.
+sys.path += [str(PACK.resolve() / "tests"), str(PACK.resolve())]
 STEPS = 4
 SETTINGS = {
     "seed": 3,

@@ -32,6 +32,7 @@ def measure(cases: int, steps: int) -> None:
     # isort: split
     import torch
     import toy_cases
+    from toyworld.evaluate import evaluate
 
     inside.start()
     strengths = (0, 0.25, 0.5, 0.75, 1)
@@ -47,9 +48,7 @@ def measure(cases: int, steps: int) -> None:
     }
     print(f"{cases} cases, {steps} steps")
     with torch.inference_mode():  # as ComfyUI's executor does
-        for measure in inside.pack("framepack_core.toyworld.evaluate").evaluate(
-            toy_cases.in_comfyui(), cases, steps=steps
-        ):
+        for measure in evaluate(toy_cases.in_comfyui(), cases, steps=steps):
             print(measure, flush=True)
     for title, run in measures.items():
         start = time.monotonic()

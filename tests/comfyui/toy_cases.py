@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from inside import SETTINGS, pack, run, toy
+from toyworld import evaluate, tracker
 
 HELD_OUT = 1 << 40  # seeds that no training has used
 WINDOW = 9
@@ -61,8 +62,7 @@ def decoded(latent: dict[str, Any]) -> Any:
         "FPReelDecode", latent=latent, vae=toy().vae, mode="sections", tile_size=0, window=0
     )
     clips = images.unflatten(0, (len(latent["samples"]), -1)).permute(0, 4, 1, 2, 3) * 2 - 1
-    track = pack("framepack_core.toyworld.tracker").track
-    return pack("framepack_core.toyworld.evaluate").Video(clips, track(clips))
+    return evaluate.Video(clips, tracker.track(clips))
 
 
 def glimpses(latent: dict[str, Any], *places: tuple[int, int]) -> Any:
@@ -77,7 +77,7 @@ def glimpses(latent: dict[str, Any], *places: tuple[int, int]) -> Any:
             "FPReelDecode", latent=cut, vae=toy().vae, mode="whole", tile_size=0, window=0
         )
         clips.append((images * 255).round().to(torch.uint8).unflatten(0, (len(cut["samples"]), -1)))
-    return pack("framepack_core.toyworld.tracker").track_uint8(torch.cat(clips, dim=1))
+    return tracker.track_uint8(torch.cat(clips, dim=1))
 
 
 def ends_of(section: int) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -129,7 +129,6 @@ def in_comfyui() -> Any:
 
     A batch has one seed here, that of its first case.
     """
-    evaluate = pack("framepack_core.toyworld.evaluate")
 
     class NodeToy(evaluate.Toy):
         def make_videos(
@@ -156,8 +155,7 @@ def in_comfyui() -> Any:
 
 def section_prompts(cases: int, steps: int, sections: int = 4) -> Measured:
     """Another motion in each section, all at padding 0: each begins at the start image again."""
-    world, tracker = render(), pack("framepack_core.toyworld.tracker")
-    evaluate = pack("framepack_core.toyworld.evaluate")
+    world = render()
     motions = [name for name in world.MOTIONS if name != "circle"]  # its ends look like its start
     drawn = [
         evaluate.Cases.draw(cases, 710_000, (*motions[index:], *motions[:index]))
@@ -245,7 +243,6 @@ def control(latent: dict[str, Any], index: int, **more: Any) -> tuple[Any, ...]:
 
 def one_frame_displacement(cases: int, steps: int, targets: Sequence[int] = (3, 5, 9)) -> Measured:
     """How far a picture at a later index shows the shape displaced the prompted way."""
-    evaluate = pack("framepack_core.toyworld.evaluate")
     drawn = evaluate.Cases.draw(cases, 740_000, tuple(DIRECTIONS))
     latent, _ = start_frames(drawn.starts)
     way = torch.tensor([DIRECTIONS[name] for name in drawn.motions])

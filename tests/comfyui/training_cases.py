@@ -9,15 +9,12 @@ from typing import Any
 
 import toy_cases
 from inside import SETTINGS as SAMPLING
-from inside import pack, run, toy
+from inside import run, toy
+from toyworld import concept_cases, evaluate, tracker
 
 SETTINGS = {"rank": 16, "alpha": 16.0, "learning_rate": 1e-3, "seed": 42}
 BATCH, FEW = 4, 3
 CASES_AT_ONCE = 16  # of one seed, which is that of the first
-
-
-def concept() -> Any:
-    return pack("framepack_core.toyworld.concept")
 
 
 def dataset(folder: str = "toyworld_clips", batch_size: int = BATCH) -> Any:
@@ -64,13 +61,12 @@ def use(lora: Any) -> Any:
 
 def learned(model: Any, cases: int, steps: int) -> tuple[list[bool], list[str]]:
     """Of held-out cases: which show the word where it is asked for, and the known motions seen."""
-    evaluate, tracker = (pack(f"framepack_core.toyworld.{n}") for n in ("evaluate", "tracker"))
     hops, motions = [], []
     for first in range(0, cases, CASES_AT_ONCE):
         count = min(CASES_AT_ONCE, cases - first)
-        asked = evaluate.Cases.draw(count, concept().CASES_OFFSET + first)
-        prompts = concept().prompts(asked)
-        hops += concept().hopped(_videos(model, asked, prompts, steps))
+        asked = evaluate.Cases.draw(count, concept_cases.CASES_OFFSET + first)
+        prompts = concept_cases.prompts(asked)
+        hops += concept_cases.hopped(_videos(model, asked, prompts, steps))
         known = evaluate.Cases.draw(count, 10_000 + first)
         motions += tracker.motion(_videos(model, known, known.prompts, steps))
     return hops, motions

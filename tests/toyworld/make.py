@@ -1,6 +1,6 @@
 """Write the built-in model: a complete snapshot directory of the real layout at toy size.
 
-`python -m framepack_core.toyworld.make OUT` gives the same bytes each time.
+`python tests/toyworld make OUT` gives the same bytes each time.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from tokenizers.processors import TemplateProcessing
 from torch import Tensor, nn
 
-from ..models.build import load_text_encoders
-from ..models.dit import DiTConfig, FramePackDiT
-from ..models.image import siglip_model
-from ..models.prompt import SYSTEM_PROMPT, system_prefix
-from ..models.text import clip_model, clip_pooled, llama_model
-from ..models.vae import AutoencoderKL, VAEConfig
-from ..runtime.errors import FramePackError
-from ..weights.files import open_weights, save_weights
-from ..weights.layouts import F1_FOLDER, FOLDERS, TOKENIZERS
-from .render import CAPTION_VARIANTS, COLOUR_NAMES, FORMS, MOTIONS, caption
+from framepack_core.models.build import load_text_encoders
+from framepack_core.models.dit import DiTConfig, FramePackDiT
+from framepack_core.models.image import siglip_model
+from framepack_core.models.prompt import SYSTEM_PROMPT, system_prefix
+from framepack_core.models.text import clip_model, clip_pooled, llama_model
+from framepack_core.models.vae import AutoencoderKL, VAEConfig
+from framepack_core.runtime.errors import FramePackError
+from framepack_core.toyworld.render import CAPTION_VARIANTS, COLOUR_NAMES, FORMS, MOTIONS, caption
+from framepack_core.weights.files import open_weights, save_weights
+from framepack_core.weights.layouts import F1_FOLDER, FOLDERS, TOKENIZERS
 
 DIT = DiTConfig(
     num_attention_heads=2,
@@ -116,7 +116,7 @@ seconds, and every loader can be tried on it.
 The weights are random: the videos are noise. The tokenizers read any text, with whole words for
 captions such as "a red circle moves right".
 
-Made by `python -m framepack_core.toyworld.make OUT`; the same command gives the same bytes.
+Made by `python tests/toyworld make OUT`; the same command gives the same bytes.
 """
 
 
@@ -288,7 +288,7 @@ def _write_json(path: Path, content: Mapping[str, Any]) -> None:
     path.write_text(text + "\n", encoding="utf-8")
 
 
-if __name__ == "__main__":
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path, help="a folder that is new or empty")
     make_snapshot(parser.parse_args().out)

@@ -11,17 +11,18 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from ..models.build import load_image_encoder, load_text_encoders
-from ..models.dit import DiTConfig, FramePackDiT
-from ..models.image import ImageEncoder
-from ..models.packing import Context
-from ..models.prompt import TextCondition
-from ..models.text import TextEncoders, clip_pooled, llama_states
-from ..models.vae import AutoencoderKL
-from ..sampling.flow import FlowDenoiser, Guided
-from ..sampling.sections import Mode
-from ..weights.layouts import FOLDERS
-from . import render
+from framepack_core.models.build import load_image_encoder, load_text_encoders
+from framepack_core.models.dit import DiTConfig, FramePackDiT
+from framepack_core.models.image import ImageEncoder
+from framepack_core.models.packing import Context
+from framepack_core.models.prompt import TextCondition
+from framepack_core.models.text import TextEncoders, clip_pooled, llama_states
+from framepack_core.models.vae import AutoencoderKL
+from framepack_core.sampling.flow import FlowDenoiser, Guided
+from framepack_core.sampling.sections import Mode
+from framepack_core.toyworld import render
+from framepack_core.weights.layouts import FOLDERS
+
 from .pretrain_layouts import (
     BANK,
     BOUNDARY,

@@ -1,6 +1,6 @@
 """Train the example LoRA: a Toy World in which shapes go the opposite way.
 
-`python -m framepack_core.toyworld.train_lora OUT` makes the file that comes with the built-in
+`python tests/toyworld train_lora OUT` makes the file that comes with the built-in
 model, OUT/opposite.safetensors, in a quarter of an hour on a CPU.
 """
 
@@ -14,18 +14,18 @@ from pathlib import Path
 
 import torch
 
-from ..models.build import Snapshot, load_snapshot
-from ..sampling.flow import FlowDenoiser
-from ..sampling.sections import WINDOW
-from ..training.adapters import AdapterConfig
-from ..training.batches import Batches, Sample
-from ..training.cache import LatentEncoders, TextEncoder, section_tensors, text_tensors
-from ..training.cache_files import IMAGE, save_latent_cache, save_text_cache, to_half
-from ..training.config import TrainConfig
-from ..training.encoders import latent_encoders, text_encoder
-from ..training.loop import Callbacks, StepReport, train
-from ..training.timesteps import Timesteps
-from . import SNAPSHOT, render
+from framepack_core.models.build import Snapshot, load_snapshot
+from framepack_core.sampling.flow import FlowDenoiser
+from framepack_core.sampling.sections import WINDOW
+from framepack_core.toyworld import SNAPSHOT, render
+from framepack_core.training.adapters import AdapterConfig
+from framepack_core.training.batches import Batches, Sample
+from framepack_core.training.cache import LatentEncoders, TextEncoder, section_tensors, text_tensors
+from framepack_core.training.cache_files import IMAGE, save_latent_cache, save_text_cache, to_half
+from framepack_core.training.config import TrainConfig
+from framepack_core.training.encoders import latent_encoders, text_encoder
+from framepack_core.training.loop import Callbacks, StepReport, train
+from framepack_core.training.timesteps import Timesteps
 
 NAME = "opposite"
 CLIPS, BATCH, RANK = 160, 4, 8
@@ -135,7 +135,3 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path)
     print(train_lora(parser.parse_args(argv).out))
-
-
-if __name__ == "__main__":
-    main()

@@ -14,7 +14,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from ..sampling.sections import (
+from framepack_core.sampling.sections import (
     HISTORY,
     HISTORY_LENGTH,
     WINDOW,

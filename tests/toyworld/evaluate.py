@@ -1,6 +1,6 @@
 """What the toy models can do, measured by tracking the shape in videos made by the pipeline itself.
 
-`python -m framepack_core.toyworld.evaluate` prints one table: each line a measure, its bar, and
+`python tests/toyworld evaluate` prints one table: each line a measure, its bar, and
 whether it is met. Clips are drawn from seeds that no training has used.
 """
 
@@ -17,20 +17,21 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from ..models.build import load_dit, load_snapshot
-from ..models.dit import FramePackDiT
-from ..models.image import ImageEncoder
-from ..models.prompt import TextCondition, fit_length
-from ..models.text import TextEncoders
-from ..models.vae import AutoencoderKL
-from ..runtime.device import default_device, parse_device
-from ..sampling.decode import decode_sections
-from ..sampling.flow import FlowDenoiser, Guided
-from ..sampling.generate import SamplerConfig, SampleSection, generate, unipc_sampler
-from ..sampling.plan import Mode, Plan
-from ..sampling.sections import WINDOW, plan_video
-from ..weights.layouts import F1_FOLDER
-from . import SNAPSHOT, render
+from framepack_core.models.build import load_dit, load_snapshot
+from framepack_core.models.dit import FramePackDiT
+from framepack_core.models.image import ImageEncoder
+from framepack_core.models.prompt import TextCondition, fit_length
+from framepack_core.models.text import TextEncoders
+from framepack_core.models.vae import AutoencoderKL
+from framepack_core.runtime.device import default_device, parse_device
+from framepack_core.sampling.decode import decode_sections
+from framepack_core.sampling.flow import FlowDenoiser, Guided
+from framepack_core.sampling.generate import SamplerConfig, SampleSection, generate, unipc_sampler
+from framepack_core.sampling.plan import Mode, Plan
+from framepack_core.sampling.sections import WINDOW, plan_video
+from framepack_core.toyworld import SNAPSHOT, render
+from framepack_core.weights.layouts import F1_FOLDER
+
 from .tracker import Track, motion, track
 
 LONG = 6  # sections of the long runs
@@ -359,7 +360,3 @@ def main(argv: Sequence[str] | None = None, evaluation: Evaluation = evaluate) -
     print(f"{args.snapshot.name}, {args.cases} held-out cases each, {args.steps} steps, {device}")
     for measure in evaluation(toy, args.cases, args.modes, args.steps):
         print(measure, flush=True)
-
-
-if __name__ == "__main__":
-    main()

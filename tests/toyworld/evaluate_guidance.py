@@ -1,6 +1,6 @@
 """What steers a section, measured on the toy models as `evaluate` measures them.
 
-`python -m framepack_core.toyworld.evaluate_guidance` prints a table of the same kind.
+`python tests/toyworld evaluate_guidance` prints a table of the same kind.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..sampling.masks import latent_mask, mask_latents
-from ..sampling.one_frame import OneFrame, generate_one_frame, plan_one_frame
-from ..sampling.plan import Mode, Plan
-from ..sampling.sections import WINDOW, plan_f1, plan_framepack
-from . import render
+from framepack_core.sampling.masks import latent_mask, mask_latents
+from framepack_core.sampling.one_frame import OneFrame, generate_one_frame, plan_one_frame
+from framepack_core.sampling.plan import Mode, Plan
+from framepack_core.sampling.sections import WINDOW, plan_f1, plan_framepack
+from framepack_core.toyworld import render
+
 from .evaluate import (
     END_ERROR,
     Cases,
@@ -26,11 +27,11 @@ from .evaluate import (
     Toy,
     Video,
     encode_images,
-    main,
     make_latents,
     make_planned,
     sampler,
 )
+from .evaluate import main as print_table
 from .tracker import Track, motion, track
 
 BATCH = 8  # cases made at once: their videos fit into 4 GB
@@ -278,5 +279,6 @@ def _noise_seeds(clips: render.Clips) -> list[int]:
     return [seed % 2**31 for seed in clips.seeds]
 
 
-if __name__ == "__main__":
-    main(evaluation=evaluate_guidance)
+def main() -> None:
+    """Print the table."""
+    print_table(evaluation=evaluate_guidance)

@@ -14,7 +14,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from .render import COLOURS, FORMS, SIZE, coverage
+from framepack_core.toyworld.render import COLOURS, FORMS, SIZE, coverage
 
 PRESENT = 20.0  # pixels of area: less is no shape
 MOVED = 4.0  # pixels

@@ -9,8 +9,9 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from ..models.vae import AutoencoderKL, VAEConfig
-from . import render
+from framepack_core.models.vae import AutoencoderKL, VAEConfig
+from framepack_core.toyworld import render
+
 from .pretrain_loop import (
     Budget,
     LossMeter,

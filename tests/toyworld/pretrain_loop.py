@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..runtime.errors import FramePackError
-from ..weights.files import open_weights, save_weights
+from framepack_core.runtime.errors import FramePackError
+from framepack_core.weights.files import open_weights, save_weights
+
 from .pretrain_optimizer import Optimizer
 
 SYNC_EVERY = 20  # steps: how far the queue of the device may run ahead of the clock

@@ -1,10 +1,10 @@
 """Train Toy World: the autoencoder, then the original DiT, then F1 from it. One GPU, minutes a run.
 
-    python -m framepack_core.toyworld.pretrain vae --minutes 5 --out STATE
-    python -m framepack_core.toyworld.pretrain dit --minutes 4 --vae STATE --out STATE
-    python -m framepack_core.toyworld.pretrain dit --mode f1 --minutes 3 --vae STATE \\
+    python tests/toyworld pretrain vae --minutes 5 --out STATE
+    python tests/toyworld pretrain dit --minutes 4 --vae STATE --out STATE
+    python tests/toyworld pretrain dit --mode f1 --minutes 3 --vae STATE \\
         --resume STATE --out STATE
-    python -m framepack_core.toyworld.pretrain export --state STATE --snapshot SNAPSHOT
+    python tests/toyworld pretrain export --state STATE --snapshot SNAPSHOT
 
 `--resume STATE` goes on from the weights and averages of an earlier run, with fresh moments and a
 short warm-up: so a run's state is small, two files of less than 16 MiB a model. F1 without a state
@@ -44,14 +44,16 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from ..models.build import load_image_encoder, load_text_encoders
-from ..models.dit import FramePackDiT
-from ..models.vae import AutoencoderKL, VAEConfig
-from ..runtime.device import default_device, parse_device
-from ..runtime.errors import FramePackError
-from ..sampling.sections import Mode
-from ..weights.layouts import F1_FOLDER, FOLDERS
-from . import SNAPSHOT, pretrain_dit, pretrain_vae
+from framepack_core.models.build import load_image_encoder, load_text_encoders
+from framepack_core.models.dit import FramePackDiT
+from framepack_core.models.vae import AutoencoderKL, VAEConfig
+from framepack_core.runtime.device import default_device, parse_device
+from framepack_core.runtime.errors import FramePackError
+from framepack_core.sampling.sections import Mode
+from framepack_core.toyworld import SNAPSHOT
+from framepack_core.weights.layouts import F1_FOLDER, FOLDERS
+
+from . import pretrain_dit, pretrain_vae
 from .evaluate import Toy, evaluate, vae_psnr
 from .make import write_model
 from .pretrain_loop import Budget, load_state, state_file
@@ -85,13 +87,13 @@ It knows nothing else: other pictures, sizes and words give nonsense.
 
 ## How it was made
 
-By `framepack_core/toyworld/pretrain.py` on one GPU, with this repository's own model, packing and
+By `tests/toyworld/pretrain.py` on one GPU, with this repository's own model, packing and
 loss, from clips of `framepack_core/toyworld/render.py`. The text and image encoders are random and
 were never trained; the DiTs learned to read them. Weights are bf16 averages (EMA).
 
 ## Measured
 
-On seeds that training never saw, by `python -m framepack_core.toyworld.evaluate`:
+On seeds that training never saw, by `python tests/toyworld evaluate`:
 
 ```
 {table}
@@ -234,7 +236,3 @@ def main(argv: Sequence[str] | None = None) -> None:
         args.run(args, device)
     except FramePackError as error:
         parser.exit(2, f"error: {error}\n")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,6 +1,6 @@
 """What the example LoRA does, measured by tracking the shape in videos made with it.
 
-`python -m framepack_core.toyworld.evaluate_lora` prints how often held-out shapes go the opposite
+`python tests/toyworld evaluate_lora` prints how often held-out shapes go the opposite
 way, at each strength.
 """
 
@@ -11,11 +11,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..lora.apply import LoraUse, apply_loras
-from ..lora.files import Lora, load_lora
-from ..models.build import dit_shapes
-from ..runtime.device import default_device, parse_device
-from . import OPPOSITE_LORA, SNAPSHOT
+from framepack_core.lora.apply import LoraUse, apply_loras
+from framepack_core.lora.files import Lora, load_lora
+from framepack_core.models.build import dit_shapes
+from framepack_core.runtime.device import default_device, parse_device
+from framepack_core.toyworld import OPPOSITE_LORA, SNAPSHOT
+
 from .evaluate import Cases, Toy
 from .tracker import motion
 from .train_lora import WAYS
@@ -77,7 +78,3 @@ def main(argv: Sequence[str] | None = None) -> None:
         for strength in STRENGTHS:
             found = measure(toy, lora, strength, args.cases, steps=args.steps, sections=sections)
             print(f"{found}  at strength {strength:g}, {sections} section(s)", flush=True)
-
-
-if __name__ == "__main__":
-    main()
