@@ -24,8 +24,8 @@ from ..framepack_core.runtime.errors import FramePackError
 from ..framepack_core.runtime.files import natural_key, read_text
 from ..framepack_core.runtime.images import load_image
 from ..framepack_core.sampling.sections import SIZE_MULTIPLE, check_size, sections_for_seconds
+from .comfyui.host import input_path, to_image
 from .condition import MAX_SIZE
-from .host import input_path, to_image
 from .types import CATEGORY, schema
 
 TEXT = "the lines below"

@@ -27,9 +27,9 @@ from ..framepack_core.training.cache import (
 )
 from ..framepack_core.training.dataset import TrainMode
 from ..framepack_core.training.encoders import latent_identity, state_identity, text_identity
+from .comfyui.host import show_text, to_image, to_latents
 from .condition import encode_prompt
 from .dataset import TRAINING, Dataset
-from .host import show_text, to_image, to_latents
 from .types import DatasetSocket, advanced, schema
 
 

@@ -19,10 +19,10 @@ from ..framepack_core.runtime.video import probe_encoder
 from ..framepack_core.sampling.plan import HISTORY, Plan
 from ..framepack_core.sampling.probe import probe_transformer
 from ..framepack_core.sampling.sections import LATENT_STRIDE
-from .host import show_text, to_image_latent
+from .comfyui.host import show_text, to_image_latent
+from .comfyui.model import IMAGE_TOKENS, SECTION_PREFIX
+from .comfyui.section_run import check_model, check_model_attention
 from .lora import check_section_loras
-from .model import IMAGE_TOKENS, SECTION_PREFIX
-from .section_run import check_model, check_model_attention
 from .types import CATEGORY, PlanSocket, schema
 
 mm = comfy.model_management

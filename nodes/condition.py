@@ -11,7 +11,7 @@ from torch import Tensor
 from ..framepack_core.models.prompt import END_OF_PROMPT, MAX_PROMPT_TOKENS, system_prefix
 from ..framepack_core.runtime.images import nearest_bucket, resize_and_crop, size_for_area
 from ..framepack_core.sampling.sections import SIZE_MULTIPLE, check_size
-from .host import show_text, to_image, to_latents, to_uint8
+from .comfyui.host import show_text, to_image, to_latents, to_uint8
 from .types import CATEGORY, advanced, schema
 
 BUCKET, AREA, EXACT = "FramePack's sizes (640)", "area", "exact"

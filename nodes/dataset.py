@@ -23,7 +23,7 @@ from ..framepack_core.training.dataset_config import (
     load_datasets,
     parse_datasets,
 )
-from .host import is_inside, show_text
+from .comfyui.host import is_inside, show_text
 from .types import CATEGORY, DatasetSocket, advanced, schema
 
 TRAINING = f"{CATEGORY}/training"

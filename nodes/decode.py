@@ -32,8 +32,8 @@ from ..framepack_core.sampling.decode import (
 )
 from ..framepack_core.sampling.latents import load_latents, save_latents, window_of
 from ..framepack_core.sampling.sections import LATENT_STRIDE, WINDOW
-from .encoders import FramePackVAE
-from .host import WINDOW_KEY, input_path, output_names, to_latent, to_latents
+from .comfyui.encoders import FramePackVAE
+from .comfyui.host import WINDOW_KEY, input_path, output_names, to_latent, to_latents
 from .types import CATEGORY, advanced, schema
 
 mm = comfy.model_management

@@ -26,11 +26,11 @@ from ..framepack_core.runtime.errors import FramePackError
 from ..framepack_core.runtime.files import split_lines
 from ..framepack_core.sampling.plan import Plan
 from ..framepack_core.toyworld import OPPOSITE_LORA
-from .fp8 import layer_weight
-from .host import is_inside, output_names, show_text
-from .merged import PatchedWeights
-from .model import LORA_STRENGTH, managed
-from .section_run import check_model
+from .comfyui.fp8 import layer_weight
+from .comfyui.host import is_inside, output_names, show_text
+from .comfyui.merged import PatchedWeights
+from .comfyui.model import LORA_STRENGTH, managed
+from .comfyui.section_run import check_model
 from .types import CATEGORY, advanced, schema
 
 logger = logging.getLogger(__name__)

@@ -19,8 +19,8 @@ from ..framepack_core.sampling.one_frame import (
     plan_one_frame,
 )
 from ..framepack_core.sampling.sections import LATENT_STRIDE, MAX_WINDOW, WINDOW
-from .host import RunProgress, show_text, to_image_latent, to_latent
-from .section_run import Settings, check_mode, section_run, setting_inputs
+from .comfyui.host import RunProgress, show_text, to_image_latent, to_latent
+from .comfyui.section_run import Settings, check_mode, section_run, setting_inputs
 from .types import CATEGORY, ControlsSocket, advanced, schema
 
 HIDDEN, KEPT = "hidden", "kept"

@@ -20,8 +20,8 @@ from ..framepack_core.runtime.video import ENCODERS, VideoWriter, probe_encoder
 from ..framepack_core.sampling.latents import save_latents
 from ..framepack_core.sampling.plan import FPS
 from ..framepack_core.sampling.sections import LATENT_STRIDE, MAX_WINDOW, WINDOW
+from .comfyui.host import WINDOW_KEY, output_names, to_latents
 from .decode import SAVED, SECTIONS, decode_video
-from .host import WINDOW_KEY, output_names, to_latents
 from .types import CATEGORY, advanced, schema
 
 

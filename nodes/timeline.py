@@ -9,9 +9,9 @@ from torch import Tensor
 from ..framepack_core.runtime.errors import FramePackError
 from ..framepack_core.runtime.images import load_image, resize_and_crop
 from ..framepack_core.sampling.plan import Plan
+from .comfyui.host import input_path, to_image, to_image_latent
 from .condition import encode_prompt
 from .guide import FittedGuide, Guide
-from .host import input_path, to_image, to_image_latent
 
 
 def encode_timeline(plan: Plan, clip: Any, vae: Any, clip_vision: Any) -> Plan:

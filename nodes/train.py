@@ -30,11 +30,11 @@ from ..framepack_core.training.encoders import base_identity
 from ..framepack_core.training.loop import Callbacks, TrainResult, train
 from ..framepack_core.training.metadata import dataset_metadata
 from ..framepack_core.training.samples import sample_writer
+from .comfyui.section_run import check_mode, check_model
+from .comfyui.train_display import TrainingDisplay
 from .dataset import TRAINING, Dataset
 from .lora import applied_loras
-from .section_run import check_mode, check_model
 from .train_config import FP8_SCALED, TrainSettings
-from .train_display import TrainingDisplay
 from .train_samples import Samples
 from .types import (
     DatasetSocket,

@@ -26,11 +26,11 @@ from ..framepack_core.sampling.sections import SIZE_MULTIPLE
 from ..framepack_core.training.config import TrainConfig
 from ..framepack_core.training.samples import PreparedSample, check_prompts, prepare_samples
 from .cache import latent_encoders, text_encoder
+from .comfyui.host import input_path, to_uint8
+from .comfyui.model import LATENT_SCALE
 from .condition import MAX_SIZE
 from .dataset import TRAINING
 from .decode import clip_decoder
-from .host import input_path, to_uint8
-from .model import LATENT_SCALE
 from .types import SamplePromptsSocket, advanced, schema
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "js" / "docs"
 PAGES = sorted(DOCS.glob("FPReel*.md"))
-SOURCES = [*(ROOT / "nodes").glob("*.py"), *(ROOT / "framepack_core").rglob("*.py")]
+SOURCES = [*(ROOT / "nodes").rglob("*.py"), *(ROOT / "framepack_core").rglob("*.py")]
 PICTURE, PICTURES = 60_000, 600_000  # bytes of one, and of all
 LEAST_WIDTH = 300  # pixels, or nobody reads what is on it
 LINK = re.compile(r"!?\[([^\]]*)\]\(([^)\s]+)\)")
@@ -39,7 +39,7 @@ def mistakes(page: Path) -> list[str]:
 def test_every_node_has_a_page() -> None:
     declared = {
         name
-        for path in (ROOT / "nodes").glob("*.py")
+        for path in (ROOT / "nodes").rglob("*.py")
         for name in re.findall(r'node_id="(\w+)"', read(path))
     }
     assert {page.stem for page in PAGES} == declared

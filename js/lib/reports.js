@@ -1,4 +1,4 @@
-// Reports of runs: the sum of their messages, as nodes/live.py keeps it too; no DOM.
+// Reports of runs: the sum of their messages, as nodes/comfyui/live.py keeps it too; no DOM.
 
 const GATHERED = { "fpreel.section": ["done"], "fpreel.training": ["losses", "samples"] };
 

@@ -78,7 +78,7 @@ def test_results_are_accessible(page: ComfyPage) -> None:
 
 
 def test_training_is_accessible(themed_page: ComfyPage, server: Server) -> None:
-    """In every state that nodes/train_display.py tells, with samples that do not fit beside."""
+    """In every state that train_display.py tells, with samples that do not fit beside."""
     page, workflow = themed_page, read(TRAIN) | {"id": str(uuid.uuid4())}
     page.load(workflow)
     progress = {"step": 30, "steps": 40, "lr": 1e-4, "speed": 0.4, "remaining": 25}
@@ -165,7 +165,7 @@ def read_out(
 
 
 def tell(page: ComfyPage, workflow: dict[str, Any], node_type: str, news: dict[str, Any]) -> None:
-    """A message of a run to its node, as nodes/live.py sends it."""
+    """A message of a run to its node, as nodes/comfyui/live.py sends it."""
     node = next(node for node in workflow["nodes"] if node["type"] == node_type)
     run = {"event": EVENTS[node_type], "run": "a", "workflow": workflow["id"], "elapsed": 75}
     page.node(

@@ -78,7 +78,7 @@ def check_sections_take_prompt_image_and_guidance_as_in_the_core() -> float:
     guided = guide(guided, "-1", conditioning=text(prompt), guidance=4.0, seed=11)
     ours = sample(plan=guided)
 
-    (pixels,) = pack("nodes.host").to_uint8(other.image)
+    (pixels,) = pack("nodes.comfyui.host").to_uint8(other.image)
     snapshot = pack("framepack_core.models.build").load_snapshot(
         pack("framepack_core.toyworld").SNAPSHOT, dtype=torch.float32
     )
@@ -97,7 +97,7 @@ def check_sections_take_prompt_image_and_guidance_as_in_the_core() -> float:
 
 def check_end_image_is_that_of_the_core() -> Any:
     other, flow = other_scene(), pack("framepack_core.sampling.generate")
-    end = other.start["samples"] * pack("nodes.model").LATENT_SCALE
+    end = other.start["samples"] * pack("nodes.comfyui.model").LATENT_SCALE
     measured = {}
     for policy in ("persistent", "first_section"):
         (ended,) = run(
@@ -203,7 +203,7 @@ def check_one_frame_is_that_of_the_core() -> Any:
     second = partial(control, other.start, 10, mask=mask, controls=control(scene().start, 0))
     levels = (255 * (1 - mask[0])).byte().numpy()
     hidden = masks.latent_mask(levels, 64, 64)
-    scale = pack("nodes.model").LATENT_SCALE
+    scale = pack("nodes.comfyui.model").LATENT_SCALE
     latents = torch.cat([core().start, other.start["samples"] * scale], dim=2)
     measured = {}
     for name, options, post in (
@@ -285,7 +285,7 @@ def check_existing_video_grows_as_in_the_core() -> Any:
         if direction == "backward":
             kept, existing = ours[:, :, -existing.shape[2] + 1 :], existing[:, :, 1:]
         assert torch.equal(kept, existing) or difference(kept, existing) < 1e-5, name
-        latents = existing * pack("nodes.model").LATENT_SCALE
+        latents = existing * pack("nodes.comfyui.model").LATENT_SCALE
         if direction == "backward":
             latents = torch.cat([core().start, latents], dim=2)
         expected = flow.extend(
@@ -313,10 +313,10 @@ def check_plan_of_the_other_mode_is_refused_or_warned_of() -> Any:
     shutil.copytree(pack("framepack_core.toyworld").SNAPSHOT / "transformer", folder)
     folder_paths.filename_list_cache.clear()
     (model,) = run("FPReelLoadModel", model=folder.name, precision="auto")
-    with warnings_of("nodes.section_run") as said:
+    with warnings_of("nodes.comfyui.section_run") as said:
         assert torch.equal(sample(model), sample())
     assert len(said) == 1 and said[0].startswith("model: its name says f1, but FramePack Plan says")
-    with warnings_of("nodes.section_run") as quiet:
+    with warnings_of("nodes.comfyui.section_run") as quiet:
         sample(toy().model)
     assert not quiet
     return refused, said
@@ -358,7 +358,7 @@ def check_names_of_the_released_models_tell_their_mode() -> None:
 
 def check_single_files_take_the_tokenizers_that_comfyui_brings() -> str:
     """Toy World's stand in for them, whose vocabulary is larger than the toy encoders'."""
-    encoders, files = pack("nodes.encoders"), pack("framepack_core.weights.files")
+    encoders, files = pack("nodes.comfyui.encoders"), pack("framepack_core.weights.files")
     snapshot, folder = pack("framepack_core.toyworld").SNAPSHOT, BASE / "models" / "text_encoders"
     for name, component in (("llama", "text_encoder"), ("clip_l", "text_encoder_2")):
         weights = files.open_weights(sorted((snapshot / component).glob("*.safetensors")))

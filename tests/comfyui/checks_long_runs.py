@@ -39,7 +39,7 @@ def counted(
     stop_in: int | None = None, reason: type[BaseException] | None = None
 ) -> Iterator[list]:
     """The orders of the sections that are really made; `reason` is raised in the one to stop in."""
-    section_run, made = pack("nodes.section_run").SectionRun, []
+    section_run, made = pack("nodes.comfyui.section_run").SectionRun, []
     original = section_run.__call__
 
     def call(self: Any, task: Any) -> torch.Tensor:

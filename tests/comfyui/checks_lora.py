@@ -62,7 +62,7 @@ def load(name: str, precision: str = "fp32") -> Any:
 def answer(model: Any) -> torch.Tensor:
     """What two steps with fixed inputs make, which reach every parameter."""
     given = guided()
-    values = pack("nodes.model").section_conditions(
+    values = pack("nodes.comfyui.model").section_conditions(
         context(), torch.tensor([[1, 2]]), given.image_embeds
     )
     positive = [[given.text.text, {"pooled_output": given.text.pooled}]]
@@ -435,7 +435,7 @@ def layer_effects(model: Any, use: Any) -> dict[str, torch.Tensor]:
         x = randn(500, layer.in_features).to(dit.dtype)
         before = layer(x)
         applied = pack("framepack_core.lora.apply").apply_loras(
-            dit, [use], pack("nodes.fp8").layer_weight
+            dit, [use], pack("nodes.comfyui.fp8").layer_weight
         )
         found[name] = (layer(x) - before).float()
         applied.remove()
@@ -445,7 +445,7 @@ def layer_effects(model: Any, use: Any) -> dict[str, torch.Tensor]:
 def check_lora_on_scaled_fp8_keeps_its_effect() -> Any:
     """At least 99 % of its norm in bf16, layer by layer; and in the latents of Toy World."""
     snapshot = pack("framepack_core.toyworld").SNAPSHOT / "transformer"
-    loader = pack("nodes.model").load_model
+    loader = pack("nodes.comfyui.model").load_model
     models = {p: loader(snapshot, torch.bfloat16, None, p) for p in ("full", "fp8_scaled")}
     nodes = pack("nodes.lora")
     use, *_ = nodes.read_loras(models["full"], [(nodes.lora_path(OPPOSITE), 1.0)], "", "")
@@ -484,7 +484,7 @@ def check_patches_applied_while_streaming_mean_the_whole_weight() -> Any:
     name = "transformer_blocks.0.attn.to_q"
     layer, key = base.model.diffusion_model.get_submodule(name), f"diffusion_model.{name}.weight"
     x, change = randn(3, layer.in_features), 0.1 * randn(*layer.weight.shape, seed=5)
-    whole = pack("nodes.fp8").layer_weight(layer, torch.device("cpu"))
+    whole = pack("nodes.comfyui.fp8").layer_weight(layer, torch.device("cpu"))
     patched = base.clone()
     patched.add_patches({key: ("diff", (change,))}, 0.5)
     function = comfy.model_patcher.LowVramPatch(
@@ -571,7 +571,7 @@ def check_saving_keeps_what_is_in_fp8_and_unchanged() -> None:
 
 def check_attention_choices() -> Any:
     snapshot = pack("framepack_core.toyworld").SNAPSHOT / "transformer"
-    loader = pack("nodes.model").load_model
+    loader = pack("nodes.comfyui.model").load_model
     base, measured = sample(), {}
     for name in ("pytorch", "split", "sub_quad"):
         measured[name] = difference(sample(loader(snapshot, attention=name)), base)

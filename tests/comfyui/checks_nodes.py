@@ -112,7 +112,7 @@ def check_sampler_custom_advanced_runs_the_model_with_our_solver() -> None:
         "SamplerCustomAdvanced",
         noise=noise,
         guider=guider,
-        sampler=pack("nodes.section_run").unipc("bh2"),
+        sampler=pack("nodes.comfyui.section_run").unipc("bh2"),
         sigmas=sigmas,
         latent_image={"samples": torch.zeros(1, 16, 2, 8, 8)},
     )
@@ -254,7 +254,7 @@ def ruinable_networks() -> dict[str, tuple[torch.nn.Module, Callable[[], torch.T
     own = toy.__wrapped__()
     tokens = own.clip.tokenize("a red circle moves left")
     model, stage, vision = own.model.model, own.clip.cond_stage_model, own.vision
-    move = pack("nodes.encoders").move_buffers
+    move = pack("nodes.comfyui.encoders").move_buffers
 
     def model_forward() -> torch.Tensor:
         history = {"framepack_clean": 2, "framepack_clean_2x": 2, "framepack_clean_4x": 16}
@@ -442,7 +442,7 @@ def check_canvas_fits_both_images() -> None:
 def check_native_vae_nodes_work_on_our_vae() -> Any:
     build = pack("framepack_core.models.build")
     core = build.load_vae(pack("framepack_core.toyworld").SNAPSHOT / "vae", dtype=torch.float32)
-    scale = pack("nodes.model").LATENT_SCALE
+    scale = pack("nodes.comfyui.model").LATENT_SCALE
     frames = torch.rand(5, 64, 64, 3, generator=torch.Generator().manual_seed(1))
     (latent,) = run("VAEEncode", pixels=frames, vae=toy().vae)
     with torch.no_grad():
@@ -703,7 +703,7 @@ def check_choices_show_a_sharded_model_once_and_folders() -> None:
         (models / name).parent.mkdir(parents=True, exist_ok=True)
         (models / name).touch()
     folder_paths.filename_list_cache.clear()
-    host = pack("nodes.host")
+    host = pack("nodes.comfyui.host")
     choices = host.model_choices("dit")
     shards = [name for name in choices if name.startswith("m/")]
     assert shards == ["m/model-00001-of-00002.safetensors"]

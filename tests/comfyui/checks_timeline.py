@@ -34,7 +34,7 @@ def planned(*sections: dict[str, Any], **connected: Any) -> Any:
 
 def saved(name: str, image: torch.Tensor) -> str:
     """Put an IMAGE into the input folder."""
-    (pixels,) = pack("nodes.host").to_uint8(image)
+    (pixels,) = pack("nodes.comfyui.host").to_uint8(image)
     Image.fromarray(pixels).save(BASE / "input" / name)
     return name
 
@@ -97,7 +97,7 @@ def check_timeline_sees_a_changed_image() -> None:
 def check_run_reports_sections_and_clips() -> None:
     """Every section with a clip of its frames; the sum is what a page opened later gets."""
     sample(plan=plan(sections=2), vae=toy().vae, ledger=False)
-    report = pack("nodes.live").reports()[-1]
+    report = pack("nodes.comfyui.live").reports()[-1]
     assert (report["event"], report["node"], report["state"]) == ("fpreel.section", "1", "finished")
     assert (report["sections"], report["frames"], report["fps"]) == (2, 17, 30)
     assert [done["section"] for done in report["done"]] == [1, 0]
@@ -109,7 +109,7 @@ def check_run_reports_sections_and_clips() -> None:
 
 
 def check_a_report_gathers_lists_and_forgets_old_runs() -> None:
-    live = pack("nodes.live")
+    live = pack("nodes.comfyui.live")
     hidden = SimpleNamespace(unique_id="7", extra_pnginfo={"workflow": {"id": "w"}})
     for run_number in range(2):
         report = live.Report("fpreel.test", hidden, gathered=("losses",))

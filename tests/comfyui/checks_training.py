@@ -115,7 +115,7 @@ def pack_nodes() -> Any:
 def check_cancelling_loses_nothing() -> None:
     """Cancelled in the middle and run again, it is the run that never was cancelled."""
     straight = small_train("straight", steps=6)
-    display = pack("nodes.train_display").TrainingDisplay
+    display = pack("nodes.comfyui.train_display").TrainingDisplay
     original = display.on_step
 
     def cancel(self: Any, report: Any) -> None:
@@ -162,7 +162,9 @@ def check_samples_come_while_training() -> list[str]:
         image=scene().image,
     )
     shown: list[str] = []
-    with mock.patch.object(pack("nodes.train_display"), "show_text", lambda _, t: shown.append(t)):
+    with mock.patch.object(
+        pack("nodes.comfyui.train_display"), "show_text", lambda _, t: shown.append(t)
+    ):
         small_train("sampled", samples=samples, folder="output/loras")
     assert "step 4: making samples" in shown and shown[-1] == "finished"
     folder = BASE / "output" / "loras"
@@ -170,7 +172,7 @@ def check_samples_come_while_training() -> list[str]:
     assert made == ["sampled_000000_00_3.mp4", "sampled_000004_00_3.mp4"]
     video, _ = pack("framepack_core.runtime.video").read_video(folder / "sample" / made[0])
     assert video.shape == (37, 64, 64, 3)
-    live = pack("nodes.live").reports()[-1]
+    live = pack("nodes.comfyui.live").reports()[-1]
     assert live["event"] == "fpreel.training" and live["state"] == "finished"
     assert [step for step, _ in live["losses"]] == [1, 2, 3, 4]
     assert [entry["filename"] for entry in live["samples"]] == made
@@ -199,7 +201,7 @@ def dataset_folder() -> Path:
 def one_frame_toml() -> str:
     folder = BASE / "input" / "pictures"
     save = pack("framepack_core.runtime.images").save_png
-    (pixels,) = pack("nodes.host").to_uint8(scene().image)
+    (pixels,) = pack("nodes.comfyui.host").to_uint8(scene().image)
     for name in ("images", "controls"):
         (folder / name).mkdir(parents=True, exist_ok=True)
         save(folder / name / "a.png", pixels)
@@ -292,7 +294,7 @@ def check_workflows_name_nothing_outside() -> None:
 
 def check_sample_pictures_are_those_of_the_input_folder() -> None:
     picture = BASE / "x.png"
-    pixels = pack("nodes.host").to_uint8(scene().image)[0]
+    pixels = pack("nodes.comfyui.host").to_uint8(scene().image)[0]
     pack("framepack_core.runtime.images").save_png(picture, pixels)
     inputs = {"clip": toy().clip, "vae": toy().vae, "clip_vision": toy().vision}
     due = {"every_steps": 1, "at_first": True, "width": 64, "height": 64, "sections": 1}

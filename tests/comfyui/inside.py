@@ -58,7 +58,7 @@ def start() -> None:
 
 
 def pack(name: str) -> Any:
-    """A module of the loaded pack, such as "nodes.model"."""
+    """A module of the loaded pack, such as "nodes.comfyui.model"."""
     init = str(PACK / "__init__.py")
     root = next(name for name, m in sys.modules.items() if getattr(m, "__file__", None) == init)
     return importlib.import_module(f"{root}.{name}")
@@ -128,7 +128,7 @@ def core(mode: str = "framepack") -> SimpleNamespace:
     snapshot = build.load_snapshot(
         pack("framepack_core.toyworld").SNAPSHOT, f1=mode == "f1", dtype=torch.float32
     )
-    (pixels,) = pack("nodes.host").to_uint8(scene().image)
+    (pixels,) = pack("nodes.comfyui.host").to_uint8(scene().image)
     embeds = snapshot.image_encoder.encode(pixels)
 
     def guided(prompt: str) -> Any:
@@ -167,7 +167,7 @@ def headless(mode: str = "framepack", **options: Any) -> torch.Tensor:
 
 def unscaled(latents: torch.Tensor) -> torch.Tensor:
     """Model-ready latents as ComfyUI's LATENT holds them."""
-    return latents / pack("nodes.model").LATENT_SCALE
+    return latents / pack("nodes.comfyui.model").LATENT_SCALE
 
 
 def error_of(action: Callable[[], Any]) -> str:

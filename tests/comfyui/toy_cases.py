@@ -283,7 +283,7 @@ def masked_control(cases: int, steps: int) -> Measured:
             control({"samples": latent}, 10, mask=mask[None], masked_part=part)[0].latent
             for latent, mask in zip(reference["samples"].split(1), weights, strict=True)
         ]
-        scale = pack("nodes.model").LATENT_SCALE
+        scale = pack("nodes.comfyui.model").LATENT_SCALE
         return control({"samples": torch.cat(each) / scale}, 10, controls=first)
 
     return (

@@ -18,11 +18,11 @@ import comfy.sd
 import torch
 from torch import Tensor, nn
 
-from ..framepack_core.models import build
-from ..framepack_core.models.image import preprocess
-from ..framepack_core.models.text import PromptTokens, TextEncoders, clip_pooled, llama_states
-from ..framepack_core.models.vae import AutoencoderKL
-from ..framepack_core.weights.layouts import Component
+from ...framepack_core.models import build
+from ...framepack_core.models.image import preprocess
+from ...framepack_core.models.text import PromptTokens, TextEncoders, clip_pooled, llama_states
+from ...framepack_core.models.vae import AutoencoderKL
+from ...framepack_core.weights.layouts import Component
 from .host import to_uint8
 from .model import LATENT_SCALE, managed
 

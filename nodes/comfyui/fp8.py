@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from ..framepack_core.weights.fp8 import ScaledWeight, dequantize, rescale
+from ...framepack_core.weights.fp8 import ScaledWeight, dequantize, rescale
 
 
 class ScaledLinear(ScaledWeight, comfy.ops.manual_cast.Linear):

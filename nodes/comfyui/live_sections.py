@@ -15,11 +15,11 @@ import folder_paths
 import latent_preview
 from torch import Tensor
 
-from ..framepack_core.runtime.errors import FramePackError
-from ..framepack_core.runtime.video import VideoWriter
-from ..framepack_core.sampling.generate import SectionDone
-from ..framepack_core.sampling.plan import FPS, Plan
-from ..framepack_core.sampling.sections import LATENT_STRIDE
+from ...framepack_core.runtime.errors import FramePackError
+from ...framepack_core.runtime.video import VideoWriter
+from ...framepack_core.sampling.generate import SectionDone
+from ...framepack_core.sampling.plan import FPS, Plan
+from ...framepack_core.sampling.sections import LATENT_STRIDE
 from .host import RunProgress, strip_of, to_latent, to_uint8
 from .live import Report
 

@@ -16,11 +16,11 @@ import folder_paths
 from comfy_api.latest import ui
 from PIL import Image
 
-from ..framepack_core.runtime.images import load_image
-from ..framepack_core.runtime.video import contact_sheet, read_video
-from ..framepack_core.training.loop import StepReport
-from ..framepack_core.training.samples import PreparedSample
-from .cache import duration
+from ...framepack_core.runtime.images import load_image
+from ...framepack_core.runtime.video import contact_sheet, read_video
+from ...framepack_core.training.loop import StepReport
+from ...framepack_core.training.samples import PreparedSample
+from ..cache import duration
 from .host import show_text
 from .live import Report
 

@@ -22,14 +22,14 @@ import comfy.supported_models_base
 import torch
 from torch import Tensor, nn
 
-from ..framepack_core.models import build
-from ..framepack_core.models.dit import DiTConfig, FramePackDiT
-from ..framepack_core.models.packing import Context
-from ..framepack_core.models.prompt import TextCondition
-from ..framepack_core.runtime.errors import FramePackError
-from ..framepack_core.sampling.flow import GUIDANCE, TIME_SCALE
-from ..framepack_core.sampling.sections import Mode
-from ..framepack_core.weights.fp8 import SCALE, Precision
+from ...framepack_core.models import build
+from ...framepack_core.models.dit import DiTConfig, FramePackDiT
+from ...framepack_core.models.packing import Context
+from ...framepack_core.models.prompt import TextCondition
+from ...framepack_core.runtime.errors import FramePackError
+from ...framepack_core.sampling.flow import GUIDANCE, TIME_SCALE
+from ...framepack_core.sampling.sections import Mode
+from ...framepack_core.weights.fp8 import SCALE, Precision
 from .fp8 import ScaledOps
 
 mm = comfy.model_management

@@ -16,18 +16,19 @@ from comfy_api.latest import io
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..framepack_core.runtime.errors import FramePackError
-from ..framepack_core.sampling.flow import GUIDANCE, RopeScaling, combine_cfg
-from ..framepack_core.sampling.generate import SamplerConfig, SectionTask
-from ..framepack_core.sampling.plan import Mode, Section
-from ..framepack_core.sampling.sanity_checks import check_attention
-from ..framepack_core.sampling.step_cache import (
+from ...framepack_core.runtime.errors import FramePackError
+from ...framepack_core.sampling.flow import GUIDANCE, RopeScaling, combine_cfg
+from ...framepack_core.sampling.generate import SamplerConfig, SectionTask
+from ...framepack_core.sampling.plan import Mode, Section
+from ...framepack_core.sampling.sanity_checks import check_attention
+from ...framepack_core.sampling.step_cache import (
     MagCache,
     MagCacheConfig,
     StepCacheFactory,
     TeaCache,
 )
-from ..framepack_core.sampling.unipc import Variant, sample_unipc
+from ...framepack_core.sampling.unipc import Variant, sample_unipc
+from ..types import advanced
 from .host import RunProgress
 from .model import (
     LATENT_SCALE,
@@ -38,7 +39,6 @@ from .model import (
     find_attention,
     section_conditions,
 )
-from .types import advanced
 
 logger = logging.getLogger(__name__)
 

@@ -9,9 +9,9 @@ import comfy.lora
 import torch
 from torch import Tensor
 
-from ..framepack_core.lora.apply import LoraUse, MergeLoras
-from ..framepack_core.weights.files import TensorInfo
-from ..framepack_core.weights.fp8 import FP8, SCALE
+from ...framepack_core.lora.apply import LoraUse, MergeLoras
+from ...framepack_core.weights.files import TensorInfo
+from ...framepack_core.weights.fp8 import FP8, SCALE
 
 PREFIX = "diffusion_model."
 

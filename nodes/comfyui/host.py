@@ -17,8 +17,8 @@ from PIL import Image
 from server import PromptServer
 from torch import Tensor
 
-from ..framepack_core.runtime.errors import FramePackError
-from ..framepack_core.weights.layouts import F1_FOLDER, FOLDERS, SHARD, Component
+from ...framepack_core.runtime.errors import FramePackError
+from ...framepack_core.weights.layouts import F1_FOLDER, FOLDERS, SHARD, Component
 from .model import LATENT_SCALE
 
 LATENT_CHANNELS = 16
