@@ -27,8 +27,9 @@ from framepack_core.models.dit import DiTConfig, FramePackDiT
 from framepack_core.models.text import clip_model, llama_model
 from framepack_core.runtime.errors import FramePackError
 from framepack_core.toyworld import SNAPSHOT
+from framepack_core.weights import tokenizers
 from framepack_core.weights.files import open_weights, save_weights
-from framepack_core.weights.layouts import find_component
+from framepack_core.weights.layouts import TOKENIZERS, find_component
 
 COMPONENTS = {
     "transformer": "dit",
@@ -347,13 +348,13 @@ def test_without_any_tokenizer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         assert options["local_files_only"], "the hub may only be asked when allowed"
         raise FileNotFoundError
 
-    monkeypatch.setattr(build, "snapshot_download", not_cached)
+    monkeypatch.setattr(tokenizers, "snapshot_download", not_cached)
     llama, clip = lone_encoders(tmp_path)
     with pytest.raises(FramePackError) as error:
         load_text_encoders(llama, clip)
     assert str(error.value) == (
-        f"{llama} has no tokenizer: put the folder tokenizer/ of "
-        "https://huggingface.co/hunyuanvideo-community/HunyuanVideo beside it"
+        f"{llama} has no tokenizer; get it with: hf download hunyuanvideo-community/HunyuanVideo "
+        '--include "tokenizer/*" "tokenizer_2/*"'
     )
 
 
@@ -361,7 +362,7 @@ def test_without_any_tokenizer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_tokenizers_of_the_cache_then_of_the_hub(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cached: bool
 ) -> None:
-    calls = []
+    calls, said = [], []
 
     def download(repository: str, *, allow_patterns: list[str], local_files_only: bool) -> str:
         calls.append((repository, *allow_patterns, local_files_only))
@@ -369,14 +370,33 @@ def test_tokenizers_of_the_cache_then_of_the_hub(
             raise FileNotFoundError
         return str(SNAPSHOT)
 
-    monkeypatch.setattr(build, "snapshot_download", download)
-    encoders = load_text_encoders(*lone_encoders(tmp_path), allow_download=True)
+    monkeypatch.setattr(tokenizers, "snapshot_download", download)
+    encoders = load_text_encoders(*lone_encoders(tmp_path), fetch=said.append)
     assert encoders.clip_tokenizer("a")["input_ids"][1] == 320
     repository = "hunyuanvideo-community/HunyuanVideo"
     tried = [True] if cached else [True, False]
     assert calls == [
         (repository, f"{name}/*", local) for name in ("tokenizer", "tokenizer_2") for local in tried
     ]
+    assert len(said) == (0 if cached else 2)
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_tokenizers_of_comfyui(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, named: bool
+) -> None:
+    """Of the ComfyUI around the weights, or of the one that COMFYUI_PATH names."""
+    monkeypatch.setattr(tokenizers, "snapshot_download", lambda *_, **__: pytest.fail("asked"))
+    root = tmp_path / "ComfyUI"
+    for component, folder in tokenizers.COMFYUI.items():
+        name = TOKENIZERS[component]
+        shutil.copytree(SNAPSHOT / name, root / folder)
+    models = tmp_path / "elsewhere" if named else root / "models" / "text_encoders"
+    models.mkdir(parents=True)
+    if named:
+        monkeypatch.setenv("COMFYUI_PATH", str(root))
+    encoders = load_text_encoders(*lone_encoders(models))
+    assert encoders.clip_tokenizer("a")["input_ids"][1] == 320
 
 
 # --- memory --------------------------------------------------------------------------------------

@@ -7,13 +7,12 @@ is a view of its file; any other is converted by itself.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download
 from torch import Tensor, nn
 from transformers import CLIPTokenizer, PreTrainedTokenizerFast
 
@@ -22,15 +21,14 @@ from ..weights.files import open_weights
 from ..weights.fp8 import Fp8Ops, Precision, ScaledFiles, is_block_linear
 from ..weights.layouts import (
     TITLES,
-    TOKENIZERS,
     Component,
     ComponentFiles,
     find_component,
     find_snapshot,
-    is_tokenizer,
 )
 from ..weights.names import explain_mismatch, to_internal
 from ..weights.state import ModelState, Source, Storage, Transform
+from ..weights.tokenizers import find_tokenizer
 from .attention import Attention, sdpa
 from .dit import DiTConfig, FramePackDiT
 from .image import SIGLIP_CONFIG, ImageEncoder, siglip_model
@@ -38,7 +36,6 @@ from .text import CLIP_CONFIG, LLAMA_CONFIG, TextEncoders, Tokenizer, clip_model
 from .vae import AutoencoderKL, VAEConfig
 
 HEAD_DIM = 128  # of the released DiT; no shape in a file tells it apart from the number of heads
-TOKENIZER_REPOSITORY = "hunyuanvideo-community/HunyuanVideo"
 
 
 @dataclass(frozen=True)
@@ -186,20 +183,19 @@ def load_text_encoders(
     device: torch.device | str = "cpu",
     ops: Any = nn,
     tokenizers: Mapping[Component, Path] | None = None,
-    allow_download: bool = False,
+    fetch: Callable[[str], None] | None = None,
     llama_precision: Precision = "auto",
 ) -> TextEncoders:
     """LLaMA and CLIP-L with their tokenizers.
 
-    Tokenizers lie beside or above the weights, else in the folders of `tokenizers` if there are
-    any, or in the Hugging Face cache; `allow_download` lets them be fetched. Raises FramePackError
-    that says where to put them. llama_precision "fp8" casts LLaMA's linear layers, which then still
-    compute in `dtype`; the others are as for the DiT.
+    Tokenizers are found by `find_tokenizer`, `tokenizers` being its spare folders; with `fetch` they
+    may be downloaded. Raises FramePackError that says how to get them. llama_precision "fp8" casts
+    LLaMA's linear layers, which then still compute in `dtype`; the others are as for the DiT.
     """
     # Tokenizers first: they are what is most often not there, and cost nothing to look for.
     tokenizers = tokenizers or {}
-    llama_tokenizer = _tokenizer("llama", llama_path, tokenizers.get("llama"), allow_download)
-    clip_tokenizer = _tokenizer("clip", clip_path, tokenizers.get("clip"), allow_download)
+    llama_tokenizer = _tokenizer("llama", llama_path, tokenizers.get("llama"), fetch)
+    clip_tokenizer = _tokenizer("clip", clip_path, tokenizers.get("clip"), fetch)
     return TextEncoders(
         llama=_load_hugging_face("llama", llama_path, dtype, device, ops, llama_precision),
         clip=_load_hugging_face("clip", clip_path, dtype, device, ops),
@@ -389,12 +385,12 @@ def _fill(model: Any, state: Mapping[str, Tensor], device: torch.device | str) -
 
 
 def _tokenizer(
-    component: Component, path: Path | str, spare: Path | None, allow_download: bool
+    component: Component,
+    path: Path | str,
+    spare: Path | None,
+    fetch: Callable[[str], None] | None,
 ) -> Tokenizer:
-    folder = find_component(path, component).tokenizer
-    if folder is None and spare is not None and is_tokenizer(spare):
-        folder = spare
-    folder = folder or _shared_tokenizer(component, path, allow_download)
+    folder = find_tokenizer(path, component, spare=spare, fetch=fetch)
     # The tokenizer.json of LLaMA 3 says all; the class its config names differs by version.
     kind = PreTrainedTokenizerFast if component == "llama" else CLIPTokenizer
     try:
@@ -403,21 +399,3 @@ def _tokenizer(
         raise FramePackError(
             f"{folder} is not a usable tokenizer ({error}): download it again"
         ) from error
-
-
-def _shared_tokenizer(component: Component, path: Path | str, allow_download: bool) -> Path:
-    """The released tokenizer, which single-file encoders leave out, from the local cache or hub."""
-    name = TOKENIZERS[component]
-    for local in (True, False) if allow_download else (True,):
-        try:
-            root = snapshot_download(
-                TOKENIZER_REPOSITORY, allow_patterns=[f"{name}/*"], local_files_only=local
-            )
-        except (OSError, ValueError):
-            continue
-        if is_tokenizer(Path(root) / name):
-            return Path(root) / name
-    raise FramePackError(
-        f"{path} has no tokenizer: put the folder {name}/ of "
-        f"https://huggingface.co/{TOKENIZER_REPOSITORY} beside it"
-    )
