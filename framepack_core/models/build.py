@@ -188,8 +188,8 @@ def load_text_encoders(
 ) -> TextEncoders:
     """LLaMA and CLIP-L with their tokenizers.
 
-    Tokenizers are found by `find_tokenizer`, `tokenizers` being its spare folders; with `fetch` they
-    may be downloaded. Raises FramePackError that says how to get them. llama_precision "fp8" casts
+    Tokenizers are found by `find_tokenizer`, `tokenizers` being its spare folders; with `fetch` it
+    may download them. Raises FramePackError that says how to get them. llama_precision "fp8" casts
     LLaMA's linear layers, which then still compute in `dtype`; the others are as for the DiT.
     """
     # Tokenizers first: they are what is most often not there, and cost nothing to look for.
