@@ -8,7 +8,6 @@ from collections.abc import Callable
 from typing import Any, NoReturn, get_args
 
 import comfy.model_management
-import comfy.utils
 import torch
 from comfy_api.latest import io
 from torch import Tensor
@@ -27,7 +26,7 @@ from ..framepack_core.training.cache import (
 )
 from ..framepack_core.training.dataset import TrainMode
 from ..framepack_core.training.encoders import latent_identity, state_identity, text_identity
-from .comfyui.host import show_text, to_image, to_latents
+from .comfyui.host import NodeBar, NodeText, show_text, to_image, to_latents
 from .condition import encode_prompt
 from .dataset import TRAINING, Dataset
 from .types import DatasetSocket, advanced, schema
@@ -212,14 +211,13 @@ def text_encoder(clip: Any) -> TextEncoder:
 
 
 def _progress(node_id: str, what: str) -> Callable[[CacheProgress], None]:
-    bar, start = comfy.utils.ProgressBar(1), time.monotonic()
+    label, bar, start = NodeText(node_id), NodeBar(), time.monotonic()
 
     def on_item(progress: CacheProgress) -> None:
         left = (time.monotonic() - start) / progress.encoded * (progress.total - progress.done)
         text = f"{progress.done} of {progress.total} {what}, {duration(left)} left"
-        show_text(node_id, f"{text}\n{progress.name}")
-        bar.update_absolute(progress.done, progress.total)
-        comfy.model_management.throw_exception_if_processing_interrupted()
+        label.show(f"{text}\n{progress.name}")
+        bar.move_to(progress.done, progress.total)
 
     return on_item
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import logging
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -12,7 +11,6 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import comfy.model_management
-import comfy.utils
 import folder_paths
 import torch
 from comfy.cli_args import args as comfy_args
@@ -20,6 +18,7 @@ from comfy_api.latest import io, ui
 from torch import Tensor
 
 from ..framepack_core.models.vae import AutoencoderKL
+from ..framepack_core.runtime.display import warn
 from ..framepack_core.runtime.files import natural_key
 from ..framepack_core.sampling.decode import (
     CHUNKS,
@@ -33,11 +32,10 @@ from ..framepack_core.sampling.decode import (
 from ..framepack_core.sampling.latents import load_latents, save_latents, window_of
 from ..framepack_core.sampling.sections import LATENT_STRIDE, WINDOW
 from .comfyui.encoders import FramePackVAE
-from .comfyui.host import WINDOW_KEY, input_path, output_names, to_latent, to_latents
+from .comfyui.host import WINDOW_KEY, NodeBar, input_path, output_names, to_latent, to_latents
 from .types import CATEGORY, advanced, schema
 
 mm = comfy.model_management
-logger = logging.getLogger(__name__)
 
 SECTIONS, WHOLE = "sections", "whole"
 SAVED = "latents"  # folder in ComfyUI's output
@@ -108,7 +106,7 @@ def decode_video(
     mode: str,
     tile: int,
     window: int,
-    say: Callable[[str], None] = logger.warning,
+    say: Callable[[str], None] = warn,
 ) -> Iterator[Tensor]:
     """Clips [1, 3, F, H, W] in -1..1, in order of time, of unscaled latents [1, 16, T, h, w]."""
     if mode == WHOLE or latents.shape[2] == 1:
@@ -132,7 +130,7 @@ def clip_decoder(
     longest: Tensor,
     tile: int = 0,
     calls: int = 1,
-    say: Callable[[str], None] = logger.warning,
+    say: Callable[[str], None] = warn,
 ) -> Callable[[Tensor], Tensor]:
     """Unscaled latents [1, 16, T, h, w] to pixels [1, 3, F, H, W] about -1..1, in `calls` calls.
 
@@ -140,9 +138,11 @@ def clip_decoder(
     """
     vae = copy.copy(vae)
     vae.process_output = lambda pixels: pixels  # clipped after the cross-fades, not before
-    bar, whole, own = comfy.utils.ProgressBar(calls), _without_fallback(vae), _own_vae(vae)
+    bar, whole, own = NodeBar(calls), _without_fallback(vae), _own_vae(vae)
+    done = 0
 
     def decode(latents: Tensor, frugality: Frugality) -> Tensor:
+        nonlocal done
         mm.throw_exception_if_processing_interrupted()
         side = (frugality.tile or 0) // vae.spacial_compression_decode()
         with _chunks(own, frugality.chunk):
@@ -150,7 +150,8 @@ def clip_decoder(
                 pixels = vae.decode_tiled(latents, tile_x=side, tile_y=side, overlap=side // 4)
             else:
                 pixels = whole.decode(latents)
-        bar.update(1)
+        done += 1
+        bar.move_to(done, calls)
         return pixels.movedim(-1, 1)
 
     # Of VAEs that are not ours no chunks can be made smaller.

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 from typing import Any
@@ -22,18 +21,17 @@ from ..framepack_core.lora.apply import LoraUse, apply_loras, open_loras
 from ..framepack_core.lora.files import Lora
 from ..framepack_core.models.build import dit_shapes, dit_state_of
 from ..framepack_core.models.merge import merged_from, write_dit
+from ..framepack_core.runtime.display import warn
 from ..framepack_core.runtime.errors import FramePackError
 from ..framepack_core.runtime.files import split_lines
 from ..framepack_core.sampling.plan import Plan
 from ..framepack_core.toyworld import OPPOSITE_LORA
 from .comfyui.fp8 import layer_weight
-from .comfyui.host import is_inside, output_names, show_text
+from .comfyui.host import NodeBar, is_inside, output_names, show_text
 from .comfyui.merged import PatchedWeights
 from .comfyui.model import LORA_STRENGTH, managed
 from .comfyui.section_run import check_model
 from .types import CATEGORY, advanced, schema
-
-logger = logging.getLogger(__name__)
 
 LORA = f"{CATEGORY}/lora"
 KEY = "framepack_lora"
@@ -140,7 +138,7 @@ def check_section_loras(plan: Plan, model: Any) -> None:
             "LoraLoaderModelOnly, patch LoRAs into the weights, which all sections share"
         )
     if own and model.patches:
-        logger.warning(
+        warn(
             "model: its weights are patched, by LoraLoaderModelOnly or another node, and that is "
             "the same in all sections; only FramePack Apply LoRA follows their lora_strength"
         )
@@ -376,7 +374,7 @@ def save_merged(model: Any, destination: Path, precision: str, shard_gb: float) 
     base, *_ = model.model.origin
     merged = merged_from(base.name, uses) | {"host_patches": weights.patched}
     limit = int(shard_gb * 1e9) or None
-    return write_dit(config, state, destination, merged, limit, _progress())
+    return write_dit(config, state, destination, merged, limit, NodeBar().move_to)
 
 
 def _destination(filename: str, folder: str, shard_gb: float) -> Path:
@@ -388,13 +386,3 @@ def _destination(filename: str, folder: str, shard_gb: float) -> Path:
     os.makedirs(roots[folder], exist_ok=True)
     parent, name, number, _ = output_names(filename, root=roots[folder])
     return parent / f"{name}_{number:05}_{'' if shard_gb else '.safetensors'}"
-
-
-def _progress() -> Callable[[int, int], None]:
-    bar = comfy.utils.ProgressBar(1)
-
-    def on_tensor(done: int, total: int) -> None:
-        bar.update_absolute(done, total)
-        comfy.model_management.throw_exception_if_processing_interrupted()
-
-    return on_tensor

@@ -9,6 +9,7 @@ from typing import Any, get_args
 from comfy_api.latest import io, ui
 from torch import Tensor
 
+from ..framepack_core.runtime.display import Display
 from ..framepack_core.sampling.generate import SectionDone, extend, generate
 from ..framepack_core.sampling.plan import Direction, Plan
 from ..framepack_core.sampling.sections import LATENT_STRIDE
@@ -159,13 +160,16 @@ class RunLog:
 
     def __init__(self) -> None:
         self.lines: list[str] = []
+        self._display = Display("log of the run")
 
     def say(self, line: str) -> None:
-        logger.info(line)
-        self.lines.append(line)
+        with self._display:
+            logger.info(line)
+            self.lines.append(line)
 
     def on_section(self, done: SectionDone) -> None:
-        self.say(f"section {done.section.index}: drift from the start image: {done.drift}")
+        if done.drift is not None:
+            self.say(f"section {done.section.index}: drift from the start image: {done.drift}")
 
     @property
     def text(self) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -184,7 +184,7 @@ def train_lora(
             write = sample_writer(
                 prepared,
                 denoiser,
-                samples.decode,
+                lambda: nullcontext(samples.decode),
                 shown.root,
                 config.output_name,
                 device=device,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -80,7 +81,7 @@ def test_files_and_the_trained_adapter(tmp_path: Path, image: str) -> None:
         seen.append(latents)
         return decode(latents)
 
-    write = sample_writer(samples, denoiser, keep, tmp_path, "run")
+    write = sample_writer(samples, denoiser, lambda: nullcontext(keep), tmp_path, "run")
     adapters = Adapters.create(dit, AdapterConfig(rank=2, alpha=2))
     for parameter in adapters.parameters():
         parameter.data.fill_(0.1)
@@ -98,7 +99,9 @@ def test_one_frame_with_an_end_and_true_guidance(tmp_path: Path, image: str) -> 
                  one_frame="target_index=1,control_index=0;10", cfg_scale=2.0)  # fmt: skip
     samples = prepare_samples([one], "one_frame", WINDOW, LATENT, TEXT, seed=0)
     assert samples[0].anchor.shape == (1, 16, 2, 4, 4) and samples[0].cfg is not None
-    sample_writer(samples, FlowDenoiser(tiny_dit()), decode, tmp_path, "run")(3)
+    sample_writer(samples, FlowDenoiser(tiny_dit()), lambda: nullcontext(decode), tmp_path, "run")(
+        3
+    )
     assert (tmp_path / "sample" / "run_000003_00_5.png").is_file()
     ended = prompt(image, end_image_path=image)
     (sample,) = prepare_samples([ended], "framepack", WINDOW, LATENT, TEXT, seed=0)

@@ -7,8 +7,9 @@ import importlib
 import re
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
+from ..runtime.display import console, say, say_error
 from ..runtime.errors import FramePackError
 from .arguments import (
     add_batch_arguments,
@@ -43,7 +44,12 @@ class Parser(argparse.ArgumentParser):
     """argparse whose errors are one line."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(MENDABLE, f"error: {message}\n")
+        say_error(message)
+        sys.exit(MENDABLE)
+
+    def _print_message(self, message: str, file: TextIO | None = None) -> None:
+        """Of --help: in older Pythons it ends in a traceback where nobody reads on."""
+        say(message.removesuffix("\n"), file)
 
 
 def build_parser() -> Parser:
@@ -73,16 +79,21 @@ def with_values(argv: Sequence[str]) -> list[str]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit code is 0, or 2 after an `error:` line for what can be mended."""
-    args = build_parser().parse_args(with_values(sys.argv[1:] if argv is None else argv))
+    with console():
+        return _run(sys.argv[1:] if argv is None else argv)
+
+
+def _run(argv: Sequence[str]) -> int:
+    args = build_parser().parse_args(with_values(argv))
     # Loaded only now: torch takes seconds, which --help and a mistyped option need not wait for.
     saving = getattr(args, "save_merged_model", None)  # which ends there, as in musubi-tuner
     command = importlib.import_module(f".{'merge' if saving else args.command}", __name__)
     try:
         command.run(args)
     except FramePackError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say_error(str(error))
         return MENDABLE
     except KeyboardInterrupt:
-        print("error: stopped", file=sys.stderr)
+        say_error("stopped")
         return INTERRUPTED
     return 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from ..headless.encodings import Encodings
 from ..headless.jobs import Job, make, timestamp
 from ..headless.models import FLAGS, Models
 from ..parsing.prompt_lines import PromptLine, parse_prompt_line, read_prompt_file
+from ..runtime.display import say_error
 from ..runtime.errors import FramePackError
 
 PATIENCE = timedelta(days=30)
@@ -63,7 +63,7 @@ def make_lines(
         try:
             yield
         except FramePackError as error:
-            print(f"error: {args.from_file} {title}: {error}", file=sys.stderr)
+            say_error(f"{args.from_file} {title}: {error}")
             failed.append(title)
 
     start = timestamp()

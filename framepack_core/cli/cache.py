@@ -7,9 +7,8 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from tqdm import tqdm
-
 from ..headless.models import Models, explain_out_of_memory, uses_toyworld
+from ..runtime.display import Bar, Display, say
 from ..runtime.errors import FramePackError
 from ..toyworld.render import SIZE as TOY_SIZE
 from ..training.cache import (
@@ -45,14 +44,15 @@ def run(args: Namespace) -> None:
     kinds = [args.only] if args.only else list(NEEDED)
     found = open_dataset(args)
     check_cached(found, mode_of(args))
-    print(found.describe(), flush=True)
+    with Display("summary of the data set"):
+        say(found.describe())
     models = Models.from_args(args, [c for kind in kinds for c in NEEDED[kind]])
     if "latents" in kinds:
         _cache_latents(args, found, models)
     if "text" in kinds:
         with text_encoder_of(models) as encoder, _bar("captions") as on_item:
             done = cache_text(found, encoder, skip_existing=args.skip_existing, on_item=on_item)
-        print(f"captions: {done.encoded} encoded, {done.total - done.encoded} were cached")
+        say(f"captions: {done.encoded} encoded, {done.total - done.encoded} were cached")
 
 
 def _cache_latents(args: Namespace, found: TrainingSet, models: Models) -> None:
@@ -72,7 +72,7 @@ def _cache_latents(args: Namespace, found: TrainingSet, models: Models) -> None:
             end_frames=args.end_frames,
             on_item=on_item,
         )
-    print(f"latents: {done.encoded} encoded, {done.total - done.encoded} were cached")
+    say(f"latents: {done.encoded} encoded, {done.total - done.encoded} were cached")
 
 
 def mode_of(args: Namespace) -> TrainMode:
@@ -139,11 +139,10 @@ def _identity(models: Models, kind: str) -> str:
 @contextmanager
 def _bar(what: str) -> Iterator[Callable[[CacheProgress], None]]:
     """A bar over all items, with the time left; what was cached before counts as done."""
-    with tqdm(desc=what, unit="item") as bar:
+    with Bar(what, unit="item") as bar:
 
         def on_item(progress: CacheProgress) -> None:
-            bar.total, bar.initial = progress.total, progress.done - progress.encoded
-            bar.n = progress.done
-            bar.set_postfix_str(progress.name)
+            before = progress.done - progress.encoded
+            bar.move_to(progress.done, progress.total, before=before, note=progress.name)
 
         yield on_item

@@ -16,6 +16,7 @@ from ..headless.jobs import LATENT_BYTES, SMALLER_VIDEO, Job
 from ..headless.models import FLAGS, Models, explain_out_of_memory
 from ..headless.scenes import OneFrameEdit
 from ..models.build import dit_config, open_dit
+from ..runtime.display import say
 from ..runtime.errors import FramePackError
 from ..runtime.files import size_text
 from ..runtime.memory import free_device_memory, free_main_memory
@@ -35,11 +36,11 @@ def run(args: Namespace) -> None:
     """Report on everything a run needs; an error names the first thing to change."""
     models = Models.from_args(args, list(FLAGS))
     check = Check(Job.prepare(args), models)
-    print("\n".join(f"check: {line}" for line in check.lines()))
+    say("\n".join(f"check: {line}" for line in check.lines()))
     problems = list(check.problems())
     if problems:
         raise FramePackError("; ".join(problems))
-    print("check: all is well")
+    say("check: all is well")
 
 
 @dataclass

@@ -14,6 +14,7 @@ from ..headless.output import Output
 from ..headless.pictures import Picture
 from ..headless.request import Request
 from ..headless.scenes import Video
+from ..runtime.display import Display, say
 from ..runtime.images import save_png
 from ..runtime.video import contact_sheet, read_video
 from ..sampling.generate import SamplerConfig
@@ -31,7 +32,7 @@ ENLARGE = 2  # of the sheet: the frames are 64 pixels wide
 def run(args: Namespace) -> None:
     """Make i2v.mp4 and contact_sheet.png in the folder asked for, or clips to train on."""
     if args.clips:
-        print(f"{len(write_lessons(Path(args.clips)))} clips and captions\n{args.clips}")
+        say(f"{len(write_lessons(Path(args.clips)))} clips and captions\n{args.clips}")
         return
     output = Output(Path(args.out), "i2v")
     output.check(latent_bytes=0)
@@ -40,9 +41,10 @@ def run(args: Namespace) -> None:
     start = Picture.of("start picture", start_image(clips)[0].numpy())
     scene = Video(plan_framepack(SECTIONS), captions(clips)[0][0], start, start)
     request = Request(scene, SEED, SamplerConfig(STEPS))
-    print(request.describe())
+    with Display("summary of the run"):
+        say(request.describe())
     [video] = make([Job(request, output)], models, Encodings(models.device))
     frames, fps = read_video(video)
     sheet = Path(args.out) / "contact_sheet.png"
     save_png(sheet, contact_sheet(frames, columns=6, enlarge=ENLARGE))
-    print(f"{len(frames)} frames, {fps:g} fps\n{sheet}")
+    say(f"{len(frames)} frames, {fps:g} fps\n{sheet}")

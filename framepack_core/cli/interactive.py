@@ -11,6 +11,7 @@ from ..headless.encodings import Encodings
 from ..headless.jobs import Job, make
 from ..headless.models import FLAGS, Models
 from ..parsing.prompt_lines import parse_prompt_line
+from ..runtime.display import say, say_error
 from ..runtime.errors import FramePackError
 from .batch import with_line
 
@@ -25,7 +26,7 @@ def run(args: Namespace) -> None:
     models = Models.from_args(args, list(FLAGS), keep=True)
     encodings = Encodings(models.device, args.custom_system_prompt)
     read = line_reader()
-    print(GREETING)
+    say(GREETING)
     while True:
         try:
             line = read("> ").strip()
@@ -35,9 +36,9 @@ def run(args: Namespace) -> None:
         except EOFError:
             return
         except KeyboardInterrupt:
-            print("stopped", file=sys.stderr)
+            say("stopped", sys.stderr)
         except FramePackError as error:
-            print(f"error: {error}", file=sys.stderr)
+            say_error(str(error))
 
 
 def line_reader() -> Callable[[str], str]:

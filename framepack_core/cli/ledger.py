@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from argparse import Namespace
 
+from ..runtime.display import say
 from ..runtime.errors import FramePackError
 from ..sampling.ledger import FOLDER, Ledger
 
@@ -15,5 +16,5 @@ def run(args: Namespace) -> None:
         raise FramePackError(f"ledger {folder}: no such folder; name --ledger or --save_path")
     ledger = Ledger(folder) if args.limit is None else Ledger(folder, int(args.limit * 10**9))
     if args.action == "prune":
-        print(f"{ledger.prune()} sections removed")
-    print(ledger.describe())
+        say(f"{ledger.prune()} sections removed")
+    say(ledger.describe())

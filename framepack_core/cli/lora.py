@@ -10,6 +10,7 @@ from ..lora.files import inspect_lora
 from ..lora.names import Shapes
 from ..models.build import dit_config, dit_shapes
 from ..models.dit import DiTConfig
+from ..runtime.display import say
 from ..runtime.errors import FramePackError
 
 
@@ -35,7 +36,7 @@ def _report(path: str, shapes: Shapes) -> bool:
     try:
         report = inspect_lora(Path(path), shapes)
     except FramePackError as error:
-        print(f"LoRA {Path(path).name}\n  cannot be read: {error}")
+        say(f"LoRA {Path(path).name}\n  cannot be read: {error}")
         return False
-    print(report.describe())
+    say(report.describe())
     return report.problem is None

@@ -5,11 +5,11 @@ from __future__ import annotations
 from argparse import Namespace
 
 import torch
-from tqdm import tqdm
 
 from ..headless.models import find_models, precision_of, read_loras
 from ..models.merge import save_dit
 from ..runtime.device import parse_device, parse_dtype
+from ..runtime.display import Bar, say
 from ..runtime.errors import FramePackError
 
 BYTES = 10**9  # of a GB
@@ -23,12 +23,7 @@ def run(args: Namespace) -> None:
         raise FramePackError("--dtype: a model is saved in bf16 or fp16; choose one of them")
     loras = read_loras(args, dit)
     precision = precision_of(args)
-    with tqdm(desc="writing", unit="tensor") as bar:
-
-        def on_tensor(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
+    with Bar("writing", unit="tensor") as bar:
         paths = save_dit(
             dit,
             args.save_merged_model,
@@ -37,7 +32,7 @@ def run(args: Namespace) -> None:
             precision="full" if precision == "auto" else precision,
             max_shard_bytes=int(args.shard_size * BYTES) if args.shard_size else None,
             device=parse_device(args.device or "cpu"),
-            on_tensor=on_tensor,
+            on_tensor=bar.move_to,
         )
     for path in paths:
-        print(path)
+        say(str(path))

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any, get_args
 
 import torch
-from tqdm import tqdm
 
 from ..headless.models import Models, explain_out_of_memory
 from ..parsing.sample_prompts import SamplePrompt, load_sample_prompts
+from ..runtime.display import Bar, Display, say
 from ..runtime.errors import FramePackError
 from ..sampling.flow import FlowDenoiser
 from ..training.adapters import AdapterConfig, Kind
@@ -22,7 +22,7 @@ from ..training.config import TrainConfig
 from ..training.dataset import TrainingSet
 from ..training.distributed import launched_rank
 from ..training.encoders import base_identity, check_model
-from ..training.logs import LOGGERS
+from ..training.logs import LOGGERS, open_log
 from ..training.loop import Callbacks, StepReport, train
 from ..training.metadata import NETWORK_MODULES, dataset_metadata
 from ..training.samples import PreparedSample, check_prompts, prepare_samples, sample_writer
@@ -80,17 +80,26 @@ def run(args: Namespace) -> None:
     models = Models.from_args(args, ["dit", *(ENCODERS if prompts else ())])
     check_model(models.paths["dit"], config.mode)
     batches, validation = open_batches(found, config)
-    _say(f"{found.describe()}\n{_plan(config, len(batches))}")
+    with Display("summary of the run"):
+        _say(f"{found.describe()}\n{_plan(config, len(batches))}")
     with explain_out_of_memory(LESS_MEMORY), _progress(args, config) as on_step:
         samples = _prepare(prompts, config, found, models)
         with _placed(models, config).dit() as dit:
             denoiser = FlowDenoiser(dit, models.dtype)
-            on_sample = _sampler(samples, denoiser, models, config) if samples else None
+            write = sample_writer(
+                samples,
+                denoiser,
+                models.decoder,
+                config.output_dir,
+                config.output_name,
+                device=models.device,
+                on_file=_shown,
+            )
             result = train(
                 config,
                 denoiser,
                 batches,
-                Callbacks(on_step, on_sample=on_sample),
+                Callbacks(on_step, on_sample=write if samples else None),
                 validation=validation,
                 device=models.device,
                 metadata={**dataset_metadata(found), **_about(args, models)},
@@ -168,7 +177,7 @@ def _about(args: Namespace, models: Models) -> dict[str, str]:
 def _say(text: str) -> None:
     """Print it once, however many processes there are."""
     if launched_rank() == 0:
-        print(text, flush=True)
+        say(text)
 
 
 @contextmanager
@@ -180,17 +189,14 @@ def _progress(args: Namespace, config: TrainConfig) -> Iterator[Callable[[StepRe
     names = list(LOGGERS) if args.log_with == "all" else [args.log_with]
     folder = (args.logging_dir or config.output_dir / "logs") / config.output_name
     with ExitStack() as stack:
-        loggers = [stack.enter_context(LOGGERS[name](folder)) for name in names if name]
-        bar: tqdm | None = None
+        loggers = [stack.enter_context(open_log(name, folder)) for name in names if name]
+        bar: Bar | None = None
 
         def on_step(report: StepReport) -> None:
             nonlocal bar
             if bar is None:
-                done = report.step - 1
-                bar = tqdm(desc="training", unit="step", total=report.total, initial=done)
-                stack.callback(bar.close)
-            bar.set_postfix_str(f"loss {report.loss:.4f}", refresh=False)
-            bar.update()
+                bar = stack.enter_context(Bar("training", report.total, done=report.step - 1))
+            bar.move(note=f"loss {report.loss:.4f}")
             for log in loggers:
                 log(report)
 
@@ -234,20 +240,5 @@ def _prepare(
         )
 
 
-def _sampler(
-    samples: Sequence[PreparedSample], denoiser: FlowDenoiser, models: Models, config: TrainConfig
-) -> Callable[[int], None]:
-    """Makes the samples of a step; the decoder is only there meanwhile."""
-
-    def write(step: int) -> None:
-        with models.decoder() as decode:
-            folder, name = config.output_dir, config.output_name
-            sample_writer(
-                samples, denoiser, decode, folder, name, device=models.device, on_file=_shown
-            )(step)
-
-    return write
-
-
 def _shown(path: Path, _sample: PreparedSample) -> None:
-    tqdm.write(str(path))
+    say(str(path))

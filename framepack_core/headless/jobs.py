@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -12,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-from tqdm import tqdm
 
 from ..models.dit import FramePackDiT
+from ..runtime.display import Bar, Display, say, warn
 from ..runtime.errors import FramePackError
 from ..sampling.decode import Decode
 from ..sampling.flow import CFG, FlowDenoiser, Guided
@@ -27,7 +26,7 @@ from ..sampling.sections import LATENT_STRIDE
 from .encodings import Encodings
 from .models import Models, explain_out_of_memory
 from .output import Output
-from .request import Calibration, Request, warn
+from .request import Calibration, Request
 from .scenes import Making, OneFrameEdit, Scene
 
 LATENT_BYTES = 16 * 4  # 16 channels in fp32
@@ -66,7 +65,8 @@ class Job:
         latent = (height // LATENT_STRIDE) * (width // LATENT_STRIDE) * LATENT_BYTES
         output.check(request.scene.latent_frames * latent)
         job = cls(request, output, title)
-        print(job.named(request.describe()), flush=True)
+        with Display("summary of the run"):
+            say(job.named(request.describe()))
         return job
 
     @property
@@ -97,7 +97,7 @@ def make(
 
     Latents are on disk before anything is decoded, in case that fails or is stopped.
     """
-    print("encoding the prompts and the images", flush=True)
+    say("encoding the prompts and the images")
     with explain_out_of_memory(FREE_MEMORY):
         encodings.add([job.request.wanted() for job in jobs], models)
     waiting: list[Job] = []
@@ -145,7 +145,7 @@ def _sample(job: Job, dit: FramePackDiT, models: Models, encodings: Encodings) -
         making = Making(sampler, request.seed, open_ledger, progress.on_section)
         latents = scene.make(encodings, making).cpu()
     if isinstance(request.sampler.step_cache, Calibration):
-        print(f"--magcache_mag_ratios {request.sampler.step_cache.ratios()}")
+        say(f"--magcache_mag_ratios {request.sampler.step_cache.ratios()}")
     return latents
 
 
@@ -166,7 +166,7 @@ def _ledger(job: Job, models: Models, positive: Guided, cfg: CFG | None) -> Open
         "step cache": sampler.step_cache,
         "RoPE scaling": request.rope_scaling,
     }
-    ledger = Ledger(job.output.ledger, say=lambda text: tqdm.write(job.named(text)))
+    ledger = Ledger(job.output.ledger, say=lambda text: say(job.named(text)))
 
     def open_ledger(plan: Plan, more: Mapping[str, Any]) -> LedgerRun:
         return ledger.open(plan, {**settings, **more})
@@ -200,7 +200,7 @@ def _decode(job: Job, decoder: Decode, bulk: bool) -> Path:
 
 def shown(path: Path) -> Path:
     """Print where a result is."""
-    print(path, flush=True)
+    say(str(path))
     return path
 
 
@@ -208,20 +208,22 @@ def shown(path: Path) -> Path:
 class _Progress:
     """A bar over all steps of all sections, and how far the finished ones have drifted."""
 
-    bar: tqdm
+    bar: Bar
     title: str
     sections: int
     steps: int
+    finished: int = 0
     drifts: dict[int, Drift] = field(default_factory=dict)
 
     def on_step(self, info: StepInfo) -> None:
-        self.bar.set_description(f"{self.title} {info.order + 1}/{self.sections}", refresh=False)
-        self.bar.update()
+        self.bar.move(title=f"{self.title} {info.order + 1}/{self.sections}")
 
     def on_section(self, done: SectionDone) -> None:
+        self.finished += 1
         if done.stored:
-            self.bar.update(self.steps)
-        self.drifts[done.section.index] = done.drift
+            self.bar.move(self.steps)
+        if done.drift is not None:
+            self.drifts[done.section.index] = done.drift
 
     def describe_drift(self) -> str:
         """The sections that moved furthest from the start image."""
@@ -238,20 +240,21 @@ def _followed(job: Job) -> Iterator[_Progress]:
     """Show the progress of a job; if it ends early, say what of it is kept."""
     sections, steps = job.request.scene.sections, job.request.sampler.steps
     title = job.named("section")
-    with tqdm(total=sections * steps, desc=f"{title} 1/{sections}", unit="step") as bar:
+    with Bar(f"{title} 1/{sections}", sections * steps) as bar:
         progress = _Progress(bar, title, sections, steps)
         try:
             yield progress
         except BaseException:
-            if progress.drifts and job.output.ledger is not None:
+            if progress.finished and job.output.ledger is not None:
                 warn(
-                    f"{len(progress.drifts)} of {sections} sections are kept in "
+                    f"{progress.finished} of {sections} sections are kept in "
                     f"{job.output.ledger}; "
                     f"the same command with --seed {job.request.seed} goes on after them"
                 )
             raise
     if progress.drifts:
-        print(job.named(progress.describe_drift()))
+        with Display("note on drift"):
+            say(job.named(progress.describe_drift()))
 
 
 @contextmanager
@@ -272,7 +275,7 @@ def _latents_kept(waiting: Sequence[Job], models: Models) -> Iterator[None]:
         raise
     except BaseException:
         if waiting:
-            print(f"warning: {_advice(waiting, models)}", file=sys.stderr)
+            warn(_advice(waiting, models))
         raise
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import os
-import sys
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -31,6 +30,7 @@ from ..models.text import TextEncoders
 from ..models.vae import AutoencoderKL
 from ..models.vae_tiling import tiled_decode, tiled_encode
 from ..runtime.device import default_device, parse_device, parse_dtype
+from ..runtime.display import say, warn
 from ..runtime.errors import FramePackError
 from ..runtime.images import Pixels, to_tensor
 from ..sampling.decode import Decode, Frugality, PatientDecode
@@ -103,7 +103,7 @@ def read_loras(args: Namespace, dit: Path) -> list[LoraUse]:
         return []
     uses = open_loras(paths, dit_shapes(dit_config(dit)), *values)
     for use in uses:
-        print(f"{use.lora.path.name}: {_summary(use)}", flush=True)
+        say(f"{use.lora.path.name}: {_summary(use)}")
     return uses
 
 
@@ -169,7 +169,7 @@ class Models:
     @classmethod
     def from_args(cls, args: Namespace, needed: Sequence[Component], keep: bool = False) -> Models:
         if args.disable_numpy_memmap:
-            _warn("--disable_numpy_memmap changes nothing: NumPy reads no weights here")
+            warn("--disable_numpy_memmap changes nothing: NumPy reads no weights here")
         device = _device(args.device)
         dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
         paths = find_models(args, needed)
@@ -264,7 +264,7 @@ class Models:
                 return tiled_decode(vae, latents, frugality.tile).float().cpu()
 
             first = Frugality(self.decoding.chunk_size, self.decoding.tile)
-            yield PatientDecode(decode, first, say=_warn)
+            yield PatientDecode(decode, first, say=warn)
 
     @contextmanager
     def vae(self) -> Iterator[AutoencoderKL]:
@@ -318,10 +318,6 @@ def _move(model: Any, device: torch.device) -> Any:
         if isinstance(part, nn.Module):
             part.to(device)
     return model
-
-
-def _warn(text: str) -> None:
-    print(f"warning: {text}", file=sys.stderr)
 
 
 @contextmanager

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
-from tqdm import tqdm
 
+from ..runtime.display import Bar
 from ..runtime.errors import FramePackError
 from ..runtime.images import save_png, to_uint8
 from ..runtime.video import ImageSequenceWriter, VideoWriter, probe_encoder
@@ -113,9 +113,10 @@ class Output:
             save_png(path, next(pictures), text)
             return path
         path, writer = self._writer(size, text)
-        with writer:
-            for frame in tqdm(pictures, "decoding", frames, unit="frame"):
+        with Bar("decoding", frames, unit="frame") as bar, writer:
+            for frame in pictures:
                 writer.write(frame)
+                bar.move()
         return path
 
     def _writer(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import sys
 from argparse import Namespace
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from ..parsing.section_spec import SectionSpec, parse_spec
 from ..runtime.device import cpu_generator
+from ..runtime.display import warn
 from ..runtime.errors import FramePackError
 from ..runtime.images import Size
 from ..sampling.flow import GUIDANCE, RopeScaling
@@ -282,11 +282,6 @@ def _warn_of_unused(args: Namespace) -> None:
         unused(("one_frame_auto_resize",), "without --one_frame_inference")
         if args.video_sections is not None:
             unused(("video_seconds",), "with --video_sections; give one of them")
-
-
-def warn(message: str) -> None:
-    """One line on stderr."""
-    print(f"warning: {message}", file=sys.stderr)
 
 
 def _seed(args: Namespace) -> int:

@@ -7,7 +7,6 @@ done; autograd keeps those it needs until the block's gradient is done.
 from __future__ import annotations
 
 import mmap
-import warnings
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from ..runtime.display import warn
 from ..runtime.errors import FramePackError
 
 Copies = dict[str, Tensor]
@@ -74,10 +74,7 @@ def _pin(tensors: Sequence[Tensor], device: torch.device) -> None:
     if int(runtime.cudaHostRegister(address, size, 0)) != 0:
         with suppress(RuntimeError):  # or PyTorch would raise the error at its next launch
             torch.zeros(1, device=device)
-        warnings.warn(
-            "the system refuses to lock more main memory: swapped blocks will be slower",
-            stacklevel=2,
-        )
+        warn("the system refuses to lock more main memory: swapped blocks will be slower")
         return
     weakref.finalize(memory, runtime.cudaHostUnregister, address)  # when its last tensor is gone
     for tensor, first in zip(tensors, places, strict=True):

@@ -12,6 +12,7 @@ from torch import Tensor
 from ..lora.apply import AppliedLoras
 from ..models.packing import Context
 from ..runtime.device import cpu_generator
+from ..runtime.display import Display
 from ..runtime.errors import FramePackError
 from .flow import CFG, FlowDenoiser, Guided
 from .history import History, like_start
@@ -39,16 +40,16 @@ class SectionTask:
 
 @dataclass(frozen=True)
 class SectionDone:
-    """A finished section: its latents [B, C, W, h, w] and the video so far in order of time.
+    """A finished section: its latents [B, C, W, h, w].
 
-    drift: from the start image; stored: it was in the ledger and has not been made again.
+    drift: from the start image, None where it could not be measured; stored: it was in the ledger
+    and has not been made again.
     """
 
     section: Section
     order: int
     latents: Tensor
-    video: Tensor
-    drift: Drift
+    drift: Drift | None
     stored: bool = False
 
 
@@ -74,6 +75,7 @@ def generate(
     ledger: where finished sections are kept and found again.
     """
     _check_start(start)
+    drift_note = Display("measuring drift")
     history = History(plan, start, existing)
     shape = (start.shape[0], start.shape[1], plan.window, *start.shape[3:])
     noises = plan_noise(plan, shape, seed)
@@ -95,9 +97,10 @@ def generate(
             latents = stored.to(start)
         history.append(section, latents)
         if on_section is not None:
-            drift = measure_drift(latents, start)
-            found = stored is not None
-            on_section(SectionDone(section, order, latents, history.video(), drift, found))
+            drift = None
+            with drift_note:
+                drift = measure_drift(latents, start)
+            on_section(SectionDone(section, order, latents, drift, stored is not None))
     return history.video()
 
 

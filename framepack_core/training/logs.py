@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 
+from ..runtime.display import Display
 from ..runtime.errors import FramePackError
 from .loop import StepReport
 
@@ -56,6 +58,29 @@ LOGGERS: dict[str, Callable[[Path], AbstractContextManager[Log]]] = {
     "tensorboard": tensorboard,
     "wandb": wandb,
 }
+
+
+@contextmanager
+def open_log(name: str, folder: Path) -> Iterator[Log]:
+    """One of LOGGERS as a display; raises FramePackError only where its package is missing."""
+    shown, stack = Display(f"logging to {name}"), ExitStack()
+    log: Log = lambda _report: None  # noqa: E731
+    try:
+        log = stack.enter_context(LOGGERS[name](folder))
+    except FramePackError:
+        raise
+    except Exception as error:
+        shown.report(error)
+
+    def show(report: StepReport) -> None:
+        with shown:
+            log(report)
+
+    try:
+        yield show
+    finally:
+        with shown:
+            stack.__exit__(*sys.exc_info())  # W&B marks a run that was ended by an error
 
 
 def _missing(package: str) -> FramePackError:

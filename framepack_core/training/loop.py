@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..runtime.device import parse_dtype
+from ..runtime.display import Display
 from ..runtime.errors import FramePackError
 from ..runtime.fingerprint import fingerprint
 from ..sampling.flow import FlowDenoiser, Guided
@@ -53,9 +54,10 @@ class StepReport:
 
 @dataclass(frozen=True)
 class Callbacks:
-    """What a host wants to hear of; any of them may raise to stop, and nothing is lost.
+    """What a host wants to hear of; on_step and on_save may raise to stop, and nothing is lost.
 
-    on_sample(step, adapters) is called with the adapters at work, when samples are due.
+    on_sample(step) is called with the adapter at work, when samples are due. They are a display:
+    what fails there is reported and the training continues.
     """
 
     on_step: Callable[[StepReport], None] = lambda _report: None
@@ -149,6 +151,7 @@ class _Run:
         self.progress = self._start()
         self._saved = self.progress.step
         self._pace: float | None = None
+        self._samples, self._loss_log = Display("samples"), Display("log of losses")
         self._whole = True  # the weights are those after an update, not in the middle of one
 
     def _start(self) -> Progress:
@@ -288,7 +291,8 @@ class _Run:
     def _record(self, entry: dict[str, float]) -> None:
         self.progress.log.append(entry)
         if self.workers.is_main:
-            append_log(self.config.log_path, entry)
+            with self._loss_log:
+                append_log(self.config.log_path, entry)
 
     def _after_step(self, callbacks: Callbacks) -> None:
         config, step = self.config, self.progress.step
@@ -347,7 +351,7 @@ class _Run:
         if callbacks.on_sample is None or not self.workers.is_main:
             return
         _set_mode(self.optimizer, training=False)
-        with torch.no_grad():
+        with torch.no_grad(), self._samples.part(f"samples of step {self.progress.step}"):
             callbacks.on_sample(self.progress.step)
         _set_mode(self.optimizer, training=True)
 

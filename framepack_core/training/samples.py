@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from ..models.prompt import TextCondition
 from ..parsing.sample_prompts import SamplePrompt
+from ..runtime.display import Display
 from ..runtime.errors import FramePackError
 from ..runtime.images import load_image, resize_and_crop, save_png, to_tensor, to_uint8
 from ..runtime.video import VideoWriter
@@ -105,20 +107,28 @@ def prepare_samples(
 def sample_writer(
     samples: Sequence[PreparedSample],
     denoiser: FlowDenoiser,
-    decode: Decode,
+    decoder: Callable[[], AbstractContextManager[Decode]],
     output_dir: Path,
     name: str,
     *,
     device: torch.device | str = "cpu",
     on_file: Callable[[Path, PreparedSample], None] = lambda _path, _sample: None,
 ) -> Callable[[int], None]:
-    """What `Callbacks.on_sample` calls: makes all samples of a step into files under sample/."""
+    """What `Callbacks.on_sample` calls: makes all samples of a step into files under sample/.
+
+    decoder: gives what decodes, which is there only meanwhile. A sample that fails is reported, and
+    the others are made.
+    """
+    shown = Display("sample")
 
     def write(step: int) -> None:
-        for i, sample in enumerate(samples):
-            stem = f"{name}_{step:06d}_{i:02d}_{sample.seed}"
-            latents = sample.make(denoiser, device)
-            on_file(_save(output_dir / FOLDER / stem, latents, sample.window, decode), sample)
+        with decoder() as decode:
+            for i, sample in enumerate(samples):
+                stem = f"{name}_{step:06d}_{i:02d}_{sample.seed}"
+                with shown.part(f"sample {stem}"):
+                    latents = sample.make(denoiser, device)
+                    path = _save(output_dir / FOLDER / stem, latents, sample.window, decode)
+                    on_file(path, sample)
 
     return write
 

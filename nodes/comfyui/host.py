@@ -17,14 +17,20 @@ from PIL import Image
 from server import PromptServer
 from torch import Tensor
 
+from ...framepack_core.runtime.display import Display, stops_a_run
 from ...framepack_core.runtime.errors import FramePackError
 from ...framepack_core.weights.layouts import F1_FOLDER, FOLDERS, SHARD, Component
 from .model import LATENT_SCALE
+
+# In ComfyUI before 0.33 it is an Exception like any other, and would be taken for a failed display.
+stops_a_run(comfy.model_management.InterruptProcessingException)
 
 LATENT_CHANNELS = 16
 PREVIEW_FRAMES = 3
 SNAPSHOTS = "diffusers"  # where ComfyUI keeps models that are folders
 WINDOW_KEY = "framepack_window"
+
+Preview = tuple[str, Image.Image, int]  # file format, picture and the largest side to show it with
 
 FILE_FOLDERS: dict[Component, str] = {
     "dit": "diffusion_models",
@@ -178,40 +184,70 @@ def to_latent(latents: Tensor, **extra: Any) -> dict[str, Any]:
 # A run
 
 
+class NodeText:
+    """The text on a node while it runs."""
+
+    def __init__(self, node_id: str) -> None:
+        self.node_id, self._display = node_id, Display("text on the node")
+
+    def show(self, text: str) -> None:
+        """Replace it."""
+        server = getattr(PromptServer, "instance", None)
+        if server is not None:
+            with self._display:
+                server.send_progress_text(text, self.node_id)
+
+
 def show_text(node_id: str, text: str) -> None:
     """Write a line on the node."""
-    server = getattr(PromptServer, "instance", None)
-    if server is not None:
-        server.send_progress_text(text, node_id)
+    NodeText(node_id).show(text)
+
+
+class NodeBar:
+    """The progress bar of the node that runs, and its picture."""
+
+    def __init__(self, total: int = 1) -> None:
+        self._display, self._bar = Display("progress bar"), None
+        with self._display:
+            self._bar = comfy.utils.ProgressBar(total)
+
+    def move_to(self, done: int, total: int, preview: Preview | None = None) -> None:
+        """So many are done; raises where the user has cancelled the run."""
+        if self._bar is not None:
+            with self._display:
+                self._bar.update_absolute(done, total, preview)
+        comfy.model_management.throw_exception_if_processing_interrupted()
 
 
 class RunProgress:
     """One bar over all sections and steps, with the section being made as its preview."""
 
     def __init__(self, node_id: str, sections: int, patcher: Any, steps: int) -> None:
-        self.node_id, self.sections, self.steps = node_id, sections, steps
-        self.bar = comfy.utils.ProgressBar(sections * steps)
-        self.preview = section_previewer(patcher)
+        self.sections, self.steps = sections, steps
+        self.text, self.bar = NodeText(node_id), NodeBar(sections * steps)
+        self._display, self._preview = Display("preview of the section in progress"), None
+        with self._display:
+            self._preview = section_previewer(patcher)
 
     def step(self, order: int, step: int, denoised: Tensor) -> None:
         """Report that step 1, 2, ... of section 0, 1, ... is done; raises to stop the run."""
+        self.text.show(f"section {order + 1} of {self.sections}, step {step} of {self.steps}")
+        preview = None
+        if self._preview is not None:
+            with self._display:
+                preview = self._preview(denoised)
         done = order * self.steps + step
-        show_text(
-            self.node_id,
-            f"section {order + 1} of {self.sections}, step {step} of {self.steps}",
-        )
-        self.bar.update_absolute(done, self.sections * self.steps, self.preview(denoised))
-        comfy.model_management.throw_exception_if_processing_interrupted()
+        self.bar.move_to(done, self.sections * self.steps, preview)
 
 
-def section_previewer(patcher: Any) -> Callable[[Tensor], tuple[str, Image.Image, int] | None]:
+def section_previewer(patcher: Any) -> Callable[[Tensor], Preview] | None:
     """Latents [B, C, T, h, w] to a strip of frames, if the user's preview method is not "none"."""
     previewer = latent_preview.get_previewer(patcher.load_device, patcher.model.latent_format)
     if previewer is None:
-        return lambda latents: None
+        return None
     shoot = previewer.decode_latent_to_preview_image
 
-    def preview(latents: Tensor) -> tuple[str, Image.Image, int]:
+    def preview(latents: Tensor) -> Preview:
         kind, _, largest = shoot("JPEG", latents[:1, :, :1])
         return kind, strip_of(lambda frame: shoot("JPEG", frame)[1], latents), largest
 

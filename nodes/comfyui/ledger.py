@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,6 @@ from ..lora import KEY as LORA_KEY
 from ..lora import applied_loras
 from .model import find_attention, load_model
 from .section_run import SectionRun
-
-logger = logging.getLogger(__name__)
 
 FOLDER = ".framepack_ledger"  # in ComfyUI's output folder, which outlives a restart
 # What other nodes may have put on a ModelPatcher besides weight patches.

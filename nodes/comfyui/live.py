@@ -10,6 +10,8 @@ from typing import Any
 from aiohttp import web
 from server import PromptServer
 
+from ..framepack_core.runtime.display import Display
+
 KEPT = 32  # reports of the latest runs, one a node
 ROUTE = "/fpreel/live"
 
@@ -20,19 +22,24 @@ _lock = threading.Lock()
 class Report:
     """One run's report to its node: messages go to all pages at once, and their sum is kept.
 
+    It is a display: where it fails, the run continues without it.
+
     hidden: the node's, with unique_id and extra_pnginfo. gathered: names of lists that messages
     carry on, such as the losses of the steps since the last one; other values replace the old.
     """
 
     def __init__(self, event: str, hidden: Any, gathered: tuple[str, ...] = ()) -> None:
-        workflow = (hidden.extra_pnginfo or {}).get("workflow") or {}
         self.event, self.gathered = event, gathered
+        self.display = Display(f"messages of {event} to the page")
         self.run = {
             "event": event,
             "run": uuid.uuid4().hex,
             "node": str(hidden.unique_id),
-            "workflow": workflow.get("id"),
+            "workflow": None,
         }
+        with self.display:
+            workflow = (hidden.extra_pnginfo or {}).get("workflow") or {}
+            self.run["workflow"] = workflow.get("id")
         self.kept: dict[str, Any] = {name: [] for name in gathered}
         with _lock:
             key = (event, str(self.run["workflow"]), self.run["node"])
@@ -49,7 +56,8 @@ class Report:
                 self.kept[name] = value if old is None else [*old, *value]
         server = getattr(PromptServer, "instance", None)
         if server is not None:
-            server.send_sync(self.event, self.run | news)
+            with self.display:
+                server.send_sync(self.event, self.run | news)
 
 
 def reports() -> list[dict[str, Any]]:

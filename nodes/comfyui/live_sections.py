@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,15 +14,13 @@ import folder_paths
 import latent_preview
 from torch import Tensor
 
-from ...framepack_core.runtime.errors import FramePackError
+from ...framepack_core.runtime.display import Display
 from ...framepack_core.runtime.video import VideoWriter
 from ...framepack_core.sampling.generate import SectionDone
 from ...framepack_core.sampling.plan import FPS, Plan
 from ...framepack_core.sampling.sections import LATENT_STRIDE
 from .host import RunProgress, strip_of, to_latent, to_uint8
 from .live import Report
-
-logger = logging.getLogger(__name__)
 
 INTERVAL = 0.5  # seconds between messages about steps
 FOLDER = "framepack_reel"  # in ComfyUI's temp folder
@@ -40,6 +37,7 @@ class SectionReport:
     def __init__(self, hidden: Any, plan: Plan, start: Tensor, vae: Any = None) -> None:
         self.report = Report("fpreel.section", hidden, gathered=("done",))
         self.plan, self.vae = plan, vae
+        self._clips = Display("preview of a section")
         self.height, self.width = (side * LATENT_STRIDE for side in start.shape[3:])
         self._began = self._section_began = time.monotonic()
         self._last_sent = 0.0
@@ -64,7 +62,7 @@ class SectionReport:
             raise
         self._send("finished", picture=None)
 
-    def step(self, order: int, step: int, steps: int, picture: str) -> None:
+    def step(self, order: int, step: int, steps: int, picture: str | None) -> None:
         section = self.plan.sections[order].index
         self._send(
             "sampling", order=order, section=section, step=step, steps=steps, picture=picture
@@ -76,30 +74,30 @@ class SectionReport:
 
     def on_section(self, done: SectionDone) -> None:
         """A section is finished."""
+        clip = None
+        if self.vae is not None:
+            with self._clips.part(f"preview of section {done.section.index}"):
+                clip = self._clip(done)
         entry = {
             "section": done.section.index,
             "stored": done.stored,
             "seconds": time.monotonic() - self._section_began,
-            "clip": None if self.vae is None else self._clip(done),
+            "clip": clip,
         }
         self._section_began = time.monotonic()
         self._send("sampling", order=done.order, section=done.section.index, done=[entry])
 
-    def _clip(self, done: SectionDone) -> dict[str, str] | None:
-        """A file that the page can play; a run goes on without it if it cannot be made."""
+    def _clip(self, done: SectionDone) -> dict[str, str]:
+        """A file that the page can play."""
         name = f"{self.report.run['run']}_{done.section.index}.mp4"
         path = Path(folder_paths.get_temp_directory()) / FOLDER / name
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            latent = to_latent(done.latents[:1])["samples"]
-            frames = to_uint8(self.vae.decode(latent).flatten(0, 1))
-            size = {"width": self.width, "height": self.height}
-            with VideoWriter(path, **size, fps=FPS, crf=CRF) as video:
-                for frame in frames:
-                    video.write(frame)
-        except (FramePackError, OSError, RuntimeError) as error:
-            logger.warning("section %d has no preview: %s", done.section.index, error)
-            return None
+        path.parent.mkdir(parents=True, exist_ok=True)
+        latent = to_latent(done.latents[:1])["samples"]
+        frames = to_uint8(self.vae.decode(latent).flatten(0, 1))
+        size = {"width": self.width, "height": self.height}
+        with VideoWriter(path, **size, fps=FPS, crf=CRF) as video:
+            for frame in frames:
+                video.write(frame)
         return {"filename": name, "subfolder": FOLDER, "type": "temp"}
 
     def _send(self, state: str, **news: Any) -> None:
@@ -112,13 +110,20 @@ class ReportedProgress(RunProgress):
 
     def __init__(self, report: SectionReport, node_id: str, patcher: Any, steps: int) -> None:
         super().__init__(node_id, len(report.plan.sections), patcher, steps)
-        self.report = report
-        self._shoot = _rgb_previewer(patcher.model.latent_format)
+        self.report, self._shoot = report, None
+        self._pictures = Display("picture of the section in progress")
+        with self._pictures:
+            self._shoot = _rgb_previewer(patcher.model.latent_format)
 
     def step(self, order: int, step: int, denoised: Tensor) -> None:
         super().step(order, step, denoised)
-        if self.report.is_due:
-            self.report.step(order, step, self.steps, _picture(self._shoot, denoised))
+        if not self.report.is_due:
+            return
+        picture = None
+        if self._shoot is not None:
+            with self._pictures:
+                picture = _picture(self._shoot, denoised)
+        self.report.step(order, step, self.steps, picture)
 
 
 def _rgb_previewer(latent_format: Any) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,8 +13,8 @@ import node_helpers
 import torch
 from comfy_api.latest import io
 from torch import Tensor
-from tqdm.auto import tqdm
 
+from ...framepack_core.runtime.display import Bar, warn
 from ...framepack_core.runtime.errors import FramePackError
 from ...framepack_core.sampling.flow import GUIDANCE, RopeScaling, combine_cfg
 from ...framepack_core.sampling.generate import SamplerConfig, SectionTask
@@ -39,8 +38,6 @@ from .model import (
     find_attention,
     section_conditions,
 )
-
-logger = logging.getLogger(__name__)
 
 CACHES: dict[str, Callable[[float], StepCacheFactory | None]] = {
     "off": lambda threshold: None,
@@ -326,7 +323,7 @@ def check_mode(model: Any, mode: Mode, reason: str) -> None:
     advice = f"but {reason} {mode}; load the {mode} model"
     if known.certain:
         raise FramePackError(f"model: it was trained for {known.mode}, {advice}")
-    logger.warning("model: its name says %s, %s if the result falls apart", known.mode, advice)
+    warn(f"model: its name says {known.mode}, {advice} if the result falls apart")
 
 
 def check_sigmas(sigmas: Tensor) -> None:
@@ -381,10 +378,10 @@ def _sample_unipc(
     disable: bool | None = None,
     variant: Variant = "bh1",
 ) -> Tensor:
-    with tqdm(total=len(sigmas) - 1, disable=disable) as bar:
+    with Bar("section", len(sigmas) - 1, disable=bool(disable)) as bar:
 
         def on_step(i: int, x: Tensor, denoised: Tensor) -> None:
-            bar.update()
+            bar.move()
             if callback is not None:
                 sigma = sigmas[i]
                 callback({"x": x, "i": i, "sigma": sigma, "sigma_hat": sigma, "denoised": denoised})

@@ -11,17 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import comfy.model_management
-import comfy.utils
 import folder_paths
 from comfy_api.latest import ui
 from PIL import Image
 
+from ...framepack_core.runtime.display import Display
 from ...framepack_core.runtime.images import load_image
 from ...framepack_core.runtime.video import contact_sheet, read_video
 from ...framepack_core.training.loop import StepReport
 from ...framepack_core.training.samples import PreparedSample
 from ..cache import duration
-from .host import show_text
+from .host import NodeBar, NodeText
 from .live import Report
 
 INTERVAL = 0.2  # seconds between messages to the interface
@@ -33,32 +33,32 @@ class TrainingDisplay:
     """Text, bar, losses and samples."""
 
     def __init__(self, hidden: Any) -> None:
-        self.node_id = hidden.unique_id
         self.report = Report("fpreel.training", hidden, gathered=("losses", "samples"))
         self.root = Path(folder_paths.get_output_directory()) / "loras"
-        self._bar = comfy.utils.ProgressBar(1)
+        self._text, self._bar = NodeText(hidden.unique_id), NodeBar()
+        self._preview = Display("preview of a sample")
+        self._step, self._steps = 0, 1
         self._recent: deque[float] = deque(maxlen=SMOOTHED)
         self._unsent: list[tuple[int, float]] = []
         self._started, self._last_sent = time.monotonic(), -math.inf
-        self._step = 0
         self._samples: list[dict[str, Any]] = []
 
     @contextmanager
     def run(self) -> Iterator[None]:
         """Around the whole run: says how it ended."""
-        show_text(self.node_id, "loading the model")
+        self._text.show("loading the model")
         try:
             yield
         except BaseException:
             self._send("interrupted")
-            show_text(self.node_id, f"stopped after step {self._step}; run again to go on")
+            self._text.show(f"stopped after step {self._step}; run again to go on")
             raise
         self._send("finished")
-        show_text(self.node_id, "finished")
+        self._text.show("finished")
 
     def on_step(self, report: StepReport) -> None:
         """After an update; raises to stop the run."""
-        self._step = report.step
+        self._step, self._steps = report.step, report.total
         self._recent.append(report.loss)
         self._unsent.append((report.step, report.loss))
         mean = sum(self._recent) / len(self._recent)
@@ -67,8 +67,7 @@ class TrainingDisplay:
         if report.validation is not None:
             text += f"\nvalidation loss {report.validation:.4f}"
         if time.monotonic() - self._last_sent >= INTERVAL or report.step == report.total:
-            show_text(self.node_id, text)
-            self._bar.update_absolute(report.step, report.total)
+            self._text.show(text)
             self._send(
                 "training",
                 step=report.step,
@@ -77,6 +76,7 @@ class TrainingDisplay:
                 speed=1 / max(report.seconds_a_step, 1e-6),
                 remaining=report.seconds_left,
             )
+            self._bar.move_to(report.step, report.total)
         comfy.model_management.throw_exception_if_processing_interrupted()
 
     def on_save(self, path: Path) -> None:
@@ -88,7 +88,7 @@ class TrainingDisplay:
         def sample(step: int) -> None:
             self._step = step
             self._send("sampling")
-            show_text(self.node_id, f"step {step}: making samples")
+            self._text.show(f"step {step}: making samples")
             try:
                 write(step)
             finally:  # or the VAE would stay beside the training
@@ -99,14 +99,16 @@ class TrainingDisplay:
 
     def on_sample(self, path: Path, sample: PreparedSample) -> None:
         """A sample is there: shown as a strip of frames, and told to the interface as a file."""
-        root = Path(folder_paths.get_output_directory())
-        folder = path.parent.relative_to(root).as_posix()
-        file = {"filename": path.name, "subfolder": folder, "type": "output"}
-        entry = {"step": self._step, "prompt": sample.prompt, **file}
-        self._samples.append(entry)
-        self._send("sampling", samples=[entry])
-        self._bar.update_absolute(self._bar.current, preview=("JPEG", _strip(path), SIDE))
-        comfy.model_management.throw_exception_if_processing_interrupted()
+        strip = None
+        with self._preview:
+            root = Path(folder_paths.get_output_directory())
+            folder = path.parent.relative_to(root).as_posix()
+            file = {"filename": path.name, "subfolder": folder, "type": "output"}
+            entry = {"step": self._step, "prompt": sample.prompt, **file}
+            self._samples.append(entry)
+            self._send("sampling", samples=[entry])
+            strip = "JPEG", _strip(path), SIDE
+        self._bar.move_to(self._step, self._steps, strip)
 
     def preview(self) -> ui.PreviewVideo | None:
         """The samples of the last step."""

@@ -162,9 +162,8 @@ def check_samples_come_while_training() -> list[str]:
         image=scene().image,
     )
     shown: list[str] = []
-    with mock.patch.object(
-        pack("nodes.comfyui.train_display"), "show_text", lambda _, t: shown.append(t)
-    ):
+    label = pack("nodes.comfyui.host").NodeText
+    with mock.patch.object(label, "show", lambda _self, text: shown.append(text)):
         small_train("sampled", samples=samples, folder="output/loras")
     assert "step 4: making samples" in shown and shown[-1] == "finished"
     folder = BASE / "output" / "loras"
