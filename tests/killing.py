@@ -1,4 +1,4 @@
-"""Children of this process that are killed at random moments, and what they leave behind.
+"""Fresh interpreters that are killed at random moments, and what they leave behind.
 
 With FRAMEPACK_FULL=1 in the environment tests run in the length that a release is judged by.
 """
@@ -8,47 +8,47 @@ from __future__ import annotations
 import json
 import os
 import random
-import signal
+import subprocess
+import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Iterator
 from pathlib import Path
 
 from framepack_core.weights.files import read_header
 
 FULL = os.environ.get("FRAMEPACK_FULL") == "1"
 POLL = 0.002  # seconds between looks at the files of a running child
+LONGEST = 120  # seconds that a child may take
 
 
-def in_child(work: Callable[[], object]) -> int:
-    """Begin to do something in a child process; its id. What it prints is lost."""
-    child = os.fork()
-    if child:
-        return child
-    code = 1
-    try:
-        quiet = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(quiet, 1)
-        os.dup2(quiet, 2)
-        work()
-        code = 0
-    finally:
-        os._exit(code)
+def start(program: Path, *arguments: object) -> subprocess.Popen[str]:
+    """Run a Python program up to the line that it prints once all is imported and loaded.
+
+    A copy of this process would hang: PyTorch has threads, which a fork does not copy.
+    """
+    command = [sys.executable, str(program), *map(str, arguments)]
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert child.stdout
+    assert child.stdout.readline(), f"{program} ended with {wait(child)} before it began"
+    return child
 
 
-def wait(child: int) -> int:
+def wait(child: subprocess.Popen[str]) -> int:
     """The exit code of a child; negative is the signal that ended it."""
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    try:
+        child.communicate(timeout=LONGEST)
+    finally:
+        child.kill()
+    return child.returncode
 
 
-def kill_after(seconds: float, child: int, folder: Path) -> int:
+def kill_after(seconds: float, child: subprocess.Popen[str], folder: Path) -> int:
     """SIGKILL a child after a while, watching all the time that no half file gets a final name."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         check_whole(folder)
         time.sleep(POLL)
-    with suppress(ProcessLookupError):
-        os.kill(child, signal.SIGKILL)
+    child.kill()
     code = wait(child)
     check_whole(folder)
     return code
