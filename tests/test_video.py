@@ -19,6 +19,7 @@ from framepack_core.runtime.video import (
     probe_encoder,
     read_video,
 )
+from framepack_core.training import media
 
 COLOURS = [(200, 40, 90), (20, 160, 60), (30, 60, 220), (128, 128, 128), (250, 250, 10)]
 
@@ -112,6 +113,18 @@ def test_unreadable_videos(tmp_path: Path) -> None:
         read_video(tmp_path / "text.mp4")
     with pytest.raises(FramePackError, match=r"none\.mp4: no such file"):
         read_video(tmp_path / "none.mp4")
+
+
+def test_tags_that_are_not_utf8_do_not_matter(tmp_path: Path) -> None:
+    path = tmp_path / "a.mp4"
+    write(path, metadata={"title": "TITLE"})
+    data = path.read_bytes()
+    assert data.count(b"TITLE") == 1
+    path.write_bytes(data.replace(b"TITLE", b"\xffITLE"))
+    assert len(read_video(path)[0]) == len(COLOURS)
+    assert media.measure(path) == (len(COLOURS), (48, 32))
+    crop = media.read_crop(path, [0, 1], (48, 32), first=0, count=2, name="a")
+    assert np.array_equal(crop, read_video(path)[0][:2])
 
 
 def test_image_sequence(tmp_path: Path) -> None:

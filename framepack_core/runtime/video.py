@@ -11,7 +11,7 @@ from types import TracebackType
 
 import av
 import numpy as np
-from av.container import OutputContainer
+from av.container import InputContainer, OutputContainer
 from av.video.reformatter import Colorspace
 from av.video.stream import VideoStream
 
@@ -28,6 +28,8 @@ ENCODERS: dict[str, tuple[str, dict[str, str]]] = {
 BT709, LIMITED_RANGE = 1, 1
 MP4_KEYS = {"title", "comment"}
 PROBE_SIZE = 256  # hardware encoders refuse frames much smaller
+# PyAV before 19 refuses tags that are not UTF-8, unless it is to replace them; 19 never does.
+READ_OPTIONS = {} if int(av.__version__.split(".")[0]) >= 19 else {"metadata_errors": "replace"}
 
 
 class VideoWriter:
@@ -165,15 +167,20 @@ def probe_encoder(codec: str) -> None:
         ) from error
 
 
+def open_video(path: str | Path) -> InputContainer:
+    """A video file to read from, whatever its tags hold; errors are PyAV's own."""
+    return av.open(str(path), **READ_OPTIONS)
+
+
 def read_video(path: str | Path) -> tuple[Pixels, float]:
     """All frames of a video as uint8 [F, H, W, 3], and its frames per second."""
     path = Path(path)
     if not path.is_file():
         raise FramePackError(f"video {path}: no such file")
     try:
-        with av.open(str(path), metadata_errors="replace") as container:
+        with open_video(path) as container:
             stream = container.streams.video[0]
-            frames = [_to_rgb(frame) for frame in container.decode(stream)]
+            frames = [to_rgb(frame) for frame in container.decode(stream)]
             rate = stream.average_rate or stream.guessed_rate
     except (av.FFmpegError, IndexError, ValueError) as error:
         raise FramePackError(
@@ -184,7 +191,8 @@ def read_video(path: str | Path) -> tuple[Pixels, float]:
     return np.stack(frames), float(rate)
 
 
-def _to_rgb(frame: av.VideoFrame) -> Pixels:
+def to_rgb(frame: av.VideoFrame) -> Pixels:
+    """A decoded frame as uint8 [H, W, 3]."""
     # PyAV before 14 honours the frame's own matrix only when the target's differs from it.
     return frame.reformat(format="rgb24", dst_colorspace=Colorspace.ITU601).to_ndarray()
 

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import av
 import numpy as np
-from av.video.reformatter import Colorspace
 
 from ..runtime.errors import FramePackError
 from ..runtime.files import list_folder
 from ..runtime.images import Pixels, Size, load_image, resize_and_crop
+from ..runtime.video import open_video, to_rgb
 from ..sampling.plan import FPS
 
 IMAGES = {
@@ -47,7 +47,7 @@ def measure(path: Path) -> tuple[int, Size]:
     if not path.is_file():
         raise FramePackError(f"clip {path}: no such file")
     try:
-        with av.open(str(path)) as container:
+        with open_video(path) as container:
             first = next(container.decode(video=0))
             container.seek(0)
             packets = sum(packet.size > 0 for packet in container.demux(video=0))
@@ -85,11 +85,8 @@ def _frames(path: Path) -> Iterator[Pixels]:
         yield from map(load_image, pictures(path))
         return
     try:
-        with av.open(str(path)) as container:
-            for frame in container.decode(video=0):
-                # As read_video() does, whatever the version of PyAV.
-                rgb = frame.reformat(format="rgb24", dst_colorspace=Colorspace.ITU601)
-                yield rgb.to_ndarray()
+        with open_video(path) as container:
+            yield from map(to_rgb, container.decode(video=0))
     except (av.FFmpegError, IndexError) as error:
         raise _unreadable(path, error) from error
 
