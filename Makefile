@@ -13,7 +13,7 @@ demo: $(STAMP)
 	$(BIN)/python -m framepack_core.cli demo --out demo
 
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n logical --maxprocesses 6 --dist loadfile
 
 GOLDENS ?= tests/goldens
 goldens: $(STAMP)

@@ -1,10 +1,22 @@
 """Puts the project on the path last, so that our `nodes/` hides nobody else's `nodes`."""
 
+import os
 import sys
 from pathlib import Path
 
+# Tiny models: threads only get in each other's way, also those of the processes that tests start.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import pytest
 import torch
 
-torch.set_num_threads(1)  # tiny models: threads only get in each other's way
+FULL_TIMEOUT = 3600  # seconds that a test may take in the length that a release is judged by
+
+torch.set_num_threads(1)
 sys.path.insert(0, str(Path(__file__).parent))  # for `import tiny`
 sys.path.append(str(Path(__file__).resolve().parents[1]))
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    if os.environ.get("FRAMEPACK_FULL") == "1":
+        item.add_marker(pytest.mark.timeout(FULL_TIMEOUT), append=False)

@@ -22,6 +22,7 @@ sys.path[:0] = [str(HERE), str(HERE.parent / "comfyui")]
 from comfy_host import PACK_NAME, Server, find_comfyui, make_base, serve  # noqa: E402
 from comfy_page import ComfyPage, PageError, launch  # noqa: E402
 
+TIMEOUT = 600  # seconds for a test with the server's start
 OWN = "own"  # the frontend that ComfyUI's environment has
 
 
@@ -31,13 +32,17 @@ def frontends() -> dict[str, Path]:
     return {root.name: root / "comfyui_frontend_package" / "static" for root in roots}
 
 
+def pytest_itemcollected(item: pytest.Item) -> None:
+    item.add_marker(pytest.mark.browser)
+    item.add_marker(pytest.mark.timeout(TIMEOUT))
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    asked = "browser" in config.getoption("markexpr")
+    if "browser" in config.getoption("markexpr"):
+        return
     for item in items:
-        if HERE in item.path.parents:
-            item.add_marker(pytest.mark.browser)
-            if not asked:
-                item.add_marker(pytest.mark.skip(reason="a browser test: pytest -m browser"))
+        if item.get_closest_marker("browser"):
+            item.add_marker(pytest.mark.skip(reason="a browser test: pytest -m browser"))
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

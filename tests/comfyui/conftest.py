@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 HERE = Path(__file__).resolve().parent
+CHECKS_TIMEOUT = 900  # seconds for all checks inside ComfyUI
 sys.path.insert(0, str(HERE))
 
 from comfy_host import (  # noqa: E402
@@ -24,10 +25,12 @@ from comfy_host import (  # noqa: E402
 )
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        if HERE in item.path.parents and "comfy" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.comfy)
+def pytest_itemcollected(item: pytest.Item) -> None:
+    fixtures = getattr(item, "fixturenames", ())
+    if "comfy" in fixtures:
+        item.add_marker(pytest.mark.comfy)
+    if "inside" in fixtures:  # the first one waits for all checks
+        item.add_marker(pytest.mark.timeout(CHECKS_TIMEOUT + 60))
 
 
 @pytest.fixture(scope="session")
@@ -63,7 +66,7 @@ def inside(comfy: ComfyUI, tmp_path_factory: pytest.TempPathFactory) -> dict[str
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=900,
+        timeout=CHECKS_TIMEOUT,
     )
     assert report.is_file(), done.stdout[-6000:]
     return json.loads(report.read_text(encoding="utf-8"))
