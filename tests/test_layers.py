@@ -59,6 +59,18 @@ def test_nothing_that_users_run_imports_the_workshop() -> None:
         assert not workshop, f"{path}: imports {workshop}"
 
 
+def test_relative_imports_lead_to_a_file() -> None:
+    """Also where only ComfyUI could import the importing one."""
+    for path in (*CORE.rglob("*.py"), *(ROOT / "nodes").rglob("*.py")):
+        for name in imported_modules(path):
+            parts = name.split(".")
+            if (ROOT / parts[0]).is_dir():
+                module, own = ROOT.joinpath(*parts[:-1]), parts[-1]
+                found = (module, module.with_suffix(".py"), module / own)
+                assert any(place.exists() for place in found), f"{path}: imports {name}"
+            assert "framepack_core" not in parts[1:], f"{path}: imports {name}"
+
+
 def test_import_does_nothing() -> None:
     """Importing the core reads no weights, asks for no device and loads no heavy library."""
     code = (

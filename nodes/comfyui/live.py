@@ -10,7 +10,7 @@ from typing import Any
 from aiohttp import web
 from server import PromptServer
 
-from ..framepack_core.runtime.display import Display
+from ...framepack_core.runtime.display import Display
 
 KEPT = 32  # reports of the latest runs, one a node
 ROUTE = "/fpreel/live"
