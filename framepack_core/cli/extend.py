@@ -15,8 +15,8 @@ from ..headless.request import first_prompt, fit_pictures, read_plan, require, w
 from ..headless.scenes import OldLatents, OldVideo, Video
 from ..parsing.section_spec import parse_spec
 from ..runtime.errors import FramePackError
-from ..runtime.images import Pixels, resize_and_crop, to_uint8
-from ..runtime.video import read_video
+from ..runtime.images import Pixels, Size, fitted, to_uint8
+from ..runtime.video_reader import VideoFile
 from ..sampling.plan import FPS, HISTORY_LENGTH, Plan
 from ..sampling.sections import check_size
 from .decode import LatentFile
@@ -52,21 +52,22 @@ def _from_latents(args: Namespace, models: Models) -> tuple[Video, float]:
 
 
 def _from_video(args: Namespace) -> tuple[Video, float]:
-    pixels, fps = read_video(args.video_path)
-    height, width = args.video_size or pixels.shape[1:3]
+    video = VideoFile.open(args.video_path)
+    height, width = args.video_size or video.size[::-1]
     check_size(width, height)
-    if pixels.shape[1:3] != (height, width):
-        pixels = np.stack([resize_and_crop(frame, width, height) for frame in pixels])
     plan = read_plan(args)
-    clip = _at_join(pixels, plan.window, args.direction == "backward", args.video_path)
-    if fps != FPS:
-        warn(f"--video_path {args.video_path} has {fps:g} fps; FramePack makes motion of {FPS}")
+    clip = _at_join(video, (width, height), plan.window, args.direction == "backward")
+    if video.fps != FPS:
+        warn(
+            f"--video_path {args.video_path} has {video.fps:g} fps; FramePack makes motion of {FPS}"
+        )
     plan = plan.extending((len(clip) + 3) // 4, args.direction)
     image = _given_image(args, plan, (width, height))
     if image is None:
-        image = Picture.of(args.video_path, pixels[0 if plan.mode == "f1" else -1])
-    old = OldVideo(Picture.of(args.video_path, clip), pixels)
-    return _video(args, plan, image, image, old), fps
+        [first] = fitted(video.frames(0, 1), (width, height))
+        image = Picture.of(args.video_path, first if plan.mode == "f1" else clip[-1])
+    old = OldVideo(Picture.of(args.video_path, clip), video)
+    return _video(args, plan, image, image, old), video.fps
 
 
 def _video(
@@ -93,13 +94,19 @@ def _frame_at_join(name: str, latents: Tensor, plan: Plan, models: Models) -> Pi
         return Picture.of(name, to_uint8(decode(part)[:, :, -1:])[0])
 
 
-def _at_join(pixels: Pixels, window: int, backward: bool, name: str) -> Pixels:
+def _at_join(video: VideoFile, size: Size, window: int, backward: bool) -> Pixels:
     """As many whole sections of a video as the model sees of it, where new ones join it."""
-    sections = min(-(-(HISTORY_LENGTH - 1) // window), (len(pixels) - 1) // (4 * window))
+    sections = min(-(-(HISTORY_LENGTH - 1) // window), (len(video) - 1) // (4 * window))
     if sections < 1:
-        raise _too_short(name, len(pixels), window)
-    frames = 4 * window * sections + 1
-    return pixels[:frames] if backward else pixels[-frames:]
+        raise _too_short(str(video.path), len(video), window)
+    count = 4 * window * sections + 1
+    found = list(fitted(video.frames(0 if backward else len(video) - count, count), size))
+    if len(found) < count:
+        raise FramePackError(
+            f"video {video.path}: {count - len(found)} of its {len(video)} frames cannot be "
+            "decoded; convert it again"
+        )
+    return np.stack(found)
 
 
 def _too_short(name: str, frames: int, window: int) -> FramePackError:

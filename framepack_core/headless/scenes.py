@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain
+from itertools import chain, islice
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from ..runtime.images import Pixels, Size, to_tensor
+from ..runtime.images import Size, fitted, to_tensor
+from ..runtime.video_reader import VideoFile
 from ..sampling.decode import Decode, decode_bulk, decode_frames, decode_sections
 from ..sampling.generate import OnSection, SampleSection, generate
 from ..sampling.ledger import OpenLedger
@@ -21,7 +23,7 @@ from ..sampling.plan import LABEL, Plan, Section
 from .encodings import Encodings, Wanted
 from .pictures import Control, Picture
 
-CLIP = 64  # frames of an old video that are in fp32 at once
+CLIP = 8  # frames of an old video that are in memory at once
 
 
 @dataclass(frozen=True)
@@ -90,22 +92,23 @@ class OldLatents:
 
 @dataclass(frozen=True)
 class OldVideo:
-    """A video to go on from: the clip at the join that becomes latents, and all its frames.
+    """A video to go on from: the clip at the join that becomes latents, and the file.
 
-    pixels uint8 [F, H, W, 3] are kept as they are.
+    Its frames are kept as they are, in the size of the clip.
     """
 
     latents: Picture
-    pixels: Pixels
+    file: VideoFile
 
     @property
     def frames(self) -> int:
-        return len(self.pixels)
+        return len(self.file)
 
     def clips(self, decode: Callable[[Tensor], Iterator[Tensor]]) -> Iterator[Tensor]:
-        """All of it."""
-        for first in range(0, len(self.pixels), CLIP):
-            yield to_tensor(self.pixels[first : first + CLIP])
+        """All of it, read as it is asked for."""
+        frames = fitted(self.file.frames(), self.latents.size)
+        while some := list(islice(frames, CLIP)):
+            yield to_tensor(np.stack(some))
 
 
 @dataclass(frozen=True)

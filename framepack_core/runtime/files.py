@@ -69,6 +69,19 @@ def split_lines(text: str) -> list[str]:
     return [line.removesuffix("\r") for line in text.split("\n")]
 
 
+def is_file(path: Path | str) -> bool:
+    """Whether it is a file; False, never an error, for a text that cannot be a path at all.
+
+    Path.is_file() raises for names of more than 255 bytes.
+    """
+    return os.path.isfile(path)
+
+
+def is_folder(path: Path | str) -> bool:
+    """Whether it is a folder; False, never an error, for a text that cannot be a path at all."""
+    return os.path.isdir(path)
+
+
 def natural_key(name: str) -> tuple[list[str | int], str]:
     """A sort key in which numbers within a name count by their value: 2 before 10."""
     # re.split() alternates between text and digits, so that equal places hold equal types.

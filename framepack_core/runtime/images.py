@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -100,6 +101,14 @@ def resize_and_crop(
         by_area = resample == "auto" and scale <= 1
         image = resize_area(image, *resized) if by_area else resize_lanczos(image, *resized)
     return image[top : top + height, left : left + width].copy()
+
+
+def fitted(frames: Iterable[Pixels], size: Size) -> Iterator[Pixels]:
+    """Frames uint8 [H, W, 3] scaled and cropped to (width, height), one after another."""
+    width, height = size
+    for frame in frames:
+        same = frame.shape[:2] == (height, width)
+        yield frame if same else resize_and_crop(frame, width, height)
 
 
 def resize_lanczos(image: Pixels, width: int, height: int) -> Pixels:

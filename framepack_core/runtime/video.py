@@ -1,4 +1,4 @@
-"""Video files and picture sequences through PyAV, one frame at a time."""
+"""Video files and picture sequences written through PyAV, one frame at a time."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from types import TracebackType
 
 import av
 import numpy as np
-from av.container import InputContainer, OutputContainer
+from av.container import OutputContainer
 from av.video.reformatter import Colorspace
 from av.video.stream import VideoStream
 
 from .errors import FramePackError
 from .files import DISK_FULL, atomic_path
 from .images import Pixels, save_png
+from .video_reader import VideoFile
 
 # What each encoder calls constant quality, and what else it needs to keep to it.
 ENCODERS: dict[str, tuple[str, dict[str, str]]] = {
@@ -28,8 +29,6 @@ ENCODERS: dict[str, tuple[str, dict[str, str]]] = {
 BT709, LIMITED_RANGE = 1, 1
 MP4_KEYS = {"title", "comment"}
 PROBE_SIZE = 256  # hardware encoders refuse frames much smaller
-# PyAV before 19 refuses tags that are not UTF-8, unless it is to replace them; 19 never does.
-READ_OPTIONS = {} if int(av.__version__.split(".")[0]) >= 19 else {"metadata_errors": "replace"}
 
 
 class VideoWriter:
@@ -167,34 +166,10 @@ def probe_encoder(codec: str) -> None:
         ) from error
 
 
-def open_video(path: str | Path) -> InputContainer:
-    """A video file to read from, whatever its tags hold; errors are PyAV's own."""
-    return av.open(str(path), **READ_OPTIONS)
-
-
 def read_video(path: str | Path) -> tuple[Pixels, float]:
-    """All frames of a video as uint8 [F, H, W, 3], and its frames per second."""
-    path = Path(path)
-    if not path.is_file():
-        raise FramePackError(f"video {path}: no such file")
-    try:
-        with open_video(path) as container:
-            stream = container.streams.video[0]
-            frames = [to_rgb(frame) for frame in container.decode(stream)]
-            rate = stream.average_rate or stream.guessed_rate
-    except (av.FFmpegError, IndexError, ValueError) as error:
-        raise FramePackError(
-            f"video {path}: cannot be read ({error}); is it a video file?"
-        ) from error
-    if not frames or not rate:
-        raise FramePackError(f"video {path}: holds no frames")
-    return np.stack(frames), float(rate)
-
-
-def to_rgb(frame: av.VideoFrame) -> Pixels:
-    """A decoded frame as uint8 [H, W, 3]."""
-    # PyAV before 14 honours the frame's own matrix only when the target's differs from it.
-    return frame.reformat(format="rgb24", dst_colorspace=Colorspace.ITU601).to_ndarray()
+    """All frames of a video as it is shown, uint8 [F, H, W, 3], and its frames per second."""
+    video = VideoFile.open(path)
+    return np.stack(list(video.frames())), video.fps
 
 
 class ImageSequenceWriter(AbstractContextManager["ImageSequenceWriter"]):

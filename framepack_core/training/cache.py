@@ -135,7 +135,9 @@ def latent_digest(item: Item, mode: TrainMode, identity: str, options: OneFrameO
     if isinstance(item, VideoItem):
         frames = pictures(source.path) if source.path.is_dir() else [source.path]
         crop = (item.first, item.frames, item.dataset.source_fps)
-        return fingerprint({**about, "frames": frames, "crop": crop})
+        # Only where there are traits: caches from before these were heeded still count otherwise.
+        shown = {"shown": item.clip.traits} if item.clip.traits else {}
+        return fingerprint({**about, **shown, "frames": frames, "crop": crop})
     indices = item.plan(no_2x=options.no_2x, no_4x=options.no_4x)
     return fingerprint({**about, "images": [source.path, *item.controls], "indices": indices})
 

@@ -19,7 +19,7 @@ from ..sampling.one_frame import OneFrame, plan_one_frame
 from ..sampling.plan import HISTORY_LENGTH, Section
 from ..sampling.sections import LATENT_STRIDE, sections_for_frames
 from .dataset_config import FRAME_STEP, Dataset, ImageDataset, VideoDataset, load_datasets
-from .media import kept_frames, measure, read_crop
+from .media import Clip, kept_frames, open_clip, read_crop
 from .sources import Source, find_sources
 
 TrainMode = Literal["framepack", "f1", "one_frame"]
@@ -45,7 +45,7 @@ class VideoItem:
     frames: int
     size: Size
     captions: tuple[str, ...]
-    clip_frames: int
+    clip: Clip
 
     @property
     def name(self) -> str:
@@ -70,15 +70,8 @@ class VideoItem:
 
     def load(self) -> Pixels:
         """Its frames as uint8 [used_frames, H, W, 3]."""
-        frames = kept_frames(self.clip_frames, self.dataset.source_fps)
-        return read_crop(
-            self.source.path,
-            frames,
-            self.size,
-            first=self.first,
-            count=self.used_frames,
-            name=self.name,
-        )
+        frames = _kept(self.clip, self.dataset)
+        return read_crop(self.clip, frames[self.first : self.first + self.used_frames], self.size)
 
 
 @dataclass(frozen=True)
@@ -232,8 +225,8 @@ def _image_item(source: Source, dataset: ImageDataset, selector: BucketSelector)
 def _video_items(
     source: Source, dataset: VideoDataset, selector: BucketSelector
 ) -> Iterator[VideoItem]:
-    count, (width, height) = measure(source.path)
-    usable = len(kept_frames(count, dataset.source_fps))
+    clip = open_clip(source.path)
+    usable = len(_kept(clip, dataset))
     crops = extract(dataset, usable)
     if not crops:
         wanted = dataset.shortest if dataset.takes_all else min(dataset.lengths)
@@ -242,11 +235,16 @@ def _video_items(
             f"clip {source.path}: {usable} frames{rate}, but {wanted} are needed; take it out or "
             "use a longer clip"
         )
-    size = selector.choose(width, height)
+    size = selector.choose(*clip.size)
     for first, frames in crops:
         sections = sections_for_frames(frames, dataset.window)
         captions = _captions(source, sections)
-        yield VideoItem(source, dataset, first, frames, size, captions, count)
+        yield VideoItem(source, dataset, first, frames, size, captions, clip)
+
+
+def _kept(clip: Clip, dataset: VideoDataset) -> list[int]:
+    """The frames of a clip that count; one of a variable rate is read at 30 fps already."""
+    return kept_frames(len(clip), dataset.source_fps if clip.is_constant else None)
 
 
 def _captions(source: Source, sections: int) -> tuple[str, ...]:

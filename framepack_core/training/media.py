@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
-import av
 import numpy as np
 
 from ..runtime.errors import FramePackError
-from ..runtime.files import list_folder
+from ..runtime.files import is_file, is_folder, list_folder
 from ..runtime.images import Pixels, Size, load_image, resize_and_crop
-from ..runtime.video import open_video, to_rgb
+from ..runtime.video_reader import VideoFile
 from ..sampling.plan import FPS
 
 IMAGES = {
@@ -26,34 +25,50 @@ VIDEOS = {
 
 
 def is_image(path: Path) -> bool:
-    return path.suffix.lower() in IMAGES and os.path.isfile(path)
+    return path.suffix.lower() in IMAGES and is_file(path)
 
 
 def is_video(path: Path) -> bool:
-    return path.suffix.lower() in VIDEOS and os.path.isfile(path)
+    return path.suffix.lower() in VIDEOS and is_file(path)
 
 
 def is_frames(path: Path) -> bool:
     """Whether it is a folder of pictures, which counts as a clip."""
-    return os.path.isdir(path) and any(map(is_image, list_folder(path)))
+    return is_folder(path) and any(map(is_image, list_folder(path)))
 
 
-def measure(path: Path) -> tuple[int, Size]:
-    """Number of frames and (width, height) of a clip; its first frame is decoded as a proof."""
-    if path.is_dir():
+@dataclass(frozen=True)
+class PictureFolder:
+    """A clip that is a folder of pictures, its frames in natural order; size: (width, height)."""
+
+    path: Path
+    files: tuple[Path, ...]
+    size: Size
+    is_constant: bool = True
+    traits: tuple[object, ...] = ()
+
+    @classmethod
+    def open(cls, path: Path) -> PictureFolder:
+        """Look at the first picture, which proves that it can be read."""
         files = pictures(path)
         height, width = load_image(files[0]).shape[:2]
-        return len(files), (width, height)
-    if not path.is_file():
-        raise FramePackError(f"clip {path}: no such file")
-    try:
-        with open_video(path) as container:
-            first = next(container.decode(video=0))
-            container.seek(0)
-            packets = sum(packet.size > 0 for packet in container.demux(video=0))
-    except (av.FFmpegError, IndexError, StopIteration) as error:
-        raise _unreadable(path, error) from error
-    return packets, (first.width, first.height)
+        return cls(path, tuple(files), (width, height))
+
+    def __len__(self) -> int:
+        """How many frames there are."""
+        return len(self.files)
+
+    def frames(self, first: int = 0, count: int | None = None) -> Iterator[Pixels]:
+        """Frames uint8 [H, W, 3] from the first-th on."""
+        yield from map(load_image, self.files[first : None if count is None else first + count])
+
+
+Clip = VideoFile | PictureFolder
+
+
+def open_clip(path: Path) -> Clip:
+    """A clip of a data set; raises FramePackError where it cannot be read."""
+    return PictureFolder.open(path) if is_folder(path) else VideoFile.open(path)
 
 
 def kept_frames(count: int, source_fps: float | None) -> list[int]:
@@ -64,40 +79,23 @@ def kept_frames(count: int, source_fps: float | None) -> list[int]:
     return [i for i in range(count) if math.floor(i * ratio) != math.floor((i - 1) * ratio)]
 
 
-def read_crop(
-    path: Path, frames: list[int], size: Size, *, first: int, count: int, name: str
-) -> Pixels:
-    """`count` of the kept `frames` of a clip from the first-th on: uint8 [count, H, W, 3]."""
-    wanted = set(frames[first : first + count])
-    stop = max(wanted) + 1
+def read_crop(clip: Clip, frames: list[int], size: Size) -> Pixels:
+    """Some frames of a clip, by rising number, at a size: uint8 [len(frames), H, W, 3]."""
+    wanted = set(frames)
+    shown = clip.frames(frames[0], frames[-1] + 1 - frames[0])
     found = [
         resize_and_crop(frame, *size, resample="auto")
-        for i, frame in zip(range(stop), _frames(path), strict=False)
+        for i, frame in enumerate(shown, frames[0])
         if i in wanted
     ]
-    if len(found) < count:
-        raise FramePackError(f"{name}: it ends after {len(found)} of {count} frames; mend the clip")
+    if len(found) < len(frames):
+        raise FramePackError(
+            f"clip {clip.path}: it ends after {len(found)} of {len(frames)} frames; convert it "
+            "again, or take it out"
+        )
     return np.stack(found)
-
-
-def _frames(path: Path) -> Iterator[Pixels]:
-    if path.is_dir():
-        yield from map(load_image, pictures(path))
-        return
-    try:
-        with open_video(path) as container:
-            yield from map(to_rgb, container.decode(video=0))
-    except (av.FFmpegError, IndexError) as error:
-        raise _unreadable(path, error) from error
 
 
 def pictures(folder: Path) -> list[Path]:
     """The frames of a clip that is a folder, in natural order."""
     return list(filter(is_image, list_folder(folder)))
-
-
-def _unreadable(path: Path, error: Exception) -> FramePackError:
-    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return FramePackError(
-        f"clip {path}: cannot be read ({reason}); take it out or convert it again"
-    )

@@ -11,7 +11,7 @@ from typing import Any
 
 from ..parsing.json_toml import parse_json
 from ..runtime.errors import FramePackError
-from ..runtime.files import list_folder, natural_key, read_text, split_lines
+from ..runtime.files import is_file, is_folder, list_folder, natural_key, read_text, split_lines
 from .dataset_config import Dataset, ImageDataset
 from .media import IMAGES, VIDEOS, is_frames, is_image, is_video
 
@@ -67,7 +67,7 @@ def _check_stems(sources: list[Source], place: str) -> None:
 def _from_folder(dataset: Dataset) -> Iterator[Source]:
     folder = dataset.folder
     assert folder is not None
-    if not os.path.isdir(folder):
+    if not is_folder(folder):
         raise FramePackError(f"{folder}: no such folder; check {_key(dataset)}_directory")
     pictures = isinstance(dataset, ImageDataset)
 
@@ -76,7 +76,7 @@ def _from_folder(dataset: Dataset) -> Iterator[Source]:
             return is_image(path) if pictures else is_video(path)
         # Other folders of pictures, such as samples, lie here too: a caption tells a clip.
         caption = folder / f"{path.name}{dataset.caption_extension}"
-        return os.path.isfile(caption) and is_frames(path)
+        return is_file(caption) and is_frames(path)
 
     paths = list(filter(wanted, list_folder(folder)))
     _check_kinds(dataset, folder, {path.name if path.is_dir() else path.stem for path in paths})
@@ -86,7 +86,7 @@ def _from_folder(dataset: Dataset) -> Iterator[Source]:
         extension = dataset.caption_extension
         caption = _read_caption(path, folder / f"{stem}{extension}")
         own = folder / f"{stem}{SECTION_CAPTIONS}{extension}"
-        sections = read_text(own) if os.path.isfile(own) else None
+        sections = read_text(own) if is_file(own) else None
         yield Source(path, caption, sections, controls.get(stem, ()))
 
 
@@ -107,7 +107,7 @@ def _check_kinds(dataset: Dataset, folder: Path, found: set[str]) -> None:
 
 def _refuse_unknown(path: Path, dataset: Dataset, meant: str) -> None:
     """Raise for a file that is meant to be read, but is neither of a known kind nor a note."""
-    if path.suffix.lower() not in NOTES and os.path.isfile(path):
+    if path.suffix.lower() not in NOTES and is_file(path):
         readable = IMAGES if isinstance(dataset, ImageDataset) else VIDEOS
         raise FramePackError(
             f"{path}: {meant}, but {path.suffix or 'its kind'} is not read; convert it to one of "
@@ -117,7 +117,7 @@ def _refuse_unknown(path: Path, dataset: Dataset, meant: str) -> None:
 
 def _read_caption(path: Path, file: Path) -> str:
     """What a caption file says; an empty one is an empty caption, as in musubi-tuner."""
-    if not os.path.isfile(file):
+    if not is_file(file):
         raise FramePackError(f"{path}: no caption; write one into {file.name} next to it")
     return read_text(file).strip()
 
@@ -129,7 +129,7 @@ def _match_controls(dataset: ImageDataset, stems: list[str]) -> dict[str, tuple[
     """
     folder = dataset.control_directory
     assert folder is not None
-    if not os.path.isdir(folder):
+    if not is_folder(folder):
         raise FramePackError(f"{folder}: no such folder; check control_directory")
     found: dict[str, list[tuple[int, Path]]] = {stem: [] for stem in stems}
     longest_first = sorted(stems, key=len, reverse=True)
@@ -157,7 +157,7 @@ def _match_controls(dataset: ImageDataset, stems: list[str]) -> dict[str, tuple[
 def _from_jsonl(dataset: Dataset) -> Iterator[Source]:
     path = dataset.jsonl
     assert path is not None
-    if not os.path.isfile(path):
+    if not is_file(path):
         raise FramePackError(f"{path}: no such file; check {_key(dataset)}_jsonl_file")
     for number, line in enumerate(split_lines(read_text(path)), 1):
         if line.strip():
