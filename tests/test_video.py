@@ -122,8 +122,9 @@ def test_tags_that_are_not_utf8_do_not_matter(tmp_path: Path) -> None:
     assert data.count(b"TITLE") == 1
     path.write_bytes(data.replace(b"TITLE", b"\xffITLE"))
     assert len(read_video(path)[0]) == len(COLOURS)
-    assert media.measure(path) == (len(COLOURS), (48, 32))
-    crop = media.read_crop(path, [0, 1], (48, 32), first=0, count=2, name="a")
+    clip = media.open_clip(path)
+    assert (len(clip), clip.size) == (len(COLOURS), (48, 32))
+    crop = media.read_crop(clip, [0, 1], (48, 32))
     assert np.array_equal(crop, read_video(path)[0][:2])
 
 
