@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-import folder_paths
 from comfy_api.latest import io
-from comfy_execution.graph_utils import ExecutionBlocker
 from torch import Tensor
 
 from ..framepack_core.parsing.prompt_lines import (
@@ -21,10 +18,11 @@ from ..framepack_core.parsing.prompt_lines import (
 )
 from ..framepack_core.runtime.device import MAX_SEED
 from ..framepack_core.runtime.errors import FramePackError
-from ..framepack_core.runtime.files import natural_key, read_text
+from ..framepack_core.runtime.files import read_text
 from ..framepack_core.runtime.images import load_image
 from ..framepack_core.sampling.sections import SIZE_MULTIPLE, check_size, sections_for_seconds
-from .comfyui.host import input_path, to_image
+from .comfyui.paths import input_files, input_path
+from .comfyui.sockets import blocked, to_image
 from .condition import MAX_SIZE
 from .types import CATEGORY, schema
 
@@ -60,7 +58,7 @@ class PromptFile(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "source",
-                    options=[TEXT, *_text_files()],
+                    options=[TEXT, *input_files(".txt")],
                     default=TEXT,
                     tooltip="A .txt file in ComfyUI's input folder, or the box below.",
                 ),
@@ -157,11 +155,6 @@ class PromptFile(io.ComfyNode):
         return [found, [os.path.getmtime(input_path(name)) for name in names]]
 
 
-def _text_files() -> list[str]:
-    found = Path(folder_paths.get_input_directory()).glob("[!.]*.txt")
-    return sorted((path.name for path in found), key=natural_key)
-
-
 def _lines(source: str, lines: str) -> list[tuple[int, str]]:
     """(line number, prompt line) of all that are neither blank nor a comment."""
     text = lines if source == TEXT else read_text(input_path(source))
@@ -217,7 +210,7 @@ def _pictures(names: dict[int, str | None], option: str, default: Tensor | None)
     missing = [number for number, name in names.items() if name is None and default is None]
     if len(missing) == len(names):
         problem = f"no line has --{option} and no image is connected to FramePack Prompt File"
-        return [ExecutionBlocker(problem)] * len(names)
+        return [blocked(problem)] * len(names)
     if missing:
         raise FramePackError(
             f"line {missing[0]}: no --{option}, which other lines have; give one to every line, or "

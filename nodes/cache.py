@@ -2,32 +2,22 @@
 
 from __future__ import annotations
 
-import copy
-import time
-from collections.abc import Callable
-from typing import Any, NoReturn, get_args
+from typing import Any, get_args
 
-import comfy.model_management
-import torch
 from comfy_api.latest import io
-from torch import Tensor
 
-from ..framepack_core.models.prompt import TextCondition
-from ..framepack_core.runtime.errors import FramePackError
-from ..framepack_core.runtime.images import Pixels
 from ..framepack_core.training.cache import (
-    CacheProgress,
-    LatentEncoders,
     OneFrameOptions,
-    TextEncoder,
     cache_latents,
     cache_text,
     check_cached,
 )
 from ..framepack_core.training.dataset import TrainMode
-from ..framepack_core.training.encoders import latent_identity, state_identity, text_identity
-from .comfyui.host import NodeBar, NodeText, show_text, to_image, to_latents
-from .condition import encode_prompt
+from .comfyui.encode import (
+    latent_encoders,
+    text_encoder,
+)
+from .comfyui.progress import item_progress, item_report
 from .dataset import TRAINING, Dataset
 from .types import DatasetSocket, advanced, schema
 
@@ -117,9 +107,9 @@ class CacheLatents(io.ComfyNode):
             latent_encoders(vae, clip_vision, tile or None),
             one_frame=OneFrameOptions(no_2x, no_4x),
             end_frames=end_frames,
-            on_item=_progress(cls.hidden.unique_id, "clips"),
+            on_item=item_progress(cls.hidden.unique_id, "clips"),
         )
-        report = _report(cls.hidden.unique_id, "clips", done)
+        report = item_report(cls.hidden.unique_id, "clips", done)
         return io.NodeOutput(dataset.cached_for(mode), report)
 
 
@@ -146,91 +136,6 @@ class CacheText(io.ComfyNode):
 
     @classmethod
     def execute(cls, dataset: Dataset, clip: Any) -> io.NodeOutput:
-        on_item = _progress(cls.hidden.unique_id, "captions")
+        on_item = item_progress(cls.hidden.unique_id, "captions")
         done = cache_text(dataset.found, text_encoder(clip), on_item=on_item)
-        return io.NodeOutput(dataset, _report(cls.hidden.unique_id, "captions", done))
-
-
-# ComfyUI's objects as the core's encoders
-
-
-def latent_encoders(vae: Any, clip_vision: Any, tile: int | None = None) -> LatentEncoders:
-    """VAE and CLIP_VISION as the encoders of a latent cache."""
-
-    def encode(pixels: Tensor) -> Tensor:
-        clips = [_encode_clip(vae, clip, tile) for clip in pixels]
-        return torch.cat(clips)
-
-    def see(image: Pixels) -> Tensor:
-        return clip_vision.encode_image(to_image(image[None]), crop=False).last_hidden_state
-
-    models = {"vae": vae.first_stage_model, "image encoder": clip_vision.model}
-    return LatentEncoders(encode, see, latent_identity(state_identity(models), tile))
-
-
-def _encode_clip(vae: Any, pixels: Tensor, tile: int | None) -> Tensor:
-    """Model-ready latents [1, 16, T, h, w] of pixels [3, F, H, W] in -1..1."""
-    comfy.model_management.throw_exception_if_processing_interrupted()
-    image = pixels.permute(1, 2, 3, 0).add(1).div(2)
-    if tile is None:
-        return to_latents({"samples": _encode_whole(vae, image)}, "vae")
-    whole = len(image)  # in time: FramePack's own tiles are in space alone
-    samples = vae.encode_tiled(image, tile_x=tile, tile_y=tile, overlap=tile // 4, tile_t=whole)
-    return to_latents({"samples": samples}, "vae")
-
-
-def _encode_whole(vae: Any, image: Tensor) -> Tensor:
-    """Without ComfyUI's own tiles where memory runs out: their seams would stay in the cache."""
-
-    def refuse(*_args: Any, **_options: Any) -> NoReturn:
-        raise FramePackError(
-            "vae: not enough memory for whole frames; set tile to 256, or free memory"
-        )
-
-    vae = copy.copy(vae)
-    vae.encode_tiled_3d = refuse
-    return vae.encode(image)
-
-
-def text_encoder(clip: Any) -> TextEncoder:
-    """CLIP as the encoder of a caption cache."""
-    if clip.patcher.patches:
-        raise FramePackError("clip: it carries LoRAs; captions are cached without, so unplug them")
-
-    def encode(caption: str) -> TextCondition:
-        comfy.model_management.throw_exception_if_processing_interrupted()
-        [[words, extra]] = encode_prompt(clip, caption)
-        mask = extra.get("attention_mask")
-        count = words.shape[1] if mask is None else int(mask.sum())
-        return TextCondition(words[:, :count], extra["pooled_output"])
-
-    return TextEncoder(encode, text_identity(state_identity({"clip": clip.cond_stage_model})))
-
-
-# What is shown
-
-
-def _progress(node_id: str, what: str) -> Callable[[CacheProgress], None]:
-    label, bar, start = NodeText(node_id), NodeBar(), time.monotonic()
-
-    def on_item(progress: CacheProgress) -> None:
-        left = (time.monotonic() - start) / progress.encoded * (progress.total - progress.done)
-        text = f"{progress.done} of {progress.total} {what}, {duration(left)} left"
-        label.show(f"{text}\n{progress.name}")
-        bar.move_to(progress.done, progress.total)
-
-    return on_item
-
-
-def _report(node_id: str, what: str, done: CacheProgress) -> str:
-    text = f"{done.total} {what}: {done.encoded} encoded now, {done.total - done.encoded} before"
-    show_text(node_id, text)
-    return text
-
-
-def duration(seconds: float) -> str:
-    """As people read it: 45 s, 12 min, 3 h 20 min."""
-    minutes = round(seconds / 60)
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
+        return io.NodeOutput(dataset, item_report(cls.hidden.unique_id, "captions", done))

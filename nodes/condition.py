@@ -8,10 +8,11 @@ import numpy as np
 from comfy_api.latest import io, ui
 from torch import Tensor
 
-from ..framepack_core.models.prompt import END_OF_PROMPT, MAX_PROMPT_TOKENS, system_prefix
 from ..framepack_core.runtime.images import nearest_bucket, resize_and_crop, size_for_area
 from ..framepack_core.sampling.sections import SIZE_MULTIPLE, check_size
-from .comfyui.host import show_text, to_image, to_latents, to_uint8
+from .comfyui.encode import encode_prompt
+from .comfyui.progress import show_text
+from .comfyui.sockets import to_image, to_latents, to_uint8
 from .types import CATEGORY, advanced, schema
 
 BUCKET, AREA, EXACT = "FramePack's sizes (640)", "area", "exact"
@@ -62,36 +63,6 @@ def system_prompt_input() -> io.WidgetInput:
             "empty for the one the model was trained with.",
         )
     )
-
-
-def encode_prompt(clip: Any, text: str, system_prompt: str = "") -> list[Any]:
-    """CONDITIONING of a prompt, by our CLIP or ComfyUI's own."""
-    system = system_prompt or None
-    tokens = clip.tokenize(
-        text,
-        disable_weights=True,
-        system_prompt=system,
-        llama_template=native_template(system),
-    )
-    return _cut(clip.encode_from_tokens_scheduled(tokens))
-
-
-def native_template(system_prompt: str | None) -> str | None:
-    """The template as ComfyUI's own tokenizer takes it, or None for its default, which is ours."""
-    if system_prompt is None:
-        return None
-    prefix = system_prefix(system_prompt).replace("{", "{{").replace("}", "}}")
-    return prefix + "{}" + END_OF_PROMPT
-
-
-def _cut(conditioning: list[Any]) -> list[Any]:
-    """At most as many tokens as FramePack was trained with."""
-
-    def cut(extra: dict[str, Any]) -> dict[str, Any]:
-        mask = extra.get("attention_mask")
-        return extra if mask is None else extra | {"attention_mask": mask[:, :MAX_PROMPT_TOKENS]}
-
-    return [[words[:, :MAX_PROMPT_TOKENS], cut(extra)] for words, extra in conditioning]
 
 
 class Canvas(io.ComfyNode):

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
-import folder_paths
 from comfy_api.latest import io, ui
 
 from ..framepack_core.runtime.errors import FramePackError
@@ -23,7 +22,8 @@ from ..framepack_core.training.dataset_config import (
     load_datasets,
     parse_datasets,
 )
-from .comfyui.host import is_inside, show_text
+from .comfyui.paths import input_folder, is_inside, output_folder
+from .comfyui.progress import show_text
 from .types import CATEGORY, DatasetSocket, advanced, schema
 
 TRAINING = f"{CATEGORY}/training"
@@ -247,7 +247,7 @@ def _from_input(path: Path, name: str) -> Path:
     """A path in full, which is where a user's clips lie, or one below ComfyUI's input folder."""
     if ".." in path.parts and not path.is_absolute():
         raise FramePackError(f"{name}: {path} leads out of ComfyUI's input folder; give it in full")
-    return Path(folder_paths.get_input_directory()) / path
+    return input_folder() / path
 
 
 def _placed(dataset: VideoDataset | ImageDataset) -> VideoDataset | ImageDataset:
@@ -255,7 +255,7 @@ def _placed(dataset: VideoDataset | ImageDataset) -> VideoDataset | ImageDataset
     named = {name: getattr(dataset, name, None) for name in PATHS}
     full = {name: _from_input(path, f"toml: {name}") for name, path in named.items() if path}
     placed = dataset.model_copy(update=full)
-    folders = [folder_paths.get_input_directory(), folder_paths.get_output_directory()]
+    folders = [input_folder(), output_folder()]
     if not any(is_inside(placed.cache, place) for place in (*folders, placed.folder) if place):
         raise FramePackError(
             f"toml: cache_directory: {placed.cache} is neither below the clips nor in ComfyUI's "
@@ -305,7 +305,7 @@ class ToyWorldClips(io.ComfyNode):
 
     @classmethod
     def execute(cls, folder: str, lesson: str = CLIPS) -> io.NodeOutput:
-        root = Path(folder_paths.get_output_directory()).resolve()
+        root = output_folder().resolve()
         place = Path(os.path.normpath(root / folder))
         if not folder.strip() or place == root or not place.is_relative_to(root):
             raise FramePackError(f"folder: {folder!r} is no folder in ComfyUI's output folder")

@@ -10,8 +10,10 @@ from comfy_api.latest import io, ui
 from ..framepack_core.parsing.section_spec import MAX_LORA_STRENGTH, parse_spec
 from ..framepack_core.runtime.device import MAX_SEED
 from ..framepack_core.sampling.plan import EndPolicy, Plan
-from .comfyui.host import show_text, to_image_latent
-from .condition import encode_prompt, system_prompt_input
+from .comfyui.encode import encode_prompt
+from .comfyui.progress import show_text
+from .comfyui.sockets import to_image_latent
+from .condition import system_prompt_input
 from .types import CATEGORY, PlanSocket, schema
 
 KEEP = -1  # the number that leaves what the plan or the run has

@@ -15,8 +15,8 @@ from ..framepack_core.toyworld import SNAPSHOT
 from ..framepack_core.weights.fp8 import Precision
 from ..framepack_core.weights.layouts import find_snapshot
 from .comfyui.encoders import FramePackCLIPVision, FramePackVAE, load_clip
-from .comfyui.host import model_choices, model_path, snapshot_choices, snapshot_path
 from .comfyui.model import ATTENTIONS, AUTO_ATTENTION, TrainedFor, load_model
+from .comfyui.paths import model_choices, model_path, snapshot_choices, snapshot_path
 from .types import CATEGORY, advanced, schema
 
 LOADERS = f"{CATEGORY}/loaders"

@@ -19,8 +19,10 @@ from ..framepack_core.sampling.one_frame import (
     plan_one_frame,
 )
 from ..framepack_core.sampling.sections import LATENT_STRIDE, MAX_WINDOW, WINDOW
-from .comfyui.host import RunProgress, show_text, to_image_latent, to_latent
-from .comfyui.section_run import Settings, check_mode, section_run, setting_inputs
+from .comfyui.progress import RunProgress, show_text
+from .comfyui.section_run import Settings, check_mode, section_run
+from .comfyui.sockets import to_image_latent, to_latent
+from .sampler_inputs import setting_inputs
 from .types import CATEGORY, ControlsSocket, advanced, schema
 
 HIDDEN, KEPT = "hidden", "kept"

@@ -13,11 +13,12 @@ from ..framepack_core.runtime.display import Display
 from ..framepack_core.sampling.generate import SectionDone, extend, generate
 from ..framepack_core.sampling.plan import Direction, Plan
 from ..framepack_core.sampling.sections import LATENT_STRIDE
-from .comfyui.host import WINDOW_KEY, to_image_latent, to_latent, to_latents
 from .comfyui.ledger import open_ledger
 from .comfyui.live_sections import ReportedProgress, SectionReport
-from .comfyui.section_run import Settings, check_mode, image_embeds, section_run, setting_inputs
-from .lora import check_section_loras
+from .comfyui.lora import check_section_loras
+from .comfyui.section_run import Settings, check_mode, image_embeds, section_run
+from .comfyui.sockets import WINDOW_KEY, to_image_latent, to_latent, to_latents
+from .sampler_inputs import setting_inputs
 from .types import CATEGORY, PlanSocket, advanced, schema
 
 logger = logging.getLogger(__name__)

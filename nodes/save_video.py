@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
-import comfy.model_management
-import folder_paths
-from comfy.cli_args import args as comfy_args
 from comfy_api.latest import InputImpl, io, ui
 from torch import Tensor
 
@@ -20,8 +15,11 @@ from ..framepack_core.runtime.video import ENCODERS, VideoWriter, probe_encoder
 from ..framepack_core.sampling.latents import save_latents
 from ..framepack_core.sampling.plan import FPS
 from ..framepack_core.sampling.sections import LATENT_STRIDE, MAX_WINDOW, WINDOW
-from .comfyui.host import WINDOW_KEY, output_names, to_latents
-from .decode import SAVED, SECTIONS, decode_video
+from .comfyui.decode import SECTIONS, decode_video
+from .comfyui.paths import metadata_of, output_folder, output_names
+from .comfyui.progress import Interrupted
+from .comfyui.sockets import WINDOW_KEY, to_latents
+from .decode import SAVED
 from .types import CATEGORY, advanced, schema
 
 
@@ -123,10 +121,7 @@ class SaveVideo(io.ComfyNode):
     @classmethod
     def _metadata(cls) -> dict[str, str]:
         """The workflow as ComfyUI's Save Video writes it, so that a dropped file brings it back."""
-        if comfy_args.disable_metadata:
-            return {}
-        found = {**(cls.hidden.extra_pnginfo or {}), "prompt": cls.hidden.prompt}
-        return {key: json.dumps(value) for key, value in found.items() if value is not None}
+        return metadata_of({**(cls.hidden.extra_pnginfo or {}), "prompt": cls.hidden.prompt})
 
 
 @contextmanager
@@ -134,10 +129,10 @@ def _latents_rescued(latents: Tensor, name: str, window: int) -> Iterator[None]:
     """Keep the latents [1, 16, T, h, w] of a video that cannot be decoded or written."""
     try:
         yield
-    except comfy.model_management.InterruptProcessingException:
+    except Interrupted:
         raise
     except Exception as error:
-        path = Path(folder_paths.get_output_directory()) / SAVED / f"{name}.safetensors"
+        path = output_folder() / SAVED / f"{name}.safetensors"
         try:
             save_latents(path, latents, {"latent_window_size": str(window)})
         except FramePackError:

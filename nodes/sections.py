@@ -17,7 +17,7 @@ from ..framepack_core.sampling.sections import (
     plan_video,
     sections_for_seconds,
 )
-from .comfyui.host import input_path
+from .comfyui.paths import input_path
 from .guide import show_plan
 from .timeline import encode_timeline
 from .types import CATEGORY, PlanSocket, advanced, schema, shown_as

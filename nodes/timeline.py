@@ -9,8 +9,9 @@ from torch import Tensor
 from ..framepack_core.runtime.errors import FramePackError
 from ..framepack_core.runtime.images import load_image, resize_and_crop
 from ..framepack_core.sampling.plan import Plan
-from .comfyui.host import input_path, to_image, to_image_latent
-from .condition import encode_prompt
+from .comfyui.encode import encode_prompt
+from .comfyui.paths import input_path
+from .comfyui.sockets import to_image, to_image_latent
 from .guide import FittedGuide, Guide
 
 

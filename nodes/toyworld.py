@@ -24,7 +24,7 @@ from ..framepack_core.toyworld.render import (
     render_uint8,
     with_motions,
 )
-from .comfyui.host import to_image
+from .comfyui.sockets import to_image
 from .types import CATEGORY, advanced, schema
 
 

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
-import folder_paths
-import torch
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..framepack_core.models.prompt import TextCondition
 from ..framepack_core.parsing.sample_prompts import (
     SamplePrompt,
     load_sample_prompts,
@@ -23,63 +19,12 @@ from ..framepack_core.runtime.errors import FramePackError
 from ..framepack_core.runtime.files import split_lines
 from ..framepack_core.runtime.images import save_png
 from ..framepack_core.sampling.sections import SIZE_MULTIPLE
-from ..framepack_core.training.config import TrainConfig
-from ..framepack_core.training.samples import PreparedSample, check_prompts, prepare_samples
-from .cache import latent_encoders, text_encoder
-from .comfyui.host import input_path, to_uint8
-from .comfyui.model import LATENT_SCALE
+from .comfyui.paths import input_path, temporary_folder
+from .comfyui.sockets import to_uint8
+from .comfyui.train_samples import Samples
 from .condition import MAX_SIZE
 from .dataset import TRAINING
-from .decode import clip_decoder
 from .types import SamplePromptsSocket, advanced, schema
-
-
-@dataclass(frozen=True)
-class Samples:
-    """Prompts, what encodes and decodes them, and when they are due."""
-
-    prompts: list[SamplePrompt]
-    clip: Any
-    vae: Any
-    clip_vision: Any
-    every_steps: int
-    at_first: bool
-
-    def scheduled(self, config: TrainConfig) -> TrainConfig:
-        """A run's settings with these samples in it."""
-        due = {"sample_every_steps": self.every_steps, "sample_at_first": self.at_first}
-        return config.model_copy(update=due)
-
-    def prepare(
-        self, config: TrainConfig, window: int, device: torch.device
-    ) -> list[PreparedSample]:
-        """Everything encoded; checked first."""
-        check_prompts(self.prompts, config.mode, window)
-        latent, text = latent_encoders(self.vae, self.clip_vision), text_encoder(self.clip)
-        latent = replace(latent, vae=_escaped(latent.vae), image=_escaped(latent.image))
-        text = replace(text, encode=_escaped(text.encode))
-        with torch.inference_mode(False), torch.no_grad():
-            return prepare_samples(
-                self.prompts, config.mode, window, latent, text, seed=config.seed, device=device
-            )
-
-    def decode(self, latents: Tensor) -> Tensor:
-        """Latents [1, 16, T, h, w] to pixels [1, 3, F, H, W] about -1..1."""
-        unscaled = latents / LATENT_SCALE
-        return _escaped(clip_decoder(self.vae, unscaled))(unscaled).float().cpu()
-
-
-def _escaped(encode: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """What runs in inference mode, as ComfyUI's objects expect, and gives what may leave it."""
-
-    def run(given: Any) -> Any:
-        with torch.inference_mode():
-            made = encode(given)
-        if isinstance(made, TextCondition):
-            return replace(made, text=made.text.clone(), pooled=made.pooled.clone())
-        return made.clone()
-
-    return run
 
 
 class SampleWhileTraining(io.ComfyNode):
@@ -208,6 +153,6 @@ def _completed(
 
 def _picture(image: Tensor) -> str:
     """The first image of a batch as a file, which is what prompts name."""
-    path = Path(folder_paths.get_temp_directory()) / f"fpreel_sample_{uuid.uuid4().hex}.png"
+    path = temporary_folder() / f"fpreel_sample_{uuid.uuid4().hex}.png"
     save_png(path, to_uint8(image)[0])
     return str(path)

@@ -24,7 +24,11 @@ ORDER = (
     "cli",
 )
 WORKSHOP = ("tests", "toyworld")  # how Toy World was made and is measured: of the repository only
-HOSTS = ("comfy", "comfy_api", "comfy_extras", "comfy_execution", "folder_paths", "nodes", "server")
+INTERNALS = (
+    *("comfy", "comfy_api", "comfy_config", "comfy_execution", "comfy_extras", "app", "utils"),
+    *("execution", "folder_paths", "latent_preview", "main", "node_helpers", "server"),
+)
+HOSTS = (*INTERNALS, "nodes")
 
 
 def imported_modules(path: Path) -> list[str]:
@@ -51,6 +55,20 @@ def test_imports_point_down(path: Path) -> None:
             target = parts[1]
             allowed = ORDER[: ORDER.index(layer) + 1]
             assert target in allowed, f"{path}: {layer} must not import {target}"
+
+
+def test_one_folder_of_the_nodes_knows_the_internals_of_comfyui() -> None:
+    """The others are schemas and `execute`: all that they import of a host is its public API."""
+    nodes = ROOT / "nodes"
+    for path in nodes.rglob("*.py"):
+        inside = path.is_relative_to(nodes / "comfyui")
+        for name in imported_modules(path):
+            if name.startswith("nodes."):
+                schemas = not name.startswith("nodes.comfyui.")
+                assert not (inside and schemas), f"{path}: imports {name}"
+            elif name.split(".")[0] in INTERNALS:
+                public = name.startswith("comfy_api.latest.")
+                assert inside or public, f"{path}: imports {name}"
 
 
 def test_nothing_that_users_run_imports_the_workshop() -> None:

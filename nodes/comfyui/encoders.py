@@ -23,8 +23,8 @@ from ...framepack_core.models.image import preprocess
 from ...framepack_core.models.text import PromptTokens, TextEncoders, clip_pooled, llama_states
 from ...framepack_core.models.vae import AutoencoderKL
 from ...framepack_core.weights.layouts import Component
-from .host import to_uint8
 from .model import LATENT_SCALE, managed
+from .sockets import to_uint8
 
 mm = comfy.model_management
 

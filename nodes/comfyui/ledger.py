@@ -14,8 +14,7 @@ from ...framepack_core.runtime.fingerprint import fingerprint
 from ...framepack_core.sampling.ledger import Ledger, LedgerRun
 from ...framepack_core.sampling.plan import Plan
 from ...framepack_core.weights.layouts import find_component
-from ..lora import KEY as LORA_KEY
-from ..lora import applied_loras
+from .lora import LORA_KEY, applied_loras
 from .model import find_attention, load_model
 from .section_run import SectionRun
 

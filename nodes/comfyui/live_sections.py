@@ -19,8 +19,9 @@ from ...framepack_core.runtime.video import VideoWriter
 from ...framepack_core.sampling.generate import SectionDone
 from ...framepack_core.sampling.plan import FPS, Plan
 from ...framepack_core.sampling.sections import LATENT_STRIDE
-from .host import RunProgress, strip_of, to_latent, to_uint8
 from .live import Report
+from .progress import RunProgress, strip_of
+from .sockets import to_latent, to_uint8
 
 INTERVAL = 0.5  # seconds between messages about steps
 FOLDER = "framepack_reel"  # in ComfyUI's temp folder

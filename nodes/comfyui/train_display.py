@@ -20,9 +20,8 @@ from ...framepack_core.runtime.images import load_image
 from ...framepack_core.runtime.video import contact_sheet, read_video
 from ...framepack_core.training.loop import StepReport
 from ...framepack_core.training.samples import PreparedSample
-from ..cache import duration
-from .host import NodeBar, NodeText
 from .live import Report
+from .progress import NodeBar, NodeText, duration
 
 INTERVAL = 0.2  # seconds between messages to the interface
 SMOOTHED = 50  # updates whose mean loss is shown

@@ -78,7 +78,7 @@ def check_sections_take_prompt_image_and_guidance_as_in_the_core() -> float:
     guided = guide(guided, "-1", conditioning=text(prompt), guidance=4.0, seed=11)
     ours = sample(plan=guided)
 
-    (pixels,) = pack("nodes.comfyui.host").to_uint8(other.image)
+    (pixels,) = pack("nodes.comfyui.sockets").to_uint8(other.image)
     snapshot = pack("framepack_core.models.build").load_snapshot(
         pack("framepack_core.toyworld").SNAPSHOT, dtype=torch.float32
     )

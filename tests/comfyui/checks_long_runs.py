@@ -278,7 +278,7 @@ def check_decode_out_of_memory_goes_on_in_smaller_pieces() -> Any:
     """ComfyUI's own error at 5 of 8 latents a side; tiles of 32 pixels are what fits."""
     latent, said, chunks = video_latent(), [], []
     expected = decoded(latent)
-    network, decode = toy().vae.first_stage_model, pack("nodes.decode")
+    network, decode = toy().vae.first_stage_model, pack("nodes.comfyui.decode")
     original = network.decode
 
     def limited(latents: torch.Tensor) -> torch.Tensor:
@@ -405,7 +405,7 @@ def check_the_check_says_what_a_run_will_take() -> Any:
     assert size.startswith("framepack: 64x64, 13 frames") and device.startswith("cpu: ")
     assert "free" in memory and "32.8 kB for latents" in disk, disk
     assert "(12 passes of" in duration
-    folder_paths = pack("nodes.check").shutil
+    folder_paths = pack("nodes.comfyui.needs").shutil
     original = folder_paths.disk_usage
     folder_paths.disk_usage = lambda path: SimpleNamespace(free=1)
     try:

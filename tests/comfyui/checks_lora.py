@@ -354,7 +354,7 @@ def check_weights_patched_by_others_are_told_to_stay() -> None:
     native, said = native_lora(), []
     handler = logging.Handler()
     handler.emit = lambda record: said.append(record.getMessage())
-    logger = pack("nodes.lora").logger
+    logger = pack("framepack_core.runtime.display").logger
     logger.addHandler(handler)
     try:
         with_both = sample(apply(native, OPPOSITE, 1.0), plan=own_strengths({"0-2": 0.0}))
@@ -447,8 +447,8 @@ def check_lora_on_scaled_fp8_keeps_its_effect() -> Any:
     snapshot = pack("framepack_core.toyworld").SNAPSHOT / "transformer"
     loader = pack("nodes.comfyui.model").load_model
     models = {p: loader(snapshot, torch.bfloat16, None, p) for p in ("full", "fp8_scaled")}
-    nodes = pack("nodes.lora")
-    use, *_ = nodes.read_loras(models["full"], [(nodes.lora_path(OPPOSITE), 1.0)], "", "")
+    file = pack("nodes.comfyui.paths").lora_path(OPPOSITE)
+    use, *_ = pack("nodes.comfyui.lora").read_loras(models["full"], [(file, 1.0)], "", "")
     effects = {p: layer_effects(model, use) for p, model in models.items()}
     kept = {
         name: float((effects["fp8_scaled"][name] * x).sum() / x.square().sum())

@@ -501,7 +501,7 @@ def check_decode_node_joins_sections_as_the_core_does() -> Any:
 
 def check_decode_takes_the_largest_tile_that_fits() -> None:
     latents = torch.zeros(1, 16, 19, 80, 80)
-    tile = pack("nodes.decode")._tile_that_fits
+    tile = pack("nodes.comfyui.decode")._tile_that_fits
 
     def vae(limit: int) -> Any:
         """Needs all memory and more above `limit` pixels a side."""
@@ -574,7 +574,7 @@ def check_native_hunyuan_tokenizer_takes_our_template() -> None:
     tokenizer.clip_l = tokenizer.llama = record
     literal = inspect.getsource(HunyuanVideoTokenizer.__init__).split('"""')[1]
     tokenizer.llama_template = literal.encode().decode("unicode_escape")
-    template = pack("nodes.condition").native_template
+    template = pack("nodes.comfyui.encode").native_template
     prompt = pack("framepack_core.models.prompt")
     tokenizer.tokenize_with_weights("a cat", disable_weights=True, llama_template=None)
     tokenizer.tokenize_with_weights(
@@ -703,12 +703,12 @@ def check_choices_show_a_sharded_model_once_and_folders() -> None:
         (models / name).parent.mkdir(parents=True, exist_ok=True)
         (models / name).touch()
     folder_paths.filename_list_cache.clear()
-    host = pack("nodes.comfyui.host")
-    choices = host.model_choices("dit")
+    paths = pack("nodes.comfyui.paths")
+    choices = paths.model_choices("dit")
     shards = [name for name in choices if name.startswith("m/")]
     assert shards == ["m/model-00001-of-00002.safetensors"]
     assert {"me/reel/transformer", "me/FramePackI2V_HY"} <= set(choices)
-    assert "me/reel/vae" not in choices and "me/reel/vae" in host.model_choices("vae")
-    assert host.snapshot_choices() == ["me/reel"]
-    assert host.model_path("dit", "me/FramePackI2V_HY").is_dir()
-    error_of(lambda: host.model_path("dit", "../../custom_nodes"))
+    assert "me/reel/vae" not in choices and "me/reel/vae" in paths.model_choices("vae")
+    assert paths.snapshot_choices() == ["me/reel"]
+    assert paths.model_path("dit", "me/FramePackI2V_HY").is_dir()
+    error_of(lambda: paths.model_path("dit", "../../custom_nodes"))

@@ -34,7 +34,7 @@ def planned(*sections: dict[str, Any], **connected: Any) -> Any:
 
 def saved(name: str, image: torch.Tensor) -> str:
     """Put an IMAGE into the input folder."""
-    (pixels,) = pack("nodes.comfyui.host").to_uint8(image)
+    (pixels,) = pack("nodes.comfyui.sockets").to_uint8(image)
     Image.fromarray(pixels).save(BASE / "input" / name)
     return name
 

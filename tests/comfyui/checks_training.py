@@ -162,7 +162,7 @@ def check_samples_come_while_training() -> list[str]:
         image=scene().image,
     )
     shown: list[str] = []
-    label = pack("nodes.comfyui.host").NodeText
+    label = pack("nodes.comfyui.progress").NodeText
     with mock.patch.object(label, "show", lambda _self, text: shown.append(text)):
         small_train("sampled", samples=samples, folder="output/loras")
     assert "step 4: making samples" in shown and shown[-1] == "finished"
@@ -200,7 +200,7 @@ def dataset_folder() -> Path:
 def one_frame_toml() -> str:
     folder = BASE / "input" / "pictures"
     save = pack("framepack_core.runtime.images").save_png
-    (pixels,) = pack("nodes.comfyui.host").to_uint8(scene().image)
+    (pixels,) = pack("nodes.comfyui.sockets").to_uint8(scene().image)
     for name in ("images", "controls"):
         (folder / name).mkdir(parents=True, exist_ok=True)
         save(folder / name / "a.png", pixels)
@@ -293,7 +293,7 @@ def check_workflows_name_nothing_outside() -> None:
 
 def check_sample_pictures_are_those_of_the_input_folder() -> None:
     picture = BASE / "x.png"
-    pixels = pack("nodes.comfyui.host").to_uint8(scene().image)[0]
+    pixels = pack("nodes.comfyui.sockets").to_uint8(scene().image)[0]
     pack("framepack_core.runtime.images").save_png(picture, pixels)
     inputs = {"clip": toy().clip, "vae": toy().vae, "clip_vision": toy().vision}
     due = {"every_steps": 1, "at_first": True, "width": 64, "height": 64, "sections": 1}

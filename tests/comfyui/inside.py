@@ -128,7 +128,7 @@ def core(mode: str = "framepack") -> SimpleNamespace:
     snapshot = build.load_snapshot(
         pack("framepack_core.toyworld").SNAPSHOT, f1=mode == "f1", dtype=torch.float32
     )
-    (pixels,) = pack("nodes.comfyui.host").to_uint8(scene().image)
+    (pixels,) = pack("nodes.comfyui.sockets").to_uint8(scene().image)
     embeds = snapshot.image_encoder.encode(pixels)
 
     def guided(prompt: str) -> Any:

@@ -1,0 +1,133 @@
+"""Latents to pictures by a VAE of ComfyUI, with less memory at a time where it runs out."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, NoReturn
+
+import comfy.model_management
+import torch
+from torch import Tensor
+
+from ...framepack_core.models.vae import AutoencoderKL
+from ...framepack_core.runtime.display import warn
+from ...framepack_core.sampling.decode import (
+    CHUNKS,
+    TILES,
+    Frugality,
+    PatientDecode,
+    decode_bulk,
+    decode_sections,
+    decode_slices,
+)
+from .encoders import FramePackVAE
+from .progress import NodeBar
+
+mm = comfy.model_management
+SECTIONS, WHOLE = "sections", "whole"
+
+
+def decode_video(
+    latents: Tensor,
+    vae: Any,
+    mode: str,
+    tile: int,
+    window: int,
+    say: Callable[[str], None] = warn,
+) -> Iterator[Tensor]:
+    """Clips [1, 3, F, H, W] in -1..1, in order of time, of unscaled latents [1, 16, T, h, w]."""
+    if mode == WHOLE or latents.shape[2] == 1:
+        return decode_bulk(clip_decoder(vae, latents, tile, 1, say), latents)
+    slices = decode_slices(latents.shape[2], window)
+    longest = latents[:, :, slice(*slices[0])]
+    return decode_sections(clip_decoder(vae, longest, tile, len(slices), say), latents, window)
+
+
+def collect(clips: Iterable[Tensor]) -> Tensor:
+    """IMAGE of all frames."""
+    device = mm.intermediate_device()
+    frames = [
+        ((clip[0].movedim(0, -1).to(device, torch.float32) + 1) / 2).clamp(0, 1) for clip in clips
+    ]
+    return torch.cat(frames) if len(frames) > 1 else frames[0]
+
+
+def clip_decoder(
+    vae: Any,
+    longest: Tensor,
+    tile: int = 0,
+    calls: int = 1,
+    say: Callable[[str], None] = warn,
+) -> Callable[[Tensor], Tensor]:
+    """Unscaled latents [1, 16, T, h, w] to pixels [1, 3, F, H, W] about -1..1, in `calls` calls.
+
+    longest: as many latents as one call decodes at most; tile: side in pixels, 0 chooses.
+    """
+    vae = copy.copy(vae)
+    vae.process_output = lambda pixels: pixels  # clipped after the cross-fades, not before
+    bar, whole, own = NodeBar(calls), _without_fallback(vae), _own_vae(vae)
+    done = 0
+
+    def decode(latents: Tensor, frugality: Frugality) -> Tensor:
+        nonlocal done
+        mm.throw_exception_if_processing_interrupted()
+        side = (frugality.tile or 0) // vae.spacial_compression_decode()
+        with _chunks(own, frugality.chunk):
+            if side:
+                pixels = vae.decode_tiled(latents, tile_x=side, tile_y=side, overlap=side // 4)
+            else:
+                pixels = whole.decode(latents)
+        done += 1
+        bar.move_to(done, calls)
+        return pixels.movedim(-1, 1)
+
+    # Of VAEs that are not ours no chunks can be made smaller.
+    chunk = CHUNKS[-1] if own is None else own.chunk_size
+    first = Frugality(chunk, tile or _tile_that_fits(vae, longest) or None)
+    return PatientDecode(decode, first, say, mm.soft_empty_cache, _is_out_of_memory)
+
+
+def _own_vae(vae: Any) -> AutoencoderKL | None:
+    return getattr(vae.first_stage_model, "vae", None) if isinstance(vae, FramePackVAE) else None
+
+
+@contextmanager
+def _chunks(vae: AutoencoderKL | None, frames: int | None) -> Iterator[None]:
+    """The VAE, which other nodes use too, with smaller chunks for a while."""
+    if vae is None:
+        yield
+        return
+    before, vae.chunk_size = vae.chunk_size, frames
+    try:
+        yield
+    finally:
+        vae.chunk_size = before
+
+
+def _without_fallback(vae: Any) -> Any:
+    """A copy that lets an out-of-memory error out, where ComfyUI would cut time into tiles too."""
+
+    def refuse(*_args: Any, **_options: Any) -> NoReturn:
+        raise mm.OOM_EXCEPTION("out of memory")
+
+    vae = copy.copy(vae)
+    vae.decode_tiled_3d = refuse
+    return vae
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    return getattr(mm, "is_oom", lambda e: isinstance(e, mm.OOM_EXCEPTION))(error)
+
+
+def _tile_that_fits(vae: Any, latents: Tensor) -> int:
+    """Side in pixels of the largest tile that an empty device could hold; 0 for no tiles."""
+    memory = mm.get_total_memory(vae.device)
+    if vae.memory_used_decode(latents.shape, vae.vae_dtype) < memory:
+        return 0
+    for tile in TILES:
+        side = tile // vae.spacial_compression_decode()
+        if vae.memory_used_decode((*latents.shape[:3], side, side), vae.vae_dtype) < memory:
+            return tile
+    return TILES[-1]
