@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, get_args
+from typing import Any
 
 from comfy_api.latest import io
 
@@ -12,13 +12,12 @@ from ..framepack_core.training.cache import (
     cache_text,
     check_cached,
 )
-from ..framepack_core.training.dataset import TrainMode
-from .comfyui.encode import (
-    latent_encoders,
-    text_encoder,
-)
+from ..framepack_core.training.config import CacheOptions, TrainMode
+from ..framepack_core.training.dataset_config import DataOptions
+from .comfyui.encode import latent_encoders, text_encoder
 from .comfyui.progress import item_progress, item_report
 from .dataset import TRAINING, Dataset
+from .option_inputs import option_inputs
 from .types import DatasetSocket, advanced, schema
 
 
@@ -37,13 +36,7 @@ class CacheLatents(io.ComfyNode):
                 DatasetSocket.Input("dataset", tooltip="From FramePack Dataset."),
                 io.Vae.Input("vae", tooltip="A HunyuanVideo VAE, as for FramePack Start Frame."),
                 io.ClipVision.Input("clip_vision", tooltip="SigLIP, as for FramePack Start Frame."),
-                io.Combo.Input(
-                    "mode",
-                    options=list(get_args(TrainMode)),
-                    default="framepack",
-                    tooltip="What the LoRA is for: the original model, F1, or one-frame edits of "
-                    "pictures. Each mode needs a cache folder of its own.",
-                ),
+                *option_inputs(DataOptions, ["mode"], optional=False),
                 advanced(
                     io.Int.Input(
                         "tile",
@@ -56,30 +49,7 @@ class CacheLatents(io.ComfyNode):
                         "encodes frames whole.",
                     )
                 ),
-                advanced(
-                    io.Boolean.Input(
-                        "end_frames",
-                        default=False,
-                        optional=True,
-                        tooltip="Also keep each clip's last frame, to train with end_frame.",
-                    )
-                ),
-                advanced(
-                    io.Boolean.Input(
-                        "no_2x",
-                        default=False,
-                        optional=True,
-                        tooltip="For one-frame: leave out the blank 2x context.",
-                    )
-                ),
-                advanced(
-                    io.Boolean.Input(
-                        "no_4x",
-                        default=False,
-                        optional=True,
-                        tooltip="For one-frame: leave out the blank 4x context.",
-                    )
-                ),
+                *option_inputs(CacheOptions, ["end_frames", "no_2x", "no_4x"]),
             ],
             outputs=[
                 DatasetSocket.Output(display_name="dataset"),

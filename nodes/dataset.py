@@ -6,17 +6,16 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from comfy_api.latest import io, ui
 
 from ..framepack_core.runtime.errors import FramePackError
-from ..framepack_core.sampling.sections import MAX_WINDOW, WINDOW
 from ..framepack_core.toyworld.concept import WORD, write_lessons, write_pairs
 from ..framepack_core.training.cache_files import is_cache
-from ..framepack_core.training.dataset import TrainingSet, TrainMode
+from ..framepack_core.training.config import TrainMode
+from ..framepack_core.training.dataset import TrainingSet
 from ..framepack_core.training.dataset_config import (
-    Extraction,
     ImageDataset,
     VideoDataset,
     load_datasets,
@@ -24,9 +23,16 @@ from ..framepack_core.training.dataset_config import (
 )
 from .comfyui.paths import input_folder, is_inside, output_folder
 from .comfyui.progress import show_text
+from .option_inputs import input_values, option_inputs
 from .types import CATEGORY, DatasetSocket, advanced, schema
 
 TRAINING = f"{CATEGORY}/training"
+# Names in the order of their widgets: saved workflows hold values by position.
+BASIC = ("resolution", "batch_size")
+ADVANCED = (
+    *("repeats", "window", "frame_extraction", "max_frames", "target_frames", "frame_stride"),
+    *("frame_sample", "source_fps"),
+)
 TOY_CLIPS = "toyworld_clips"
 CLIPS, PAIRS = "clips", "pictures"
 
@@ -58,107 +64,11 @@ class FindDataset(io.ComfyNode):
                     default="",
                     tooltip="A folder of clips, each with a text file of the same name beside it "
                     "that says what it shows; or a .toml or .json file as musubi-tuner has them. "
-                    "A relative path starts in ComfyUI's input folder.",
+                    "A relative path starts in ComfyUI's input folder. The inputs below are for "
+                    "what a file leaves out.",
                 ),
-                io.Int.Input(
-                    "resolution",
-                    default=640,
-                    min=16,
-                    max=4096,
-                    step=16,
-                    tooltip="Clips are scaled to about resolution x resolution pixels in their own "
-                    "shape. Here and below: where a file names nothing else.",
-                ),
-                io.Int.Input(
-                    "batch_size",
-                    default=1,
-                    min=1,
-                    max=64,
-                    tooltip="Sections trained together; more needs more memory.",
-                ),
-                advanced(
-                    io.Int.Input(
-                        "repeats",
-                        default=1,
-                        min=1,
-                        max=1000,
-                        optional=True,
-                        tooltip="How often each clip counts in an epoch.",
-                    )
-                ),
-                advanced(
-                    io.Int.Input(
-                        "window",
-                        default=WINDOW,
-                        min=1,
-                        max=MAX_WINDOW,
-                        optional=True,
-                        tooltip="Latent frames a section, as in FramePack Plan.",
-                    )
-                ),
-                advanced(
-                    io.Combo.Input(
-                        "frame_extraction",
-                        options=list(get_args(Extraction)),
-                        default="full",
-                        optional=True,
-                        tooltip="Which part of a clip: full is as much of it as max_frames allows; "
-                        "the others take pieces of target_frames, from its head, one after the "
-                        "other (chunk), every frame_stride frames (slide) or frame_sample of them "
-                        "evenly (uniform).",
-                    )
-                ),
-                advanced(
-                    io.Int.Input(
-                        "max_frames",
-                        default=129,
-                        min=5,
-                        max=100_000,
-                        optional=True,
-                        tooltip="Of full: the most frames of a clip.",
-                    )
-                ),
-                advanced(
-                    io.Int.Input(
-                        "target_frames",
-                        default=37,
-                        min=5,
-                        max=100_000,
-                        optional=True,
-                        tooltip="Of the others: frames a piece, 1 more than a multiple of 36.",
-                    )
-                ),
-                advanced(
-                    io.Int.Input(
-                        "frame_stride",
-                        default=1,
-                        min=1,
-                        max=100_000,
-                        optional=True,
-                        tooltip="Of slide: frames from the start of one piece to the next.",
-                    )
-                ),
-                advanced(
-                    io.Int.Input(
-                        "frame_sample",
-                        default=1,
-                        min=1,
-                        max=1000,
-                        optional=True,
-                        tooltip="Of uniform: pieces a clip.",
-                    )
-                ),
-                advanced(
-                    io.Float.Input(
-                        "source_fps",
-                        default=0.0,
-                        min=0.0,
-                        max=1000.0,
-                        optional=True,
-                        tooltip="Frame rate of the clips, where it is above 30: frames are left "
-                        "out to come to 30. 0 takes every frame.",
-                    )
-                ),
+                *option_inputs(VideoDataset, BASIC, optional=False),
+                *option_inputs(VideoDataset, ADVANCED),
                 advanced(
                     io.String.Input(
                         "toml",
@@ -223,11 +133,7 @@ def _places(dataset: VideoDataset | ImageDataset) -> list[Path]:
 
 def _defaults(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The node's settings by the names that a description has."""
-    values = dict(settings)
-    values["num_repeats"] = values.pop("repeats", 1)
-    values["fp_latent_window_size"] = values.pop("window", WINDOW)
-    if not values.get("source_fps"):
-        values.pop("source_fps", None)
+    values = input_values(VideoDataset, settings)
     if values.get("frame_extraction", "full") == "full":  # what an empty description means too
         values = {name: value for name, value in values.items() if name not in PER_PIECE}
     elif "target_frames" in values:

@@ -35,19 +35,34 @@ def option_inputs(
     A ValueError for a name that no option has: workflows hold values by position, so the order is
     the node's to say. control: the seeds that the interface may change after each run.
     """
-    found = {input_name(leaf): leaf for leaf in leaves(kind) if leaf.option.node != ""}
+    found = _by_input(kind)
     if unknown := [name for name in names if name not in found]:
         raise ValueError(f"{kind.__name__} has no option {', '.join(unknown)}")
     return [_input(found[name], optional, name in control) for name in names]
 
 
+def other_names(kind: type[Settings], *names: Collection[str]) -> list[str]:
+    """Names of the inputs that are in none of the lists, in the order of their declaration."""
+    return [name for name in _by_input(kind) if not any(name in known for known in names)]
+
+
 def read_inputs(kind: type[S], inputs: Mapping[str, Any], node: str) -> S:
     """The settings of a node's inputs; raises FramePackError that names the input."""
-    found = {input_name(leaf): leaf for leaf in leaves(kind) if leaf.option.node != ""}
+    found = _by_input(kind)
     values = {found[n].path: _value(found[n], v) for n, v in inputs.items() if n in found}
     rest = {(name,): value for name, value in inputs.items() if name not in found}
     names = {leaf.path: name for name, leaf in found.items()}
     return validate(kind, nested({**values, **rest}), node, names)
+
+
+def input_values(kind: type[Settings], inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """As tables have them, of those inputs that are a model's own options; nothing is checked."""
+    found = _by_input(kind)
+    return nested({found[n].path: _value(found[n], v) for n, v in inputs.items() if n in found})
+
+
+def _by_input(kind: type[Settings]) -> dict[str, Leaf]:
+    return {input_name(leaf): leaf for leaf in leaves(kind) if leaf.option.node != ""}
 
 
 def input_name(leaf: Leaf) -> str:
@@ -67,14 +82,14 @@ def _widget(leaf: Leaf, common: dict[str, Any]) -> io.WidgetInput:
     name, default = input_name(leaf), _initial(leaf)
     if leaf.kind is bool:
         return io.Boolean.Input(name, default=default, **common)
-    if leaf.choices:
-        choices = list(leaf.option.labels or leaf.choices)
+    if choices := list(leaf.option.labels or leaf.option.offered or leaf.choices):
         return io.Combo.Input(name, options=choices, default=default, **common)
-    if leaf.kind is int:
-        low, high = _range(leaf)
-        return io.Int.Input(name, default=default, min=int(low), max=int(high), **common)
+    if leaf.kind is int or isinstance(default, int):
+        low, high = map(int, _range(leaf))
+        step = {"step": int(leaf.option.step)} if leaf.option.step else {}
+        return io.Int.Input(name, default=default, min=low, max=high, **step, **common)
     if leaf.kind is float:
-        low, high = _range(leaf)
+        low, high = map(float, _range(leaf))
         step = leaf.option.step or 0.001
         return io.Float.Input(name, default=default, min=low, max=high, step=step, **common)
     return io.String.Input(name, default=default, **common)

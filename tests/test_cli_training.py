@@ -9,7 +9,6 @@ import socket
 import subprocess
 import sys
 import types
-from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
@@ -18,12 +17,13 @@ import torch
 from cli_runs import failure, parse
 
 from framepack_core.cli import main
-from framepack_core.cli.train import config_of
+from framepack_core.cli.training_arguments import train_job
 from framepack_core.headless import models
 from framepack_core.lora.report import MODE
 from framepack_core.runtime.images import save_png
 from framepack_core.runtime.video import VideoWriter, read_video
 from framepack_core.toyworld import OPPOSITE_LORA, SNAPSHOT
+from framepack_core.training.config import TrainConfig
 from framepack_core.training.logs import LOGGERS
 from framepack_core.training.loop import StepReport
 from framepack_core.weights.files import open_weights
@@ -71,8 +71,8 @@ def train(dataset: Path, out: Path, *options: str) -> list[str]:
     return [*data, *small, *options]
 
 
-def config(*options: str) -> Namespace:
-    return config_of(parse(["train", *options]))
+def config(*options: str) -> TrainConfig:
+    return train_job(parse(["train", *options])).config
 
 
 # --- what they make -------------------------------------------------------------------------------
@@ -278,13 +278,14 @@ def test_a_config_file_and_the_command_line(tmp_path: Path) -> None:
         ("--network_module networks.dora", "--network_module: 'networks.dora' is unknown"),
         ("--network_args depth=3", "--network_args: depth: unknown; known are rank_dropout"),
         ("--network_args depth", "--network_args: 'depth' is not NAME=VALUE"),
-        ("--lr_scheduler steps", "command line: scheduler: Input should be 'constant'"),
-        ("--timestep_sampling middle", "command line: timesteps.mode: Input should be"),
-        ("--caption_dropout 2", "command line: caption_dropout: Input should be less than 1"),
-        ("--network_dropout 1.5", "dropout: 1.5 is not from 0 to below 1"),
-        ("--learning_rate 0", "argument --learning_rate: '0' is not a number above 0"),
-        ("--resolution 1 2 3", "--resolution: 3 numbers; give W H or one"),
-        ("--log_with paper", "argument --log_with: invalid choice: 'paper'"),
+        ("--lr_scheduler steps", "--lr_scheduler: 'steps' is unknown; use 'constant', 'constant_w"),
+        ("--timestep_sampling middle", "--timestep_sampling: 'middle' is unknown; use 'shift', "),
+        ("--caption_dropout 2", "--caption_dropout: '2' must be below 1"),
+        ("--network_dropout 1.5", "--network_dropout: '1.5' must be below 1"),
+        ("--learning_rate 0", "--learning_rate: '0' must be above 0"),
+        ("--resolution 1 2 3", "--resolution: give one number, or width and height"),
+        ("--log_with paper", "--log_with: 'paper' is unknown; use 'tensorboard', 'wandb' or 'all'"),
+        ("--min_timestep 500 --max_timestep 400", "500 to 400 is not a range from 0 to 1000"),
         ("--sample_every_n_steps 5", "--sample_prompts missing"),
         ("--sample_prompts x.txt", "--sample_prompts: add --sample_every_n_steps"),
         ("--config gone.toml", "gone.toml: cannot be read"),

@@ -93,7 +93,7 @@ def test_what_is_derived() -> None:
     assert mutable_on_resume(Run) == {"steps", "folder"}
     assert file_metadata(Run(network=Network(rank=8))) == {"ss_network_dim": 8}
     bounds = {leaf.name: leaf.bounds for leaf in leaves(Run)}
-    assert bounds["rank"] == (0, 1024) and bounds["offload"] == (None, None)
+    assert bounds["rank"] == (1, 1024) and bounds["offload"] == (None, None)
 
 
 def test_the_command_line_wins_over_a_file() -> None:

@@ -11,7 +11,8 @@ from PIL import Image
 
 from framepack_core.runtime.errors import FramePackError
 from framepack_core.runtime.video import VideoWriter
-from framepack_core.training.dataset import TrainingSet, TrainMode, extract
+from framepack_core.training.config import TrainMode
+from framepack_core.training.dataset import TrainingSet, extract
 from framepack_core.training.dataset_config import VideoDataset, load_datasets
 from framepack_core.training.encoders import check_model
 from framepack_core.training.media import kept_frames

@@ -27,7 +27,7 @@ def free_port() -> int:
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed")
 def test_two_processes(tmp_path: Path) -> None:
     cache = tmp_path / "cache"
-    one = tiny_config(tmp_path / "one", steps=STEPS, accumulation=2)
+    one = tiny_config(tmp_path / "one", steps=STEPS, gradient_accumulation_steps=2)
     losses = run(one, make_samples(cache)).losses
     address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
     command = [sys.executable, str(WORKER), str(tmp_path), str(STEPS), "0"]

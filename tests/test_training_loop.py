@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +16,11 @@ from torch import Tensor
 
 from framepack_core.lora.files import load_lora
 from framepack_core.runtime.errors import FramePackError
+from framepack_core.runtime.options import validate
 from framepack_core.sampling.flow import FlowDenoiser
-from framepack_core.training.adapters import AdapterConfig, Adapters
+from framepack_core.training.adapters import Adapters
 from framepack_core.training.batches import Batches
+from framepack_core.training.config import AdapterConfig, TrainConfig
 from framepack_core.training.loop import Callbacks, StepReport, train
 from framepack_core.training.schedules import library_rates, rate_factor
 from framepack_core.weights.files import open_weights
@@ -147,6 +148,22 @@ def test_resuming_on_another_base_is_refused(tmp_path: Path) -> None:
     assert resume("one") == first
 
 
+def test_a_run_of_version_0_1_resumes(tmp_path: Path) -> None:
+    """Its settings as that version kept them: some have other names now, some are new."""
+    samples = make_samples(tmp_path / "cache")
+    config = tiny_config(tmp_path, steps=2, gradient_accumulation_steps=2)
+    run(config, samples)
+    state = state_of(config)
+    digests = {name: json.loads(state["settings"])[name] for name in ("base", "data")}
+    earlier = json.loads(Path(__file__).with_name("saved_training_settings_0.1.json").read_text())
+    torch.save({**state, "settings": json.dumps({**earlier, **digests})}, config.state_path)
+    other = {"resume": True, "gradient_accumulation_steps": 1}
+    with pytest.raises(FramePackError, match="with gradient_accumulation_steps = 2, not 1"):
+        run(config.model_copy(update=other), samples)
+    resumed = run(config.model_copy(update={"resume": True, "steps": 3}), samples)
+    assert len(resumed.losses) == 3
+
+
 def test_a_name_is_not_written_over(tmp_path: Path) -> None:
     samples = make_samples(tmp_path / "cache")
     config = tiny_config(tmp_path)
@@ -224,7 +241,7 @@ def test_the_inputs_of_all_blocks_wait_in_main_memory(
     samples = make_samples(tmp_path / "cache")
     run(config, samples)
     double, single = tiny_dit().config.num_layers, tiny_dit().config.num_single_layers
-    assert len(copied) == config.accumulation * (2 * (double - 1) + single)
+    assert len(copied) == config.gradient_accumulation_steps * (2 * (double - 1) + single)
 
 
 @pytest.mark.parametrize(
@@ -232,8 +249,12 @@ def test_the_inputs_of_all_blocks_wait_in_main_memory(
 )
 def test_blocks_that_wait_need_checkpointing(tmp_path: Path, option: dict[str, int]) -> None:
     samples = make_samples(tmp_path / "cache")
-    with pytest.raises(FramePackError, match=f"{next(iter(option))}: needs gradient_checkpointing"):
-        run(tiny_config(tmp_path, **option, gradient_checkpointing=False), samples)
+    given = {**option, "gradient_checkpointing": False}
+    with pytest.raises(FramePackError, match=f"x: {next(iter(option))}: needs gradient_checkp"):
+        validate(TrainConfig, given, "x")
+    unchecked = tiny_config(tmp_path).model_copy(update=given)
+    with pytest.raises(FramePackError, match="wait in main memory need checkpointing; turn it on"):
+        run(unchecked, samples)
 
 
 def test_more_blocks_to_swap_than_there_are(tmp_path: Path) -> None:
@@ -247,8 +268,14 @@ def test_accumulation_is_a_larger_batch(tmp_path: Path) -> None:
     samples = make_samples(tmp_path / "cache", clips=2)
     batches = Batches(samples, seed=1)
     dit = tiny_dit()
-    config = tiny_config(tmp_path, adapter=AdapterConfig(rank=2, alpha=2), steps=1, accumulation=4,
-                         seed=1, caption_dropout=0)  # fmt: skip
+    config = tiny_config(
+        tmp_path,
+        adapter=AdapterConfig(rank=2, alpha=2),
+        steps=1,
+        gradient_accumulation_steps=4,
+        seed=1,
+        caption_dropout=0,
+    )
     loss = train(config, FlowDenoiser(dit), batches).losses[0]
     single = tiny_config(tmp_path / "single", adapter=config.adapter, steps=4, seed=1,
                          caption_dropout=0, learning_rate=1e-30)  # fmt: skip
@@ -418,6 +445,11 @@ def test_unknown_optimisers(tmp_path: Path, name: str, message: str) -> None:
 
 
 def test_adapter_settings_are_checked() -> None:
-    for change in ({"rank": 0}, {"dropout": 1.0}, {"kind": "dora"}):
-        with pytest.raises(FramePackError):
-            replace(AdapterConfig(), **change)
+    for change, message in (
+        ({"rank": 0}, "x: rank: 0 must be above 0"),
+        ({"dropout": 1.0}, r"x: dropout: 1\.0 must be below 1"),
+        ({"kind": "dora"}, "x: kind: 'dora' is unknown; use 'lora', 'loha' or 'lokr'"),
+        ({"kind": "loha", "dropout": 0.1}, "x: dropout: loha has none; use rank_dropout"),
+    ):
+        with pytest.raises(FramePackError, match=message):
+            validate(AdapterConfig, change, "x")

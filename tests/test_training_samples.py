@@ -19,8 +19,9 @@ from framepack_core.runtime.video import read_video
 from framepack_core.sampling.flow import FlowDenoiser, Guided
 from framepack_core.sampling.generate import SamplerConfig, generate, unipc_sampler
 from framepack_core.sampling.sections import plan_framepack
-from framepack_core.training.adapters import AdapterConfig, Adapters
+from framepack_core.training.adapters import Adapters
 from framepack_core.training.cache import LatentEncoders, TextEncoder
+from framepack_core.training.config import AdapterConfig
 from framepack_core.training.loop import Callbacks
 from framepack_core.training.samples import check_prompts, prepare_samples, sample_writer
 

@@ -20,11 +20,10 @@ from tiny import CONFIG, randn, tiny_dit
 
 from framepack_core.models.prompt import TextCondition
 from framepack_core.sampling.flow import FlowDenoiser
-from framepack_core.training.adapters import AdapterConfig
 from framepack_core.training.batches import Batches, Sample
 from framepack_core.training.cache import section_tensors, text_tensors
 from framepack_core.training.cache_files import save_latent_cache, save_text_cache
-from framepack_core.training.config import TrainConfig
+from framepack_core.training.config import AdapterConfig, TrainConfig
 from framepack_core.training.loop import Callbacks, StepReport, TrainResult, train
 
 WINDOW, SIDE = 2, 4

@@ -3,53 +3,93 @@
 from __future__ import annotations
 
 from argparse import SUPPRESS, ArgumentParser, BooleanOptionalAction, Namespace
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
-from ..runtime.options import Leaf, S, Settings, leaves, nested, parse_pairs, validate
+from ..runtime.errors import FramePackError
+from ..runtime.options import Leaf, S, Settings, leaves, merged, nested, parse_pairs, validate
 
-PLACE = "command line"
+Place = tuple[str, ...]  # of an option within a model
+
+COMMAND_LINE = "command line"
 METAVARS = {int: "N", float: "X", Path: "PATH", dict: "NAME=VALUE"}
+
+
+@dataclass(frozen=True)
+class Table:
+    """Options of a file: values by path, what messages call them, and names that no option has."""
+
+    values: dict[Place, Any]
+    names: dict[Place, str]
+    unknown: tuple[str, ...]
 
 
 def add_options(
     parser: ArgumentParser, kind: type[Settings], without: Collection[str] = ()
 ) -> None:
-    """An option for each declared one, in a group for each model that has a title.
+    """An option for each declared one, in a group for each class that has a title.
 
     without: names of fields that the command does not offer. What is not on the command line is not
     in the Namespace either.
     """
     groups: dict[type[Settings], Any] = {}
-    for leaf in leaves(kind):
-        if leaf.name in without or not leaf.option.cli:
-            continue
-        if leaf.group not in groups:
-            about = leaf.group
-            titled = parser.add_argument_group(about.title, about.about or None)
-            groups[about] = titled if about.title else parser
-        groups[leaf.group].add_argument(*_flags(leaf), **_arguments(leaf))
+    found = [leaf for leaf in leaves(kind) if leaf.option.cli and leaf.name not in without]
+    for leaf in found:
+        about = leaf.group
+        if about not in groups:
+            titled = about.title and parser.add_argument_group(about.title, about.about or None)
+            groups[about] = titled or parser
+        if leaf.option.switches:
+            _add_switches(groups[about], leaf)
+        if not leaf.option.pair and (leaf.option.flags or not leaf.option.switches):
+            groups[about].add_argument(*_flags(leaf), **_arguments(leaf))
+    for flag, members in _pairs(found).items():
+        group = groups[next(iter(members.values())).group]
+        about = " ".join(f"{name}: {help_text(leaf)}" for name, leaf in members.items())
+        group.add_argument(
+            f"--{flag}", dest=flag, nargs="+", default=SUPPRESS, metavar="NAME=VALUE", help=about
+        )
 
 
-def read_options(kind: type[S], args: Namespace, base: dict[str, Any] | None = None) -> S:
-    """The settings of a command line on top of those of `base`, such as a file's.
+def read_options(
+    kind: type[S],
+    args: Namespace,
+    base: Mapping[str, Any] | None = None,
+    table: Table | None = None,
+) -> S:
+    """The settings of a command line on top of a file's on top of those of `base`.
 
     Raises FramePackError that names the option for the first value that it cannot have.
     """
+    table = table or Table({}, {}, ())
     found = list(leaves(kind))
-    values = {leaf.path: _value(leaf, args) for leaf in found if hasattr(args, _dest(leaf))}
-    names = {leaf.path: f"--{leaf.flag}" for leaf in found}
-    return validate(kind, merged(base or {}, nested(values)), PLACE, names)
+    given = _given(found, args)
+    names = {leaf.path: leaf.command for leaf in found}
+    names |= {path: name for path, name in table.names.items() if path not in given}
+    values = merged(merged(base or {}, nested(table.values)), nested(given))
+    return validate(kind, values, COMMAND_LINE, names)
 
 
-def merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """Tables within tables, in which `over` wins."""
-    both = dict(base)
-    for name, value in over.items():
-        inner = both.get(name)
-        both[name] = merged(inner, value) if _tables(inner, value) else value
-    return both
+def table_options(kind: type[Settings], table: Mapping[str, Any], place: str) -> Table:
+    """The options of a file by their names on the command line; tables within it only group."""
+    flags = {name: leaf for leaf in leaves(kind) for name in _names(leaf)}
+    pairs = _pairs(leaves(kind))
+    values: dict[Place, Any] = {}
+    names: dict[Place, str] = {}
+    unknown = []
+    for name, value in _flat(table, flags.keys() | pairs.keys()):
+        if name in pairs:
+            given = _pair_values(pairs[name], value, f"{place}: {name}")
+        elif name in flags:
+            given = _flag_value(flags[name], name, value, f"{place}: {name}")
+        else:
+            unknown.append(name)
+            continue
+        values |= given
+        names |= dict.fromkeys(given, f"{place}: {name}")
+    return Table(values, names, tuple(unknown))
 
 
 def help_text(leaf: Leaf) -> str:
@@ -88,8 +128,9 @@ def _count(leaf: Leaf) -> dict[str, Any]:
         return {"nargs": "+"}
     if kind in (tuple, list):
         parts = get_args(leaf.kind)
-        fixed = kind is tuple and ... not in parts
-        return {"nargs": len(parts) if fixed else "*"}
+        if ... in parts or kind is list:
+            return {"nargs": "*"}
+        return {"nargs": "+" if isinstance(leaf.option.metavar, str) else len(parts)}
     return {}
 
 
@@ -104,12 +145,73 @@ def _metavar(leaf: Leaf) -> Any:
     return METAVARS.get(kind, "TEXT")
 
 
-def _value(leaf: Leaf, args: Namespace) -> Any:
-    value = getattr(args, _dest(leaf))
-    if (get_origin(leaf.kind) or leaf.kind) is dict:
-        return parse_pairs(value, f"--{leaf.flag}")
+def _add_switches(group: Any, leaf: Leaf) -> None:
+    exclusive = group.add_mutually_exclusive_group()
+    for name, (value, about) in leaf.option.switches.items():
+        exclusive.add_argument(
+            f"--{name}",
+            action="store_const",
+            const=value,
+            dest=_dest(leaf),
+            default=SUPPRESS,
+            help=about,
+        )
+
+
+def _names(leaf: Leaf) -> list[str]:
+    """All that a file may call an option."""
+    own = [] if leaf.option.pair else [name.removeprefix("--") for name in _flags(leaf)]
+    return [*own, *leaf.option.switches] if leaf.option.cli else []
+
+
+def _pairs(found: Iterable[Leaf]) -> dict[str, dict[str, Leaf]]:
+    """Options that are NAME=VALUE, by their flag and NAME."""
+    pairs: dict[str, dict[str, Leaf]] = {}
+    for leaf in found:
+        if leaf.option.pair:
+            pairs.setdefault(leaf.flag, {})[leaf.option.pair] = leaf
+    return pairs
+
+
+def _given(found: Collection[Leaf], args: Namespace) -> dict[Place, Any]:
+    """Values that the command line has, by path."""
+    values: dict[Place, Any] = {}
+    for leaf in found:
+        if hasattr(args, _dest(leaf)):
+            values[leaf.path] = _value(leaf, getattr(args, _dest(leaf)), leaf.command)
+    for flag, members in _pairs(found).items():
+        if hasattr(args, flag):
+            values |= _pair_values(members, getattr(args, flag), f"--{flag}")
+    return values
+
+
+def _pair_values(members: Mapping[str, Leaf], words: Any, place: str) -> dict[Place, Any]:
+    given = words if isinstance(words, dict) else parse_pairs(_words(words), place)
+    if unknown := [name for name in given if name not in members]:
+        known = ", ".join(members)
+        raise FramePackError(f"{place}: {', '.join(unknown)}: unknown; known are {known}")
+    return {members[name].path: value for name, value in given.items()}
+
+
+def _flag_value(leaf: Leaf, name: str, value: Any, place: str) -> dict[Place, Any]:
+    if name in leaf.option.switches:
+        return {leaf.path: leaf.option.switches[name][0]} if value else {}
+    return {leaf.path: _value(leaf, value, place)}
+
+
+def _value(leaf: Leaf, value: Any, place: str) -> Any:
+    if (get_origin(leaf.kind) or leaf.kind) is dict and not isinstance(value, dict):
+        return parse_pairs(_words(value), place)
     return value
 
 
-def _tables(one: Any, other: Any) -> bool:
-    return isinstance(one, dict) and isinstance(other, dict)
+def _words(value: Any) -> list[str]:
+    return [str(word) for word in (value if isinstance(value, list) else [value])]
+
+
+def _flat(table: Mapping[str, Any], known: Collection[str]) -> Iterator[tuple[str, Any]]:
+    for name, value in table.items():
+        if isinstance(value, dict) and name not in known:
+            yield from _flat(value, known)
+        else:
+            yield name, value

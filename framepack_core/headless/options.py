@@ -62,7 +62,7 @@ class Fp8Options(Settings):
 
     title: ClassVar[str] = "fp8"
     about: ClassVar[str] = "files that are in fp8 already need no option"
-    fp8: bool = option(False, "FP8 weights of the transformer by a plain cast.")
+    fp8: bool = option(False, "FP8 weights of the transformer by a plain cast.", "fp8", "fp8_base")
     fp8_scaled: bool = option(
         False, "FP8 weights of the transformer with scales, which is nearer to bf16."
     )

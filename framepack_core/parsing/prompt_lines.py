@@ -14,9 +14,9 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..runtime.device import MAX_SEED
 from ..runtime.errors import FramePackError
 from ..runtime.files import read_text, split_lines
+from ..runtime.options import MAX_SEED
 
 _OPTION = re.compile(r"(?:^|(?<=\s))--(?=[A-Za-z])")
 _ESCAPED = re.compile(r"(?<!\S)\\--")

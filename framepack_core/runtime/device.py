@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from .errors import FramePackError
+from .options import MAX_SEED
 
 DTYPES = {
     "bf16": torch.bfloat16,
@@ -14,7 +15,6 @@ DTYPES = {
     "fp32": torch.float32,
     "float32": torch.float32,
 }
-MAX_SEED = 2**64 - 1
 
 
 def parse_dtype(name: str) -> torch.dtype:

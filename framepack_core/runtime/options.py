@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 import types
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin
 
@@ -18,6 +18,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
 
 from .errors import FramePackError
+
+MAX_SEED = 2**64 - 1  # of torch's generators
 
 SAME = object()
 """Of `Option.reference`: musubi-tuner has the same default."""
@@ -29,17 +31,22 @@ class Option:
 
     help opens with the term that a user would search for. flags: its names on the command line
     without dashes, the first one in messages; the field's name if there are none; cli: whether it
-    is there at all. lines: its names in prompt lines. node: its name as an input of a node, "" to
-    have none, None for the field's name. none: the value by which an input, which has no None, says
-    None, and absent what that means. initial: the input's default where that is another. labels:
-    what a widget calls the choices, in their order. step: of a number's widget. mutable: a resumed
-    run may change it. metadata: the key under which files note it. reference: musubi-tuner's
-    default where a result depends on another than ours.
+    is there at all. switches: flags that stand for a value, with their help; an option that has
+    them and no other flags is given by them alone. pair: it is the NAME of a NAME=VALUE behind its
+    flag. lines: its names in prompt lines. node: its name as an input of a node, "" to have none,
+    None for the field's name. none: the value by which an input, which has no None, says None, and
+    absent what that means. initial: the input's default where that is another. labels: what a
+    widget calls the choices, in their order. offered: what it lists where the field takes other
+    values too. step: of a number's widget. mutable: a resumed run may change it. metadata: the key
+    under which files note it. reference: musubi-tuner's default where a result depends on another
+    than ours.
     """
 
     help: str
     flags: tuple[str, ...] = ()
     cli: bool = True
+    switches: Mapping[str, tuple[Any, str]] = field(default_factory=dict)
+    pair: str = ""
     lines: tuple[str, ...] = ()
     metavar: str | tuple[str, ...] | None = None
     unit: str = ""
@@ -48,6 +55,7 @@ class Option:
     absent: str = "off"
     initial: Any = SAME
     labels: tuple[str, ...] = ()
+    offered: tuple[str, ...] = ()
     low: float | None = None
     high: float | None = None
     step: float | None = None
@@ -95,7 +103,8 @@ S = TypeVar("S", bound=Settings)
 class Leaf:
     """An option of a model or of a model within it, which `path` leads to.
 
-    kind: its type without None, which `optional` stands for. group: the model that declares it.
+    kind: its type without None, which `optional` stands for. group: the class that declares it: the
+    bases of a model are groups of its options.
     """
 
     path: tuple[str, ...]
@@ -115,6 +124,11 @@ class Leaf:
     def flag(self) -> str:
         """Its first name on the command line, without dashes."""
         return self.option.flags[0] if self.option.flags else self.name
+
+    @property
+    def command(self) -> str:
+        """What messages call it on a command line."""
+        return f"--{self.flag}: {self.option.pair}" if self.option.pair else f"--{self.flag}"
 
     @property
     def choices(self) -> tuple[Any, ...]:
@@ -148,8 +162,9 @@ def leaves(kind: type[Settings], path: tuple[str, ...] = ()) -> Iterator[Leaf]:
         about = next((m for m in found.metadata if isinstance(m, Option)), None)
         if about is not None:
             default = found.get_default(call_default_factory=True)
-            bounds = _bounds(found, about)
-            yield Leaf((*path, name), inner, optional, default, about, kind, bounds)
+            bounds = _bounds(found, about, inner)
+            group = _declared_by(kind, name)
+            yield Leaf((*path, name), inner, optional, default, about, group, bounds)
 
 
 def nested(values: Mapping[tuple[str, ...], Any]) -> dict[str, Any]:
@@ -163,15 +178,25 @@ def nested(values: Mapping[tuple[str, ...], Any]) -> dict[str, Any]:
     return tree
 
 
+def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Tables within tables, in which `over` wins."""
+    both = dict(base)
+    for name, value in over.items():
+        inner = both.get(name)
+        tables = isinstance(inner, dict) and isinstance(value, dict)
+        both[name] = merged(inner, value) if tables else value
+    return both
+
+
 def mutable_on_resume(kind: type[Settings]) -> set[str]:
     """Names of the options that a resumed run may change."""
     return {leaf.name for leaf in leaves(kind) if leaf.option.mutable}
 
 
 def file_metadata(settings: Settings) -> dict[str, Any]:
-    """The values of all options that files note, by their keys."""
+    """The values of all options that files note, by their keys; empty texts are left out."""
     found = (leaf for leaf in leaves(type(settings)) if leaf.option.metadata)
-    return {leaf.option.metadata: leaf.of(settings) for leaf in found}
+    return {leaf.option.metadata: leaf.of(settings) for leaf in found if leaf.of(settings) != ""}
 
 
 def validate(
@@ -205,6 +230,11 @@ def parse_pairs(words: Iterable[str], place: str) -> dict[str, Any]:
     return pairs
 
 
+def _declared_by(kind: type[Settings], name: str) -> type[Settings]:
+    bases = (base for base in reversed(kind.__mro__) if issubclass(base, Settings))
+    return next(base for base in bases if name in base.model_fields)
+
+
 def _without_none(annotation: Any) -> tuple[Any, bool]:
     """A type without None and without what Annotated adds, and whether None was allowed."""
     if get_origin(annotation) is Annotated:
@@ -216,14 +246,14 @@ def _without_none(annotation: Any) -> tuple[Any, bool]:
     return annotation, False
 
 
-def _bounds(found: FieldInfo, about: Option) -> tuple[float | None, float | None]:
-    low, high = about.low, about.high
+def _bounds(found: FieldInfo, about: Option, kind: Any) -> tuple[float | None, float | None]:
+    low, high, next_to = about.low, about.high, int(kind is int)
     for rule in found.metadata:
         if isinstance(rule, (Ge, Gt)):
-            least = rule.ge if isinstance(rule, Ge) else rule.gt
+            least = rule.ge if isinstance(rule, Ge) else rule.gt + next_to
             low = least if low is None else max(low, least)  # type: ignore[call-overload]
         if isinstance(rule, (Le, Lt)):
-            most = rule.le if isinstance(rule, Le) else rule.lt
+            most = rule.le if isinstance(rule, Le) else rule.lt - next_to
             high = most if high is None else min(high, most)  # type: ignore[call-overload]
     return low, high
 

@@ -15,10 +15,8 @@ from torch.nn.functional import mse_loss
 from ..models.dit import FramePackDiT
 from ..models.packing import Context
 from ..models.prompt import TextCondition
+from .plan import GUIDANCE, TIME_SCALE
 from .step_cache import StepCache
-
-TIME_SCALE = 1000.0
-GUIDANCE = 10.0
 
 
 class Guided(NamedTuple):

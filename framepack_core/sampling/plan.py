@@ -14,8 +14,8 @@ from typing import Any, Literal
 
 from ..parsing.section_spec import MAX_LORA_STRENGTH, SectionSpec, section_range
 from ..parsing.timeline import Timeline
-from ..runtime.device import MAX_SEED
 from ..runtime.errors import FramePackError
+from ..runtime.options import MAX_SEED
 
 Mode = Literal["framepack", "f1"]
 EndPolicy = Literal["persistent", "first_section"]
@@ -26,6 +26,8 @@ Encode = Callable[[Any], Any]
 FPS = 30  # the rate FramePack was trained at; seconds mean this and nothing else
 HISTORY = (1, 2, 16)  # latents kept at 1x, 2x and 4x
 HISTORY_LENGTH = sum(HISTORY)
+TIME_SCALE = 1000.0  # the timestep of the noise level 1
+GUIDANCE = 10.0  # the distilled guidance scale that the model was trained for
 LABEL = 40  # characters of a prompt that a description shows
 
 

@@ -10,8 +10,6 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -20,9 +18,8 @@ from torch.nn.functional import linear
 from ..lora.delta import Delta, Hadamard, Kronecker, LowRank
 from ..lora.names import underscored
 from ..runtime.errors import FramePackError
+from .config import AdapterConfig
 from .rng import generator
-
-Kind = Literal["lora", "loha", "lokr"]
 
 PREFIX = "lora_unet_"
 BLOCKS = ("transformer_blocks.", "single_transformer_blocks.")
@@ -33,40 +30,6 @@ FACTORS: dict[str, dict[str, str]] = {
     "lokr": {"w1": "lokr_w1", "w2": "lokr_w2_a", "w2_b": "lokr_w2_b"},
 }
 LOKR_WHOLE = "lokr_w2"
-
-
-@dataclass(frozen=True)
-class AdapterConfig:
-    """What is trained beside which layers.
-
-    include, exclude: regular expressions searched in names such as transformer_blocks.0.attn.to_q;
-    without include all layers of the blocks but the modulations are taken. dropout: of the inputs
-    to the up-projection (LoRA alone); rank_dropout: of ranks, for LoHa and LoKr of output rows;
-    module_dropout: of whole adapters. factor: into what LoKr cuts the sides, -1 for most evenly.
-    """
-
-    kind: Kind = "lora"
-    rank: int = 32
-    alpha: float = 16.0
-    dropout: float = 0.0
-    rank_dropout: float = 0.0
-    module_dropout: float = 0.0
-    include: tuple[str, ...] = ()
-    exclude: tuple[str, ...] = ()
-    factor: int = -1
-
-    def __post_init__(self) -> None:
-        if self.kind not in FACTORS:
-            raise FramePackError(f"network: {self.kind!r} is unknown; use {', '.join(FACTORS)}")
-        if self.rank < 1 or not self.alpha > 0:
-            raise FramePackError(
-                f"rank {self.rank}, alpha {self.alpha:g}: both must be above 0; use 32 and 16"
-            )
-        for name in ("dropout", "rank_dropout", "module_dropout"):
-            if not 0 <= getattr(self, name) < 1:
-                raise FramePackError(f"{name}: {getattr(self, name)} is not from 0 to below 1")
-        if self.dropout and self.kind != "lora":
-            raise FramePackError(f"dropout: {self.kind} has none; use rank_dropout")
 
 
 class Adapter(nn.Module):

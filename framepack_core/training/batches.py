@@ -18,8 +18,8 @@ from ..runtime.errors import FramePackError
 from ..weights.files import open_weights, read_header
 from .cache import empty_path, text_path
 from .cache_files import IMAGE, POOLED, TEXT, TEXT_MASK, cached_mode, end_path, load_cache, show_end
-from .config import TrainConfig
-from .dataset import TrainingSet, TrainMode
+from .config import TrainConfig, TrainMode
+from .dataset import TrainingSet
 from .rng import draw_seed
 from .timesteps import LatentShape
 

@@ -32,8 +32,7 @@ def wrapped_blocks(
     """
     blocks, streamed = blocks_of(dit), last_blocks(dit, swapped)
     if not checkpointing and (swapped or inputs_to_cpu):
-        given = "blocks_to_swap" if swapped else "gradient_checkpointing_cpu_offload"
-        raise FramePackError(f"{given}: needs gradient_checkpointing; turn it on")
+        raise FramePackError("blocks that wait in main memory need checkpointing; turn it on")
     if swapped:
         place(dit, streamed, device, pin=True)
     resident = [block.forward for block in blocks[: len(blocks) - swapped]]

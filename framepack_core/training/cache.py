@@ -38,7 +38,8 @@ from .cache_files import (
     save_text_cache,
     to_half,
 )
-from .dataset import TEXT_SUFFIX, ImageItem, Item, TrainingSet, TrainMode, VideoItem
+from .config import TrainMode
+from .dataset import TEXT_SUFFIX, ImageItem, Item, TrainingSet, VideoItem
 from .media import pictures
 
 TEXT_TOKENS = 512

@@ -17,7 +17,8 @@ from ..runtime.errors import FramePackError
 from ..runtime.images import Size
 from ..sampling.plan import HISTORY
 from ..weights.files import Header, open_weights, read_header, save_weights
-from .dataset import SUFFIX, TEXT_SUFFIX, TrainMode
+from .config import TrainMode
+from .dataset import SUFFIX, TEXT_SUFFIX
 
 ARCHITECTURE = "framepack"
 FORMAT_VERSION = "1.0.1"

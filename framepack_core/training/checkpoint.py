@@ -13,16 +13,13 @@ from torch.optim import Optimizer
 
 from ..runtime.errors import FramePackError
 from ..runtime.files import atomic_path
+from ..runtime.options import merged, mutable_on_resume
 from .adapters import Adapters
+from .config import TrainConfig
 
 FORMAT = 1
-# Settings that a resumed run may change: they say how long and where, not what is learned.
-FREE = {
-    *("output_dir", "output_name", "steps", "epochs", "resume", "keep_last", "save_dtype"),
-    *("save_every_steps", "save_every_epochs", "sample_every_steps", "sample_every_epochs"),
-    *("sample_at_first", "blocks_to_swap"),
-    *("gradient_checkpointing", "gradient_checkpointing_cpu_offload"),
-}
+# What states of version 0.1 call settings that have another name now.
+RENAMED = {"accumulation": "gradient_accumulation_steps", "end_frame": "end_frame_prob"}
 # What settings that are digests stand for, and how a resumed run gets the same again.
 DIGESTS = {
     "base": "another base model; load the one that it was trained on, with the same LoRAs",
@@ -71,7 +68,7 @@ def load_state(
         state = torch.load(path, map_location="cpu", weights_only=True)
         if state["format"] != FORMAT:
             raise FramePackError(f"{path} is of another version; start without resume")
-        earlier = json.loads(state["settings"])
+        earlier = _with_current_names(json.loads(state["settings"]))
     except (RuntimeError, KeyError, EOFError, ValueError, pickle.UnpicklingError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise FramePackError(
@@ -83,8 +80,14 @@ def load_state(
     return Progress(state["step"], state["log"])
 
 
+def _with_current_names(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a state; one that it does not know yet had what is the default now."""
+    defaults = TrainConfig().model_dump(mode="json")
+    return merged(defaults, {RENAMED.get(name, name): value for name, value in settings.items()})
+
+
 def _check_settings(path: Path, earlier: dict[str, Any], now: dict[str, Any]) -> None:
-    for name in sorted((set(earlier) | set(now)) - FREE):
+    for name in sorted((set(earlier) | set(now)) - mutable_on_resume(TrainConfig)):
         was, given = earlier.get(name), now.get(name)
         if was != given:
             wrong = DIGESTS.get(name, f"{name} = {was}, not {given}; set it back")

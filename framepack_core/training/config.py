@@ -1,71 +1,554 @@
-"""Settings of a training run."""
+"""Every option of training, declared once: what is trained, on which noise, and what is saved.
+
+Nothing here needs torch, so that `--help` and the schemas of nodes stay instant.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import BeforeValidator, model_validator
 
 from ..runtime.errors import FramePackError
-from ..sampling.flow import GUIDANCE
-from .adapters import AdapterConfig
-from .dataset import TrainMode
-from .schedules import Scheduler, library_rates, rate_factor
-from .settings import Settings
-from .timesteps import Timesteps
+from ..runtime.options import Settings, option
+from ..sampling.plan import GUIDANCE, TIME_SCALE
+
+TrainMode = Literal["framepack", "f1", "one_frame"]
+Kind = Literal["lora", "loha", "lokr"]
+TimestepMode = Literal[
+    "shift", "uniform", "sigmoid", "flux_shift", "logsnr", "sigma", "qinglong_flux"
+]
+Weighting = Literal["none", "logit_normal", "mode", "cosmap", "sigma_sqrt"]
+Scheduler = Literal[
+    "constant",
+    "constant_with_warmup",  # the same: `constant` has a warmup too
+    "linear",
+    "cosine",
+    "cosine_with_restarts",
+    "polynomial",
+    "rex",
+]
+
+NETWORK_MODULES: dict[Kind, str] = {
+    "lora": "networks.lora_framepack",
+    "loha": "networks.loha",
+    "lokr": "networks.lokr",
+}
+# Class path and the package that has it, by short name.
+OPTIMIZERS: dict[str, tuple[str, str]] = {
+    "adamw": ("torch.optim.AdamW", "torch"),
+    "adamw8bit": ("bitsandbytes.optim.AdamW8bit", "bitsandbytes"),
+    "pagedadamw8bit": ("bitsandbytes.optim.PagedAdamW8bit", "bitsandbytes"),
+    "adafactor": ("transformers.optimization.Adafactor", "transformers"),
+    "prodigy": ("prodigyopt.Prodigy", "prodigyopt"),
+    "adamwschedulefree": ("schedulefree.AdamWScheduleFree", "schedulefree"),
+}
+MAX_STEPS = 1_000_000  # and the ranges below: of widgets, which have to end somewhere
+MAX_SEED = 2**32 - 1
+
+LESS_MEMORY = (
+    "add --gradient_checkpointing, a smaller --batch_size, --blocks_to_swap 10 or more, or "
+    "--gradient_checkpointing_cpu_offload"
+)
 
 
-class TrainConfig(Settings):
-    """How an adapter is trained; a run with the same settings and seed is the same to the bit.
+def _kind(value: Any) -> Any:
+    """musubi-tuner names adapter types by modules."""
+    return {module: kind for kind, module in NETWORK_MODULES.items()}.get(value, value)
 
-    steps counts updates, of `accumulation` batches a process each; epochs, if given, wins over it.
-    scheduler_type: the class path of another scheduler, in place of scheduler and warmup. warmup:
-    updates, or below 1 a share of them. guidance: the distilled scale, as in inference.
-    caption_dropout, end_frame: how often the caption is left out, and how often the end frame is
-    shown (its latents must be cached). network_weights: an adapter to start from. blocks_to_swap:
-    how many blocks wait on the CPU; gradient_checkpointing_cpu_offload: so does the input of every
-    block. validation_clips: how many clips are held out. keep_last: how
-    many of the numbered files stay.
+
+def _several(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else value
+
+
+Patterns = Annotated[tuple[str, ...], BeforeValidator(_several)]
+
+
+class AdapterConfig(Settings):
+    """What is trained on which layers."""
+
+    title: ClassVar[str] = "network"
+    kind: Annotated[Kind, BeforeValidator(_kind)] = option(
+        "lora",
+        "Network type: LoRA, or its relatives of LyCORIS, LoHa and LoKr.",
+        "network_module",
+        node="network",
+    )
+    rank: int = option(
+        32,
+        "Rank (network dim): the size of the LoRA. 8 to 32 for a look or a motion, more for much "
+        "to learn.",
+        "network_dim",
+        advanced=False,
+        metadata="ss_network_dim",
+        gt=0,
+        high=1024,
+        reference=4,
+    )
+    alpha: float = option(
+        16.0,
+        "Alpha: LoRA scale is alpha / rank. Half of the rank is usual.",
+        "network_alpha",
+        advanced=False,
+        metadata="ss_network_alpha",
+        gt=0,
+        low=0.01,
+        high=1024.0,
+        step=0.5,
+        reference=1.0,
+    )
+    dropout: float = option(
+        0.0,
+        "Dropout: share of the LoRA's inner values left out in each step.",
+        "network_dropout",
+        ge=0,
+        lt=1,
+        high=0.99,
+    )
+    rank_dropout: float = option(
+        0.0,
+        "Rank dropout: share of the ranks left out in each step; for LoHa and LoKr, of the output "
+        "rows.",
+        "network_args",
+        pair="rank_dropout",
+        ge=0,
+        lt=1,
+        high=0.99,
+    )
+    module_dropout: float = option(
+        0.0,
+        "Module dropout: share of the layers left out in each step.",
+        "network_args",
+        pair="module_dropout",
+        ge=0,
+        lt=1,
+        high=0.99,
+    )
+    include: Patterns = option(
+        (),
+        "Include patterns: train only layers in whose name one of these regular expressions is "
+        "found, with spaces between them, such as attn. Empty takes all of the blocks.",
+        "network_args",
+        pair="include_patterns",
+    )
+    exclude: Patterns = option(
+        (),
+        "Exclude patterns: leave out layers in whose name one of these is found.",
+        "network_args",
+        pair="exclude_patterns",
+    )
+    factor: int = option(
+        -1,
+        "LoKr factor: into what the sides of a weight are cut; -1 cuts them most evenly.",
+        "network_args",
+        pair="factor",
+        node="",
+    )
+
+    @model_validator(mode="after")
+    def _dropout_of_lora(self) -> AdapterConfig:
+        if self.dropout and self.kind != "lora":
+            raise ValueError(f"dropout: {self.kind} has none; use rank_dropout")
+        return self
+
+
+class Timesteps(Settings):
+    """Which noise levels are trained, and how much each counts."""
+
+    title: ClassVar[str] = "timesteps"
+    mode: TimestepMode = option(
+        "shift",
+        "Timestep sampling: which noise levels are trained. flux_shift is nearest to what "
+        "FramePack samples with.",
+        "timestep_sampling",
+        node="timestep_sampling",
+        metadata="ss_timestep_sampling",
+        reference="sigma",
+    )
+    shift: float = option(
+        3.0,
+        "Flow shift, of the timestep sampling shift: above 1 trains more at strong noise.",
+        "discrete_flow_shift",
+        metadata="ss_discrete_flow_shift",
+        gt=0,
+        low=0.01,
+        high=100.0,
+        reference=1.0,
+    )
+    weighting: Weighting = option(
+        "none",
+        "Weighting scheme: how much the loss of each noise level counts.",
+        "weighting_scheme",
+        metadata="ss_weighting_scheme",
+    )
+    sigmoid_scale: float = option(
+        1.0,
+        "Sigmoid scale, of the timestep samplings sigmoid, shift and flux_shift.",
+        node="",
+        metadata="ss_sigmoid_scale",
+    )
+    logit_mean: float = option(
+        0.0, "Logit mean, of logsnr and logit_normal.", node="", metadata="ss_logit_mean"
+    )
+    logit_std: float = option(
+        1.0, "Logit standard deviation, likewise.", node="", metadata="ss_logit_std"
+    )
+    mode_scale: float = option(
+        1.29, "Mode scale, of the weighting scheme mode.", node="", metadata="ss_mode_scale"
+    )
+    min_timestep: float = option(
+        0.0, "Minimum timestep: the least noise, 0 to 1000.", ge=0, le=TIME_SCALE
+    )
+    max_timestep: float = option(
+        TIME_SCALE, "Maximum timestep: the most noise, 0 to 1000.", ge=0, le=TIME_SCALE
+    )
+    preserve_shape: bool = option(
+        False,
+        "Preserve distribution shape: draw again until a timestep lies between minimum and "
+        "maximum, in place of squeezing all between them.",
+        "preserve_distribution_shape",
+        node="",
+    )
+    buckets: int | None = option(
+        None,
+        "Timestep buckets: spread timesteps evenly over so many parts of their distribution.",
+        "num_timestep_buckets",
+        node="",
+        gt=0,
+    )
+
+    @model_validator(mode="after")
+    def _range(self) -> Timesteps:
+        if self.min_timestep >= self.max_timestep:
+            raise ValueError(
+                f"min_timestep, max_timestep: {self.min_timestep:g} to {self.max_timestep:g} is "
+                "not a range from 0 to 1000"
+            )
+        return self
+
+
+class CacheOptions(Settings):
+    """What is encoded before training."""
+
+    title: ClassVar[str] = "what is cached"
+    only: Literal["latents", "text"] | None = option(
+        None, "Only one of both, with its encoders alone.", node=""
+    )
+    end_frames: bool = option(
+        False, "End frames: also keep each clip's last frame, to train with end_frame."
+    )
+    no_2x: bool = option(
+        False, "No 2x context: for one-frame, leave out the blank one.", "one_frame_no_2x"
+    )
+    no_4x: bool = option(
+        False, "No 4x context: for one-frame, leave out the blank one.", "one_frame_no_4x"
+    )
+    skip_existing: bool = option(
+        True, "Skip existing: leave what is cached and still fits.", node=""
+    )
+
+
+class RunOptions(Settings):
+    """How long is trained, from where, and under which name."""
+
+    title: ClassVar[str] = "run"
+    output_dir: Path = option(
+        Path("output"), "Output folder.", node="", metavar="DIR", mutable=True
+    )
+    output_name: str = option(
+        "framepack-lora",
+        "Output name: of the LoRA's file, without the ending.",
+        node="",
+        metavar="NAME",
+        mutable=True,
+        metadata="ss_output_name",
+        min_length=1,
+        pattern=r"^[^/\\]+$",
+    )
+    resume: bool = option(
+        False,
+        "Resume the run of this name from its state; base model, clips and settings must be the "
+        "same.",
+        node="",
+        mutable=True,
+    )
+    seed: int = option(
+        42,
+        "Seed: the same seed and settings train the same LoRA, bit-exact.",
+        advanced=False,
+        metadata="ss_seed",
+        ge=0,
+        high=MAX_SEED,
+    )
+    steps: int = option(
+        1600,
+        "Training steps: updates of the LoRA. FramePack Dataset shows how many an epoch has.",
+        "max_train_steps",
+        advanced=False,
+        mutable=True,
+        gt=0,
+        high=MAX_STEPS,
+    )
+    epochs: int | None = option(
+        None,
+        "Epochs: passes over all clips, in place of steps.",
+        "max_train_epochs",
+        none=0,
+        mutable=True,
+        gt=0,
+        high=MAX_STEPS,
+    )
+    gradient_accumulation_steps: int = option(
+        1,
+        "Gradient accumulation steps: batches of which each update is the mean.",
+        node="accumulation",
+        metadata="ss_gradient_accumulation_steps",
+        gt=0,
+        high=1024,
+    )
+    network_weights: Path | None = option(
+        None, "Network weights: a LoRA to start from.", node="", metavar="FILE"
+    )
+    training_comment: str = option(
+        "",
+        "Training comment: a text for the file's metadata.",
+        node="",
+        mutable=True,
+        metadata="ss_training_comment",
+    )
+
+
+class OptimizerOptions(Settings):
+    """How the weights follow the gradients."""
+
+    title: ClassVar[str] = "optimizer"
+    optimizer: str = option(
+        "adamw",
+        "Optimizer. adamw needs nothing more; the 8-bit ones, prodigy and schedule-free need their "
+        "packages installed.",
+        "optimizer_type",
+        offered=tuple(OPTIMIZERS),
+        metavar="NAME",
+        metadata="ss_optimizer",
+    )
+    optimizer_args: dict[str, Any] = option(
+        {},
+        "Optimizer arguments: NAME=VALUE, with spaces between, such as weight_decay=0.1.",
+    )
+    learning_rate: float = option(
+        2e-4,
+        "Learning rate: 1e-4 to 3e-4 for adamw, 1 for prodigy.",
+        advanced=False,
+        metadata="ss_learning_rate",
+        gt=0,
+        low=1e-7,
+        high=1.0,
+        step=1e-6,
+        reference=2e-6,
+    )
+    scheduler: Scheduler = option(
+        "constant",
+        "Learning rate scheduler: how the rate falls during the run.",
+        "lr_scheduler",
+    )
+    scheduler_type: str = option(
+        "",
+        "Learning rate scheduler by class path, such as torch.optim.lr_scheduler.StepLR, in place "
+        "of scheduler and warmup.",
+        "lr_scheduler_type",
+        node="",
+        metavar="PATH",
+    )
+    scheduler_args: dict[str, Any] = option(
+        {}, "Its arguments, such as step_size=100.", "lr_scheduler_args", node=""
+    )
+    warmup: float = option(
+        0.0,
+        "Warmup steps, over which the learning rate rises; below 1 a share of all.",
+        "lr_warmup_steps",
+        metadata="ss_lr_warmup_steps",
+        ge=0,
+        high=1e6,
+    )
+    max_grad_norm: float = option(
+        1.0,
+        "Gradient clipping: longer gradients are cut to this norm; 0 cuts none.",
+        metadata="ss_max_grad_norm",
+        ge=0,
+        high=1000.0,
+    )
+
+
+class ConditionOptions(Settings):
+    """What the model sees besides noise."""
+
+    title: ClassVar[str] = "conditioning"
+    guidance: float = option(
+        GUIDANCE,
+        "Guidance scale, the distilled one, as in FramePack Sampler.",
+        "guidance_scale",
+        metadata="ss_guidance_scale",
+        ge=0,
+        high=100.0,
+        reference=1.0,
+    )
+    caption_dropout: float = option(
+        0.0, "Caption dropout: how often the caption is left out.", ge=0, lt=1, high=0.99
+    )
+    end_frame_prob: float = option(
+        0.0,
+        "End frame probability: how often the model sees the clip's end frame. Cache the latents "
+        "with end_frames first.",
+        "end_frame",
+        node="end_frame",
+        ge=0,
+        le=1,
+    )
+
+
+class MemoryOptions(Settings):
+    """What is traded for less GPU memory; nothing of it changes the result."""
+
+    title: ClassVar[str] = "memory"
+    gradient_checkpointing: bool = option(
+        True,
+        "Gradient checkpointing: activations are computed twice instead of kept. Much less memory "
+        "for a third more time.",
+        mutable=True,
+        metadata="ss_gradient_checkpointing",
+    )
+    blocks_to_swap: int = option(
+        0,
+        "Block swap: how many of the 60 blocks wait in main memory and come while others compute. "
+        "24 GB: 46 (fp8_scaled: 27), 16 GB: 59.",
+        mutable=True,
+        ge=0,
+        high=60,
+    )
+    gradient_checkpointing_cpu_offload: bool = option(
+        False,
+        "CPU offload of activations: what gradient checkpointing keeps waits in main memory too. "
+        "For 12 GB, with 57 swapped blocks.",
+        mutable=True,
+        metadata="ss_gradient_checkpointing_cpu_offload",
+    )
+
+    @model_validator(mode="after")
+    def _checkpointing(self) -> MemoryOptions:
+        if not self.gradient_checkpointing:
+            for name in ("blocks_to_swap", "gradient_checkpointing_cpu_offload"):
+                if getattr(self, name):
+                    raise ValueError(f"{name}: needs gradient_checkpointing; turn it on")
+        return self
+
+
+class SavingOptions(Settings):
+    """What is saved and logged meanwhile, and what the loss is measured on."""
+
+    title: ClassVar[str] = "saving and logs"
+    save_every_steps: int | None = option(
+        250,
+        "Save every n steps: a crash loses no more than this, and each save is a LoRA to compare.",
+        "save_every_n_steps",
+        advanced=False,
+        mutable=True,
+        gt=0,
+        high=MAX_STEPS,
+        reference=None,
+    )
+    save_every_epochs: int | None = option(
+        None,
+        "Save every n epochs, too.",
+        "save_every_n_epochs",
+        node="",
+        mutable=True,
+        gt=0,
+    )
+    keep_last: int | None = option(
+        None,
+        "Keep the last n of the numbered files.",
+        "save_last_n",
+        none=0,
+        absent="to keep all",
+        mutable=True,
+        gt=0,
+        high=1000,
+    )
+    save_dtype: Literal["bf16", "fp16", "fp32"] = option(
+        "bf16", "File dtype.", "save_precision", mutable=True
+    )
+    validation_clips: int = option(
+        0,
+        "Validation clips: how many are held out to measure the loss on; 0 is off.",
+        ge=0,
+        high=10_000,
+    )
+    validate_every_steps: int = option(
+        100,
+        "Validate every n steps.",
+        "validate_every_n_steps",
+        gt=0,
+        high=MAX_STEPS,
+    )
+    log_with: Literal["tensorboard", "wandb", "all"] | None = option(
+        None, "Loggers besides NAME-log.jsonl.", node="", mutable=True
+    )
+    logging_dir: Path | None = option(
+        None,
+        "Folder of these logs (default: logs in the output folder).",
+        node="",
+        metavar="DIR",
+        mutable=True,
+    )
+
+
+class SampleOptions(Settings):
+    """When samples are made while training."""
+
+    title: ClassVar[str] = "samples"
+    sample_prompts: Path | None = option(
+        None, "Sample prompts: a .txt, .toml or .json file.", node="", metavar="FILE", mutable=True
+    )
+    sample_every_steps: int | None = option(
+        None,
+        "Sample every n steps, and at the end.",
+        "sample_every_n_steps",
+        node="",
+        mutable=True,
+        gt=0,
+    )
+    sample_every_epochs: int | None = option(
+        None,
+        "Sample every n epochs, and at the end.",
+        "sample_every_n_epochs",
+        node="",
+        mutable=True,
+        gt=0,
+    )
+    sample_at_first: bool = option(
+        False, "Sample before the first step too.", node="", mutable=True
+    )
+
+    @property
+    def makes_samples(self) -> bool:
+        """Whether any are due."""
+        return bool(self.sample_every_steps or self.sample_every_epochs or self.sample_at_first)
+
+
+# The fields of the last base come first.
+class TrainConfig(
+    SampleOptions, SavingOptions, MemoryOptions, ConditionOptions, OptimizerOptions, RunOptions
+):
+    """How an adapter is trained; a run with the same settings and seed is bit-exact.
+
+    mode: what the data set is cached for. steps counts updates, of gradient_accumulation_steps
+    batches a process each; epochs, if given, wins over it.
     """
 
-    output_dir: Path
-    output_name: str = Field("framepack-lora", min_length=1, pattern=r"^[^/\\]+$")
     mode: TrainMode = "framepack"
-    seed: NonNegativeInt = 42
-    steps: PositiveInt = 1600
-    epochs: PositiveInt | None = None
     adapter: AdapterConfig = AdapterConfig()
-    network_weights: Path | None = None
     timesteps: Timesteps = Timesteps()
-    guidance: NonNegativeFloat = GUIDANCE
-    caption_dropout: float = Field(0.0, ge=0, lt=1)
-    end_frame: float = Field(0.0, ge=0, le=1)
-
-    optimizer: str = "adamw"
-    optimizer_args: dict[str, Any] = Field(default_factory=dict)
-    learning_rate: PositiveFloat = 2e-4
-    scheduler: Scheduler = "constant"
-    scheduler_type: str = ""
-    scheduler_args: dict[str, Any] = Field(default_factory=dict)
-    warmup: NonNegativeFloat = 0
-    accumulation: PositiveInt = 1
-    max_grad_norm: NonNegativeFloat = 1.0
-    gradient_checkpointing: bool = True
-    gradient_checkpointing_cpu_offload: bool = False
-    blocks_to_swap: NonNegativeInt = 0
-
-    save_every_steps: PositiveInt | None = 250
-    save_every_epochs: PositiveInt | None = None
-    keep_last: PositiveInt | None = None
-    save_dtype: str = "bf16"
-    validation_clips: NonNegativeInt = 0
-    validate_every_steps: PositiveInt = 100
-    sample_every_steps: PositiveInt | None = None
-    sample_every_epochs: PositiveInt | None = None
-    sample_at_first: bool = False
-    resume: bool = False
 
     def total_steps(self, batches: int, processes: int = 1) -> int:
         """Updates of the whole run, of `batches` an epoch."""
@@ -75,16 +558,7 @@ class TrainConfig(Settings):
 
     def steps_an_epoch(self, batches: int, processes: int = 1) -> int:
         """Updates it takes to see everything once."""
-        return -(-batches // (self.accumulation * processes))
-
-    def rates(self, total: int) -> Callable[[int], float]:
-        """The learning rate of an update, 0 first."""
-        if self.scheduler_type:
-            factor = library_rates(self.scheduler_type, self.scheduler_args)
-            return lambda step: self.learning_rate * factor(step)
-        return lambda step: (
-            self.learning_rate * rate_factor(self.scheduler, step, total, self.warmup)
-        )
+        return -(-batches // (self.gradient_accumulation_steps * processes))
 
     @property
     def exists(self) -> bool:
@@ -114,7 +588,7 @@ class TrainConfig(Settings):
 
     @property
     def state_path(self) -> Path:
-        """What a stopped run goes on from."""
+        """What a stopped run resumes from."""
         return self.output_dir / f"{self.output_name}-state.pt"
 
     @property

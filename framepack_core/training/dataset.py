@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -18,11 +18,10 @@ from ..runtime.images import BucketSelector, Pixels, Size, load_image
 from ..sampling.one_frame import OneFrame, plan_one_frame
 from ..sampling.plan import HISTORY_LENGTH, Section
 from ..sampling.sections import LATENT_STRIDE, sections_for_frames
+from .config import TrainMode
 from .dataset_config import FRAME_STEP, Dataset, ImageDataset, VideoDataset, load_datasets
 from .media import Clip, kept_frames, open_clip, read_crop
 from .sources import Source, find_sources
-
-TrainMode = Literal["framepack", "f1", "one_frame"]
 
 SUFFIX = "_fp.safetensors"
 TEXT_SUFFIX = "_fp_te.safetensors"

@@ -7,57 +7,131 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import BeforeValidator, Field, PositiveInt, model_validator
 
-from ..parsing.json_toml import parse_toml
+from ..parsing.json_toml import parse_toml, read_table
 from ..runtime.errors import FramePackError
-from ..runtime.images import SIZE_STEP
-from ..sampling.sections import MAX_WINDOW, WINDOW
-from .settings import Settings, read_table, validate
+from ..runtime.options import Settings, option, validate
+from ..sampling.sections import MAX_WINDOW, SIZE_MULTIPLE, WINDOW
+from .config import TrainMode
 
 Extraction = Literal["head", "chunk", "slide", "uniform", "full"]
 FRAME_STEP = 4  # frames a latent
 FOLDER_DEFAULTS = {"enable_bucket": True, "resolution": 640}  # FramePack's own sizes
+MAX_FRAMES = 100_000  # of a clip, as a widget's range
 
 
 def _size(value: Any) -> Any:
-    return (value, value) if isinstance(value, int) else value
+    """One number stands for both sides."""
+    sides = [value] if isinstance(value, int) else value
+    if not isinstance(sides, list | tuple) or len(sides) not in (1, 2):
+        raise ValueError("give one number, or width and height")
+    return (sides[0], sides[-1])
 
 
 Size = Annotated[tuple[PositiveInt, PositiveInt], BeforeValidator(_size)]
 
 
-class General(Settings):
+class Sizes(Settings):
+    """What tables, the command line and nodes can all say: the nearest of them wins."""
+
+    resolution: Size = option(
+        (960, 544),
+        "Resolution: clips are scaled to about this many pixels, width and height or one number "
+        "for both, in their own shape where buckets are on.",
+        metavar="N",
+        initial=640,
+        low=16,
+        high=4096,
+        step=16,
+        advanced=False,
+    )
+    batch_size: PositiveInt = option(
+        1,
+        "Batch size: sections trained together; more needs more memory.",
+        high=64,
+        advanced=False,
+    )
+
+
+class Window(Settings):
+    """How long a section is."""
+
+    fp_latent_window_size: int = option(
+        WINDOW,
+        "Latent window size: latent frames of a section, as in FramePack Plan.",
+        "latent_window_size",
+        node="window",
+        ge=1,
+        le=MAX_WINDOW,
+    )
+
+
+class DataOptions(Window, Sizes):
+    """The data set of a command, and what holds where it says nothing itself."""
+
+    title: ClassVar[str] = "data set"
+    dataset_config: Path | None = option(
+        None,
+        "Dataset config: a .toml or .json file, or simply a folder of clips with captions beside "
+        "them.",
+    )
+    mode: TrainMode = option(
+        "framepack",
+        "Training mode, what the LoRA is for: the original model, F1, or one-frame edits of "
+        "pictures. Each mode needs a cache folder of its own.",
+        switches={
+            "f1": ("f1", "F1: train for the F1 model."),
+            "one_frame": ("one_frame", "One frame: train edits of pictures, not videos."),
+        },
+        advanced=False,
+    )
+
+    @property
+    def path(self) -> Path:
+        """Where the data set is described; raises FramePackError if nothing says so."""
+        if self.dataset_config is None:
+            raise FramePackError(
+                "--dataset_config missing; name a .toml file, or a folder of clips with captions"
+            )
+        return self.dataset_config
+
+    def defaults(self) -> dict[str, Any]:
+        """What was given for keys that a description leaves out."""
+        shared = self.model_fields_set & (Window.model_fields.keys() | Sizes.model_fields.keys())
+        return {name: getattr(self, name) for name in shared}
+
+
+class General(Sizes):
     """What all data sets of a file share."""
 
     caption_extension: str = ".txt"
-    batch_size: PositiveInt = 1
-    num_repeats: PositiveInt = 1
-    resolution: Size = (960, 544)
+    num_repeats: PositiveInt = option(
+        1, "Repeats: how often each clip counts in an epoch.", node="repeats", high=1000
+    )
     enable_bucket: bool = False
     bucket_no_upscale: bool = False
 
     @model_validator(mode="after")
     def _whole_tokens(self) -> General:
-        if not self.enable_bucket and any(side % SIZE_STEP for side in self.resolution):
+        if not self.enable_bucket and any(side % SIZE_MULTIPLE for side in self.resolution):
             raise ValueError(
                 f"resolution {self.resolution[0]}x{self.resolution[1]} is not a multiple of "
-                f"{SIZE_STEP} on both sides; change it or set enable_bucket"
+                f"{SIZE_MULTIPLE} on both sides; change it or set enable_bucket"
             )
-        if self.resolution[0] * self.resolution[1] < SIZE_STEP**2:
+        if self.resolution[0] * self.resolution[1] < SIZE_MULTIPLE**2:
             raise ValueError(
                 f"resolution {self.resolution[0]}x{self.resolution[1]} is less than "
-                f"{SIZE_STEP}x{SIZE_STEP} pixels; choose a larger one"
+                f"{SIZE_MULTIPLE}x{SIZE_MULTIPLE} pixels; choose a larger one"
             )
         return self
 
 
-class _Dataset(General):
+class _Dataset(General, Window):
     cache_directory: Path | None = None
     control_directory: Path | None = None
-    fp_latent_window_size: int = Field(WINDOW, ge=1, le=MAX_WINDOW)
 
     @property
     def window(self) -> int:
@@ -97,12 +171,40 @@ class VideoDataset(_Dataset):
 
     video_directory: Path | None = None
     video_jsonl_file: Path | None = None
-    target_frames: tuple[PositiveInt, ...] | None = None
-    frame_extraction: Extraction = "head"
-    frame_stride: PositiveInt = 1
-    frame_sample: PositiveInt = 1
-    max_frames: PositiveInt = 129
-    source_fps: PositiveFloat | None = None
+    target_frames: tuple[PositiveInt, ...] | None = option(
+        None,
+        "Target frames: length of a piece, 1 more than a multiple of 36. Not for full.",
+        initial=37,
+        low=5,
+        high=MAX_FRAMES,
+    )
+    frame_extraction: Extraction = option(
+        "head",
+        "Frame extraction: which part of a clip is used. full is as much of it as max_frames "
+        "allows; the others take pieces of target_frames, from its head, one after the other "
+        "(chunk), every frame_stride frames (slide) or frame_sample of them evenly (uniform).",
+        initial="full",
+    )
+    frame_stride: PositiveInt = option(
+        1,
+        "Frame stride, of slide: from the start of one piece to the next.",
+        high=MAX_FRAMES,
+    )
+    frame_sample: PositiveInt = option(
+        1, "Frame samples, of uniform: pieces of each clip.", high=1000
+    )
+    max_frames: PositiveInt = option(
+        129, "Max frames, of full: the most of a clip.", low=5, high=MAX_FRAMES
+    )
+    source_fps: float | None = option(
+        None,
+        "Source fps: frame rate of the clips, where it is above 30. Frames are left out to come to "
+        "30.",
+        none=0.0,
+        absent="every frame",
+        gt=0,
+        high=1000.0,
+    )
 
     @property
     def folder(self) -> Path | None:

@@ -19,7 +19,7 @@ from ..runtime.errors import FramePackError
 from ..runtime.fingerprint import fingerprint
 from ..weights.layouts import find_component
 from .cache import LatentEncoders, TextEncoder
-from .dataset import TrainMode
+from .config import TrainMode
 
 NUMBERS = 4  # of a parameter that tell models apart
 _F1 = re.compile(r"(?:^|[^a-z0-9])f1(?:[^a-z0-9]|$)", re.IGNORECASE)

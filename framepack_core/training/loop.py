@@ -27,8 +27,8 @@ from .config import TrainConfig
 from .distributed import Workers
 from .metadata import adapter_metadata
 from .rng import draw_seed, generator
-from .schedules import make_optimizer
-from .timesteps import loss_weight
+from .schedules import learning_rates, make_optimizer
+from .timesteps import NoiseLevels, loss_weight
 
 PACE = 0.9  # how much of the pace of updates is remembered
 VALIDATION_LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)
@@ -131,7 +131,7 @@ class _Run:
     ) -> None:
         self.config, self.denoiser, self.batches = config, denoiser, batches
         self.validation, self.device, self.metadata = validation, device, metadata
-        if config.end_frame and not any(sample.end for sample in batches.samples):
+        if config.end_frame_prob and not any(sample.end for sample in batches.samples):
             raise FramePackError(
                 "end_frame: no end frames are cached; cache the latents with end_frames, or set it "
                 "to 0"
@@ -143,7 +143,8 @@ class _Run:
             config.optimizer, self.parameters, config.learning_rate, config.optimizer_args
         )
         self.total = config.total_steps(len(batches), self.workers.count)
-        self.rate = config.rates(self.total)
+        self.rate = learning_rates(config, self.total)
+        self.levels = NoiseLevels(config.timesteps)
         self.epoch_steps = config.steps_an_epoch(len(batches), self.workers.count)
         names = [sample.latents.name for sample in batches.samples]
         digests = {"base": base, "data": fingerprint(names)}
@@ -211,10 +212,11 @@ class _Run:
         """Loss, gradient norm and learning rate of one update."""
         config, step = self.config, self.progress.step
         total = torch.zeros((), device=self.device)
-        for i in range(config.accumulation):
-            number = (step * config.accumulation + i) * self.workers.count + self.workers.rank
+        count = config.gradient_accumulation_steps
+        for i in range(count):
+            number = (step * count + i) * self.workers.count + self.workers.rank
             with self.adapters.training_step(draw_seed("dropout", config.seed, number)):
-                loss = self._loss(self._batch(number), number) / config.accumulation
+                loss = self._loss(self._batch(number), number) / count
                 loss.backward()
             total += loss.detach()
         gradients = [p.grad for p in self.parameters if p.grad is not None]
@@ -246,18 +248,17 @@ class _Run:
         captions = torch.rand(count, generator=generator("captions", seed, number))
         ends = torch.rand(count, generator=generator("ends", seed, number))
         dropped = (captions < self.config.caption_dropout).tolist()
-        ended = (ends < self.config.end_frame).tolist()
+        ended = (ends < self.config.end_frame_prob).tolist()
         return self.batches.load(number, dropped, ended).to(self.device)
 
     def _loss(self, batch: Batch, number: int) -> Tensor:
         """The weighted loss of a batch, at the noise that belongs to its number."""
-        timesteps = self.config.timesteps
-        sigma = timesteps.draw(len(batch.latents), batch.shape, self.config.seed, number)
+        sigma = self.levels.draw(len(batch.latents), batch.shape, self.config.seed, number)
         noise = torch.randn(
             batch.latents.shape, generator=generator("noise", self.config.seed, number)
         )
         loss = self._loss_at(batch, noise, sigma)
-        weight = loss_weight(sigma, timesteps.weighting)
+        weight = loss_weight(sigma, self.config.timesteps.weighting)
         return (loss if weight is None else loss * weight.to(self.device)).mean()
 
     def _loss_at(self, batch: Batch, noise: Tensor, sigma: Tensor) -> Tensor:

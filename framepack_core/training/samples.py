@@ -25,7 +25,7 @@ from ..sampling.plan import FPS, Plan, Section
 from ..sampling.sections import check_size, plan_video, sections_for_frames
 from .batches import text_to
 from .cache import LatentEncoders, TextEncoder
-from .dataset import TrainMode
+from .config import TrainMode
 from .rng import draw_seed
 
 SIZE = 256  # pixels, where a prompt names none

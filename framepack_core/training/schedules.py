@@ -5,35 +5,17 @@ from __future__ import annotations
 import importlib
 import math
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
 from ..runtime.errors import FramePackError
-
-Scheduler = Literal[
-    "constant",
-    "constant_with_warmup",  # the same: `constant` has a warmup too
-    "linear",
-    "cosine",
-    "cosine_with_restarts",
-    "polynomial",
-    "rex",
-]
+from .config import OPTIMIZERS, Scheduler, TrainConfig
 
 RESTARTS = 4
 POWER = 2.0
-# Class path and the package that has it, by short name.
-OPTIMIZERS: dict[str, tuple[str, str]] = {
-    "adamw": ("torch.optim.AdamW", "torch"),
-    "adamw8bit": ("bitsandbytes.optim.AdamW8bit", "bitsandbytes"),
-    "pagedadamw8bit": ("bitsandbytes.optim.PagedAdamW8bit", "bitsandbytes"),
-    "adafactor": ("transformers.optimization.Adafactor", "transformers"),
-    "prodigy": ("prodigyopt.Prodigy", "prodigyopt"),
-    "adamwschedulefree": ("schedulefree.AdamWScheduleFree", "schedulefree"),
-}
 DEFAULTS: dict[str, dict[str, Any]] = {
     # The learning rate is ours to schedule.
     "adafactor": {"relative_step": False, "scale_parameter": False, "warmup_init": False},
@@ -57,6 +39,15 @@ def rate_factor(scheduler: Scheduler, step: int, total: int, warmup: float = 0) 
     if scheduler == "rex":  # arXiv 2107.04197
         return (1 - done) / (0.5 + 0.5 * (1 - done))
     return 1.0
+
+
+def learning_rates(config: TrainConfig, total: int) -> Callable[[int], float]:
+    """The learning rate of an update, 0 first, of `total`."""
+    rate = config.learning_rate
+    if config.scheduler_type:
+        factor = library_rates(config.scheduler_type, config.scheduler_args)
+        return lambda step: rate * factor(step)
+    return lambda step: rate * rate_factor(config.scheduler, step, total, config.warmup)
 
 
 def make_optimizer(

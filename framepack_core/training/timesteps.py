@@ -9,20 +9,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from ..runtime.errors import FramePackError
-from ..sampling.flow import TIME_SCALE
+from ..sampling.plan import TIME_SCALE
 from ..sampling.schedule import dynamic_shift
+from .config import Timesteps, Weighting
 from .rng import generator
-
-TimestepMode = Literal[
-    "uniform", "sigmoid", "shift", "flux_shift", "logsnr", "sigma", "qinglong_flux"
-]
-Weighting = Literal["none", "logit_normal", "mode", "cosmap", "sigma_sqrt"]
 
 TAIL = 1e-7  # how near to 0 and 1 a uniform number may come before its normal one is infinite
 REJECTIONS = 1000
@@ -35,33 +30,16 @@ Draw = Callable[[], Tensor]
 
 
 @dataclass(frozen=True)
-class Timesteps:
-    """How levels are drawn.
+class NoiseLevels:
+    """How levels are drawn, as options say.
 
-    shift: "shift" moves levels towards noise by it; flux_shift takes the one that inference has for
-    all tokens of a section. min_timestep, max_timestep: 0 to 1000; levels are squeezed between
-    them, or with preserve_shape drawn again until they lie there. buckets: levels are spread
+    "shift" moves levels towards noise by the flow shift; flux_shift takes the one that inference
+    has for all tokens of a section. Levels are squeezed between min_timestep and max_timestep, 0 to
+    1000, or with preserve_shape drawn again until they lie there. With buckets they are spread
     evenly, each of so many parts of the distribution in turn.
     """
 
-    mode: TimestepMode = "shift"
-    shift: float = 3.0
-    sigmoid_scale: float = 1.0
-    logit_mean: float = 0.0
-    logit_std: float = 1.0
-    mode_scale: float = 1.29
-    weighting: Weighting = "none"
-    min_timestep: float = 0.0
-    max_timestep: float = TIME_SCALE
-    preserve_shape: bool = False
-    buckets: int | None = None
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.min_timestep < self.max_timestep <= TIME_SCALE:
-            raise FramePackError(
-                f"min_timestep, max_timestep: {self.min_timestep:g} to {self.max_timestep:g} is "
-                "not a range from 0 to 1000"
-            )
+    how: Timesteps
 
     def draw(self, batch: int, shape: LatentShape, seed: int, step: int) -> Tensor:
         """Levels [batch] of a step for latents of (frames, height, width)."""
@@ -70,40 +48,43 @@ class Timesteps:
         def uniform() -> Tensor:
             return torch.rand(batch, generator=draws)
 
-        first = [] if self.buckets is None else [self._stratified(batch, seed, step, draws)]
+        first = [] if self.how.buckets is None else [self._stratified(batch, seed, step, draws)]
         return self.sample(lambda: first.pop() if first else uniform(), uniform, shape)
 
     def sample(self, uniform: Draw, decision: Draw, shape: LatentShape) -> Tensor:
         """Levels of drawn uniform numbers; `decision` picks the way where a mode has several."""
-        if self.mode == "sigma":
+        if self.how.mode == "sigma":
             return self._on_grid(uniform())
-        if not self.preserve_shape:
-            low, high = self.min_timestep / TIME_SCALE, self.max_timestep / TIME_SCALE
+        if not self.how.preserve_shape:
+            low, high = self._range()
             return self._levels(uniform(), decision, shape) * (high - low) + low
         return self._rejected(uniform, decision, shape)
 
+    def _range(self) -> tuple[float, float]:
+        return self.how.min_timestep / TIME_SCALE, self.how.max_timestep / TIME_SCALE
+
     def _levels(self, u: Tensor, decision: Draw, shape: LatentShape) -> Tensor:
-        if self.mode == "uniform":
+        if self.how.mode == "uniform":
             return u
         normal = _normal(u)
-        if self.mode == "logsnr":
-            return self.from_logsnr(normal, self.logit_mean, self.logit_std)
-        if self.mode == "sigmoid":
-            return torch.sigmoid(self.sigmoid_scale * normal)
-        if self.mode == "shift":
-            return self.shifted(normal, self.shift)
+        if self.how.mode == "logsnr":
+            return self.from_logsnr(normal, self.how.logit_mean, self.how.logit_std)
+        if self.how.mode == "sigmoid":
+            return torch.sigmoid(self.how.sigmoid_scale * normal)
+        if self.how.mode == "shift":
+            return self.shifted(normal, self.how.shift)
         flux = self.shifted(normal, dynamic_shift(*shape))
-        if self.mode == "flux_shift":
+        if self.how.mode == "flux_shift":
             return flux
         chosen = decision()
-        middle = self.from_logsnr(normal, self.logit_mean, self.logit_std)
+        middle = self.from_logsnr(normal, self.how.logit_mean, self.how.logit_std)
         high = self.from_logsnr(normal, *QINGLONG_HIGH)
         rest = torch.where(chosen < QINGLONG_SHARES[1], middle, high)
         return torch.where(chosen < QINGLONG_SHARES[0], flux, rest)
 
     def shifted(self, normal: Tensor, shift: float) -> Tensor:
         """s u / (1 + (s - 1) u) of u = sigmoid(scale * normal)."""
-        u = torch.sigmoid(self.sigmoid_scale * normal)
+        u = torch.sigmoid(self.how.sigmoid_scale * normal)
         return shift * u / (1 + (shift - 1) * u)
 
     @staticmethod
@@ -113,17 +94,17 @@ class Timesteps:
 
     def _on_grid(self, u: Tensor) -> Tensor:
         """One of 1000 levels, by the density of the weighting scheme (arXiv 2403.03206)."""
-        if self.weighting == "logit_normal":
-            u = torch.sigmoid(self.logit_mean + self.logit_std * _normal(u))
-        elif self.weighting == "mode":
-            u = 1 - u - self.mode_scale * (torch.cos(math.pi / 2 * u) ** 2 - 1 + u)
-        spread = self.max_timestep - self.min_timestep
-        index = (u * spread + (TIME_SCALE - self.max_timestep)).long()
+        if self.how.weighting == "logit_normal":
+            u = torch.sigmoid(self.how.logit_mean + self.how.logit_std * _normal(u))
+        elif self.how.weighting == "mode":
+            u = 1 - u - self.how.mode_scale * (torch.cos(math.pi / 2 * u) ** 2 - 1 + u)
+        spread = self.how.max_timestep - self.how.min_timestep
+        index = (u * spread + (TIME_SCALE - self.how.max_timestep)).long()
         return (TIME_SCALE - index.clamp(0, int(TIME_SCALE) - 1)) / TIME_SCALE
 
     def _rejected(self, uniform: Draw, decision: Draw, shape: LatentShape) -> Tensor:
         """The first levels drawn that lie in the range."""
-        low, high = self.min_timestep / TIME_SCALE, self.max_timestep / TIME_SCALE
+        low, high = self._range()
         kept = torch.empty(0)
         for _ in range(REJECTIONS):
             levels = self._levels(uniform(), decision, shape)
@@ -131,20 +112,20 @@ class Timesteps:
             if len(kept) >= len(levels):
                 return kept[: len(levels)]
         raise FramePackError(
-            f"min_timestep, max_timestep: {self.mode} hardly ever draws from "
-            f"{self.min_timestep:g} to {self.max_timestep:g}; widen the range, or leave "
+            f"min_timestep, max_timestep: {self.how.mode} hardly ever draws from "
+            f"{self.how.min_timestep:g} to {self.how.max_timestep:g}; widen the range, or leave "
             "preserve_distribution_shape out"
         )
 
     def _stratified(self, batch: int, seed: int, step: int, draws: torch.Generator) -> Tensor:
         """Uniform numbers of which any `buckets` in a row lie in a bucket each."""
-        assert self.buckets is not None
+        assert self.how.buckets is not None
         parts = []
         for number in range(step * batch, (step + 1) * batch):
-            turn, place = divmod(number, self.buckets)
-            order = torch.randperm(self.buckets, generator=generator("buckets", seed, turn))
+            turn, place = divmod(number, self.how.buckets)
+            order = torch.randperm(self.how.buckets, generator=generator("buckets", seed, turn))
             parts.append(order[place])
-        return (torch.stack(parts) + torch.rand(batch, generator=draws)) / self.buckets
+        return (torch.stack(parts) + torch.rand(batch, generator=draws)) / self.how.buckets
 
 
 def loss_weight(sigma: Tensor, weighting: Weighting) -> Tensor | None:

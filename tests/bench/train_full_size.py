@@ -31,9 +31,8 @@ from framepack_core.models.build import load_dit
 from framepack_core.models.dit import FramePackDiT
 from framepack_core.models.offload import blocks_of, place
 from framepack_core.sampling.flow import FlowDenoiser
-from framepack_core.training.adapters import AdapterConfig
 from framepack_core.training.batches import Batches, Sample
-from framepack_core.training.config import TrainConfig
+from framepack_core.training.config import AdapterConfig, TrainConfig
 from framepack_core.training.distributed import launched_rank
 from framepack_core.training.loop import Callbacks, train
 
@@ -80,7 +79,7 @@ def measure(
             adapter=AdapterConfig(rank=RANK, alpha=RANK),
             blocks_to_swap=swapped,
             gradient_checkpointing_cpu_offload=offloaded,
-            accumulation=accumulation,
+            gradient_accumulation_steps=accumulation,
             save_every_steps=None,
         )
         done = train(

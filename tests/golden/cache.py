@@ -22,7 +22,7 @@ from torch import Tensor
 from framepack_core.models.dit import DiTConfig, FramePackDiT
 from framepack_core.models.prompt import TextCondition
 from framepack_core.sampling.flow import FlowDenoiser, Guided
-from framepack_core.training.adapters import AdapterConfig, Adapters
+from framepack_core.training.adapters import Adapters
 from framepack_core.training.batches import collate
 from framepack_core.training.cache import (
     LatentEncoders,
@@ -32,6 +32,7 @@ from framepack_core.training.cache import (
     cache_text,
 )
 from framepack_core.training.cache_files import cached_mode, load_cache
+from framepack_core.training.config import AdapterConfig
 from framepack_core.training.dataset import TrainingSet
 
 from .result import Case, compare, exact

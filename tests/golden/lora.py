@@ -24,11 +24,11 @@ from framepack_core.models.dit import DiTConfig, FramePackDiT
 from framepack_core.runtime.errors import FramePackError
 from framepack_core.training.adapters import (
     Adapter,
-    AdapterConfig,
     Adapters,
     factorize,
     select_layers,
 )
+from framepack_core.training.config import AdapterConfig
 
 from .dit_tiny import ATOL, RTOL, arguments_of, inputs_of, load_model, noise_floor
 from .result import Case, compare, exact
@@ -224,8 +224,8 @@ def _training_network(goldens: Goldens) -> Iterator[Case]:
     """Which layers get an adapter, of what shapes and scale."""
     spec = goldens.spec["training_network"]
     settings = {"rank": spec["network_dim"], "alpha": spec["network_alpha"]}
-    lora = _adapters(goldens, AdapterConfig("lora", **settings))
-    loha = _adapters(goldens, AdapterConfig("loha", **settings))
+    lora = _adapters(goldens, AdapterConfig(kind="lora", **settings))
+    loha = _adapters(goldens, AdapterConfig(kind="loha", **settings))
     first = spec["lora"][0]
     yield exact("training_network.modules", sorted(lora), sorted(spec["lora"]))
     yield exact("training_network.lora", lora[first], spec["lora_shapes_of_first"])
@@ -234,10 +234,10 @@ def _training_network(goldens: Goldens) -> Iterator[Case]:
     )
     yield exact("training_network.loha", loha[first], spec["loha_shapes_of_first"])
     for name, factor in (("lokr_shapes", -1), ("lokr_factor4_shapes", 4)):
-        found = _adapters(goldens, AdapterConfig("lokr", **settings, factor=factor))
+        found = _adapters(goldens, AdapterConfig(kind="lokr", **settings, factor=factor))
         expected = spec[name]
         yield exact(f"training_network.{name}", {key: found[key] for key in expected}, expected)
-    adapter = Adapter(first, 64, 64, AdapterConfig("lora", **settings))
+    adapter = Adapter(first, 64, 64, AdapterConfig(kind="lora", **settings))
     yield exact("training_network.scale", adapter.scale, spec["scale"])
     yield exact("training_network.alpha", adapter.alpha, spec["alpha_buffer"])
     dit = _skeleton(goldens)

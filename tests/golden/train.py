@@ -18,9 +18,10 @@ from framepack_core.models.packing import Context
 from framepack_core.models.prompt import TextCondition
 from framepack_core.runtime.errors import FramePackError
 from framepack_core.sampling.flow import GUIDANCE, TIME_SCALE, FlowDenoiser, Guided, x_at
-from framepack_core.training.adapters import AdapterConfig, Adapters
+from framepack_core.training.adapters import Adapters
 from framepack_core.training.batches import batch_context
-from framepack_core.training.timesteps import TimestepMode, Timesteps, loss_weight
+from framepack_core.training.config import AdapterConfig, TimestepMode, Timesteps
+from framepack_core.training.timesteps import NoiseLevels, loss_weight
 
 from .dit_tiny import context_of, inputs_of, load_model, text_of
 from .result import Case, compare, exact
@@ -57,11 +58,12 @@ def check(folder: Path) -> Iterator[Case]:
         yield from _defaults(spec["defaults"])
 
 
-def _timesteps(mode: str, options: dict[str, Any]) -> Timesteps:
+def _levels(mode: str, options: dict[str, Any]) -> NoiseLevels:
     options = {"shift": NO_SHIFT} | {
         OPTIONS.get(name, name): value for name, value in options.items()
     }
-    return Timesteps(mode=mode, **{n: v for n, v in options.items() if v is not None})
+    given = {name: value for name, value in options.items() if value is not None}
+    return NoiseLevels(Timesteps(mode=mode, **given))
 
 
 def _constant(values: list[float]) -> Callable[[], Tensor]:
@@ -72,14 +74,14 @@ def _continuous(name: str, case: dict[str, Any]) -> Iterator[Case]:
     if case["mode"] not in get_args(TimestepMode):
         yield exact(f"{name}[other-model-timesteps]", "unknown", "drawn")
         return
-    timesteps = _timesteps(case["mode"], case["options"])
+    drawn = _levels(case["mode"], case["options"])
     shape = (1, *case["latent_h_w"])  # the reference counts the tokens of one frame
     draws = {"from_uniform": case["from_uniform"]["u"]}
     if "from_normal" in case:
         draws["from_normal"] = torch.special.ndtr(torch.tensor(case["from_normal"]["z"]).double())
     for kind, u in draws.items():
         u = torch.as_tensor(u, dtype=torch.float32)
-        levels = timesteps.sample(lambda u=u: u, lambda u=u: u, shape)
+        levels = drawn.sample(lambda u=u: u, lambda u=u: u, shape)
         # A normal number that goes through its place in the distribution is good to 1e-4.
         rtol = RTOL if kind == "from_uniform" else 1e-4
         yield from _compare_levels(f"{name}.{kind}", levels, case[kind], "t", rtol)
@@ -89,9 +91,9 @@ def _qinglong(name: str, case: dict[str, Any]) -> Iterator[Case]:
     if case["mode"] not in get_args(TimestepMode):
         yield exact(f"{name}[other-model-timesteps]", "unknown", "drawn")
         return
-    timesteps = _timesteps(case["mode"], case["options"])
+    drawn = _levels(case["mode"], case["options"])
     shape = (1, *case["latent_h_w"])
-    levels = timesteps.sample(_constant(case["u"]), _constant(case["decision"]), shape)
+    levels = drawn.sample(_constant(case["u"]), _constant(case["decision"]), shape)
     yield from _compare_levels(name, levels, case, "t")
 
 
@@ -106,10 +108,10 @@ def _compare_levels(
 
 def _rejection(name: str, case: dict[str, Any]) -> Iterator[Case]:
     options = {key: case[key] for key in ("min_timestep", "max_timestep")}
-    timesteps = _timesteps("uniform", {**options, "preserve_shape": True})
+    drawn = _levels("uniform", {**options, "preserve_shape": True})
     draws = iter(case["draws"] * 1000)
     try:
-        levels = timesteps.sample(lambda: torch.tensor(next(draws)), torch.Tensor, (1, 8, 8))
+        levels = drawn.sample(lambda: torch.tensor(next(draws)), torch.Tensor, (1, 8, 8))
     except FramePackError:
         yield exact(f"{name}[no-timestep-fits]", "error", case["t"])
         return
@@ -117,9 +119,9 @@ def _rejection(name: str, case: dict[str, Any]) -> Iterator[Case]:
 
 
 def _sigma_mode(name: str, case: dict[str, Any]) -> Iterator[Case]:
-    timesteps = _timesteps("sigma", case["options"])
+    drawn = _levels("sigma", case["options"])
     u = case["u"] if "u" in case else torch.special.ndtr(torch.tensor(case["z"])).tolist()
-    levels = timesteps.sample(_constant(u), _constant(u), (1, 8, 8))
+    levels = drawn.sample(_constant(u), _constant(u), (1, 8, 8))
     if "error" in case:
         yield exact(f"{name}[mode-at-0]", levels.tolist(), case["error"])
         return
@@ -231,12 +233,12 @@ class _WithOffset(FlowDenoiser):
 
 def _step(case: dict[str, Any], tensors: dict[str, Tensor], folder: Path) -> Iterator[Case]:
     options = case["options"]
-    timesteps = _timesteps(
+    drawn = _levels(
         options["timestep_sampling"], {"discrete_flow_shift": options["discrete_flow_shift"]}
     )
     x0 = tensors["step.latents"]
     u = _constant(case["uniform"])
-    sigma = timesteps.sample(u, u, x0.shape[2:])
+    sigma = drawn.sample(u, u, x0.shape[2:])
     expected = (torch.tensor(case["timestep"]) - OFFSET) / TIME_SCALE
     yield compare("step.sigma", sigma, expected, RTOL, ATOL)
     for kind, tag in ((_WithOffset, ""), (FlowDenoiser, "[timestep-offset]")):
@@ -286,11 +288,11 @@ def _exact(dit: FramePackDiT, modules: set[str]) -> tuple[str, ...]:
 def _buckets(name: str, case: dict[str, Any]) -> Iterator[Case]:
     """Both draw from all buckets equally often; in what order is each one's own affair."""
     count, batch = case["num_timestep_buckets"], case["batch_size"]
-    timesteps = Timesteps(mode="uniform", buckets=count)
+    levels = NoiseLevels(Timesteps(mode="uniform", buckets=count))
     ours = [
         level
         for step in range(case["batches"])
-        for level in timesteps.draw(batch, (1, 8, 8), case["python_random_seed"], step).tolist()
+        for level in levels.draw(batch, (1, 8, 8), case["python_random_seed"], step).tolist()
     ]
     theirs = [level for pool in case["pool"] for level in pool]
     yield exact(

@@ -18,14 +18,12 @@ from framepack_core.models.build import Snapshot, load_snapshot
 from framepack_core.sampling.flow import FlowDenoiser
 from framepack_core.sampling.sections import WINDOW
 from framepack_core.toyworld import SNAPSHOT, render
-from framepack_core.training.adapters import AdapterConfig
 from framepack_core.training.batches import Batches, Sample
 from framepack_core.training.cache import LatentEncoders, TextEncoder, section_tensors, text_tensors
 from framepack_core.training.cache_files import IMAGE, save_latent_cache, save_text_cache, to_half
-from framepack_core.training.config import TrainConfig
+from framepack_core.training.config import AdapterConfig, Timesteps, TrainConfig
 from framepack_core.training.encoders import latent_encoders, text_encoder
 from framepack_core.training.loop import Callbacks, StepReport, train
-from framepack_core.training.timesteps import Timesteps
 
 NAME = "opposite"
 CLIPS, BATCH, RANK = 160, 4, 8

@@ -1,0 +1,69 @@
+"""What `framepack cache` and `framepack train` are told, as values.
+
+Nothing here needs torch, so that `--help` stays instant.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from ..runtime.options import Settings, option
+from ..training.config import CacheOptions, TrainConfig
+from ..training.dataset_config import DataOptions
+from .options import DecodingOptions, Fp8Options, ModelOptions
+
+
+class BaseOptions(Settings):
+    """What the new adapter is trained on."""
+
+    title: ClassVar[str] = "model below the new LoRA"
+    base_weights: tuple[Path, ...] = option(
+        (), "Base weights: LoRAs that are part of the model below the new one.", metavar="FILE"
+    )
+    base_weights_multiplier: tuple[float, ...] = option(
+        (), "Base weights multiplier: strengths, one for each file (default: 1)."
+    )
+    mixed_precision: Literal["no", "fp16", "bf16"] | None = option(
+        None, "Mixed precision, as --dtype; no is fp32."
+    )
+
+
+class CacheJob(Settings):
+    """A data set to be encoded."""
+
+    data: DataOptions = DataOptions()
+    cache: CacheOptions = CacheOptions()
+    models: ModelOptions = ModelOptions()
+    decoding: DecodingOptions = DecodingOptions()
+
+
+class TrainJob(Settings):
+    """An adapter to be trained."""
+
+    config_file: Path | None = option(
+        None,
+        "Config file: options from a .toml or .json file, by their names here; the command line's "
+        "win.",
+        "config",
+        "config_file",
+        metavar="TOML",
+    )
+    data: DataOptions = DataOptions()
+    run: TrainConfig = TrainConfig()
+    base: BaseOptions = BaseOptions()
+    models: ModelOptions = ModelOptions()
+    fp8: Fp8Options = Fp8Options()
+    decoding: DecodingOptions = DecodingOptions()
+
+    @property
+    def config(self) -> TrainConfig:
+        """The run's, in the mode that its data set is cached for."""
+        return self.run.model_copy(update={"mode": self.data.mode})
+
+    @property
+    def dtype(self) -> str | None:
+        """Of the transformer, by the name that is given."""
+        if self.models.dtype is None and self.base.mixed_precision is not None:
+            return "fp32" if self.base.mixed_precision == "no" else self.base.mixed_precision
+        return self.models.dtype
