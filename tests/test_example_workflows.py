@@ -51,7 +51,7 @@ def test_only_our_nodes_and_core_ones(workflow: dict[str, Any]) -> None:
     for node in workflow["nodes"]:
         if node["type"] != "MarkdownNote":
             ours = node["type"].startswith("FPReel")
-            pack = "comfyui-framepack-reel" if ours else "comfy-core"
+            pack = "framepack-reel" if ours else "comfy-core"
             assert node["properties"]["cnr_id"] == pack, node["type"]
 
 

@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 PACK = Path(__file__).resolve().parents[2]
-PACK_NAME = "comfyui-framepack-reel"
+PACK_NAME = "comfyui-framepack-reel"  # the folder
+REGISTRY_ID = "framepack-reel"
 NEEDED = "import torch, aiohttp, av, einops, safetensors, torchsde, transformers, yaml"
 FINISHED = ("execution_success", "execution_error", "execution_interrupted")
 

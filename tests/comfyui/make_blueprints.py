@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from comfy_host import PACK, PACK_NAME, find_comfyui, make_base, serve
+from comfy_host import PACK, PACK_NAME, REGISTRY_ID, find_comfyui, make_base, serve
 from workflow import WIDGETS
 from workflow_graph import Graph, Node, Socket
 
@@ -93,7 +93,7 @@ class Blueprint(Graph):
             "title": self.name,
             "properties": {
                 "proxyWidgets": [["-1", name] for name in self.defaults],
-                "cnr_id": PACK_NAME,
+                "cnr_id": REGISTRY_ID,
             },
             "widgets_values": list(self.defaults.values()),
         }

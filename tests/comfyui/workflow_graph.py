@@ -6,7 +6,7 @@ import uuid
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from comfy_host import PACK_NAME
+from comfy_host import PACK_NAME, REGISTRY_ID
 from workflow import NOTES, WIDGETS
 
 GAP, TITLE = (80, 30), 30  # between columns and nodes; the height of a node's title
@@ -213,6 +213,6 @@ class Graph:
         if node.title:
             made["title"] = node.title
         if node.type not in NOTES:
-            owner = PACK_NAME if node.type.startswith("FPReel") else "comfy-core"
+            owner = REGISTRY_ID if node.type.startswith("FPReel") else "comfy-core"
             made["properties"] = {"cnr_id": owner, "Node name for S&R": node.type}
         return made
