@@ -313,10 +313,10 @@ def check_plan_of_the_other_mode_is_refused_or_warned_of() -> Any:
     shutil.copytree(pack("framepack_core.toyworld").SNAPSHOT / "transformer", folder)
     folder_paths.filename_list_cache.clear()
     (model,) = run("FPReelLoadModel", model=folder.name, precision="auto")
-    with warnings_of("nodes.comfyui.section_run") as said:
+    with warnings_of("framepack_core.runtime.display") as said:
         assert torch.equal(sample(model), sample())
     assert len(said) == 1 and said[0].startswith("model: its name says f1, but FramePack Plan says")
-    with warnings_of("nodes.comfyui.section_run") as quiet:
+    with warnings_of("framepack_core.runtime.display") as quiet:
         sample(toy().model)
     assert not quiet
     return refused, said
