@@ -10,8 +10,8 @@ from torch import Tensor
 
 from framepack_core.runtime.errors import FramePackError
 from framepack_core.sampling.decode import (
-    Frugality,
-    PatientDecode,
+    DecodeMemory,
+    RetryingDecode,
     blend,
     decode_bulk,
     decode_frames,
@@ -102,15 +102,15 @@ def test_out_of_memory_goes_on_with_smaller_chunks_then_smaller_tiles() -> None:
     """What fits is kept for the next call, and the failed call's tensors are let go before."""
     tried, said, released = [], [], []
 
-    def decode(latents: Tensor, frugality: Frugality) -> Tensor:
-        tried.append((frugality.chunk, frugality.tile))
-        if frugality.tile is None or frugality.tile > 192:
+    def decode(latents: Tensor, memory: DecodeMemory) -> Tensor:
+        tried.append((memory.chunk, memory.tile))
+        if memory.tile is None or memory.tile > 192:
             raise torch.cuda.OutOfMemoryError("out of memory")
         return latents
 
-    patient = PatientDecode(decode, Frugality(), said.append, lambda: released.append(None))
+    retrying = RetryingDecode(decode, DecodeMemory(), said.append, lambda: released.append(None))
     latents = random_latents(2)
-    assert torch.equal(patient(latents), latents) and torch.equal(patient(latents), latents)
+    assert torch.equal(retrying(latents), latents) and torch.equal(retrying(latents), latents)
     assert tried == [(None, None), (16, None), (4, None), (4, 256), (4, 192), (4, 192)]
     assert said[0] == (
         "decoding ran out of memory with all frames at once; going on with 16 frames at once"
@@ -120,11 +120,11 @@ def test_out_of_memory_goes_on_with_smaller_chunks_then_smaller_tiles() -> None:
 
 
 def test_out_of_memory_with_the_smallest_tiles_and_other_errors_are_raised() -> None:
-    def fails(error: Exception) -> PatientDecode:
-        def decode(latents: Tensor, frugality: Frugality) -> Tensor:
+    def fails(error: Exception) -> RetryingDecode:
+        def decode(latents: Tensor, memory: DecodeMemory) -> Tensor:
             raise error
 
-        return PatientDecode(decode, Frugality(4, 128), pytest.fail)
+        return RetryingDecode(decode, DecodeMemory(4, 128), pytest.fail)
 
     for error in (torch.cuda.OutOfMemoryError("out of memory"), ValueError("other")):
         with pytest.raises(type(error)):

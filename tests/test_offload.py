@@ -61,10 +61,10 @@ def test_each_block_gets_its_own_weights_in_any_order() -> None:
     modules = [Block(number) for number in range(6)]
     prefetcher = _Prefetcher(modules, torch.device("cpu"))
     for number in random.Random(0).choices(range(6), k=200):
-        copies = prefetcher.take(number)
+        copies = prefetcher.acquire(number)
         assert torch.equal(copies["linear.weight"], modules[number].linear.weight)
         if random.Random(number).random() < 0.7:  # a block may end by an error
-            prefetcher.go_on()
+            prefetcher.prefetch_next()
 
 
 @pytest.mark.usefixtures("no_gpu")
@@ -73,8 +73,8 @@ def test_weights_are_copied_once_a_pass_and_ahead(monkeypatch: pytest.MonkeyPatc
     numbers = copied(prefetcher, monkeypatch)
     for order in ((0, 1, 2, 3), (3, 2, 1, 0)) * 2:  # two steps of training
         for number in order:
-            prefetcher.take(number)
-            prefetcher.go_on()
+            prefetcher.acquire(number)
+            prefetcher.prefetch_next()
     assert numbers == [0, 1, 2, 3, 3, 2, 1, 0, 0, 1, 2, 3, 3, 2, 1, 0, 0]
 
 
@@ -86,8 +86,8 @@ def test_without_gradients_the_first_block_comes_after_the_last(
     numbers = copied(prefetcher, monkeypatch)
     with torch.no_grad():
         for number in (0, 1, 2) * 2:
-            prefetcher.take(number)
-            prefetcher.go_on()
+            prefetcher.acquire(number)
+            prefetcher.prefetch_next()
     assert numbers == [0, 1, 2, 0, 1, 2, 0]
 
 

@@ -17,7 +17,7 @@ Item = TypeVar("Item", str, Picture)
 
 
 @dataclass(frozen=True)
-class Wanted:
+class EncodeRequest:
     """What a result needs encoded: texts, pictures for the image encoder, pictures for the VAE."""
 
     texts: list[str]
@@ -35,7 +35,7 @@ class Encodings:
     _embeds: dict[Picture, Tensor] = field(default_factory=dict)
     _latents: dict[Picture, Tensor] = field(default_factory=dict)
 
-    def add(self, wanted: Iterable[Wanted], models: Models) -> None:
+    def add(self, wanted: Iterable[EncodeRequest], models: Models) -> None:
         """Encode what is new of all that is wanted, with each encoder loaded once."""
         wanted = list(wanted)
         placed = _new((p for w in wanted for p in w.placed), self._latents)

@@ -27,7 +27,7 @@ from .encodings import Encodings
 from .models import Models, explain_out_of_memory
 from .output import Output
 from .request import Calibration, Request
-from .scenes import Making, OneFrameEdit, Scene
+from .scenes import OneFrameEdit, SampleContext, Scene
 
 LATENT_BYTES = 16 * 4  # 16 channels in fp32
 FREE_MEMORY = "the encoders need about 16 GB in one piece: close what else uses it"
@@ -142,8 +142,8 @@ def _sample(job: Job, dit: FramePackDiT, models: Models, encodings: Encodings) -
         sampler = unipc_sampler(
             denoiser, positive, request.sampler, cfg, progress.on_step, models.applied
         )
-        making = Making(sampler, request.seed, open_ledger, progress.on_section)
-        latents = scene.make(encodings, making).cpu()
+        context = SampleContext(sampler, request.seed, open_ledger, progress.on_section)
+        latents = scene.make(encodings, context).cpu()
     if isinstance(request.sampler.step_cache, Calibration):
         say(f"--magcache_mag_ratios {request.sampler.step_cache.ratios()}")
     return latents

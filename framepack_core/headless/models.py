@@ -33,7 +33,7 @@ from ..runtime.device import default_device, parse_device, parse_dtype
 from ..runtime.display import say, warn
 from ..runtime.errors import FramePackError
 from ..runtime.images import Pixels, to_tensor
-from ..sampling.decode import Decode, Frugality, PatientDecode
+from ..sampling.decode import Decode, DecodeMemory, RetryingDecode
 from ..toyworld import SNAPSHOT
 from ..weights.files import TORCH, open_weights
 from ..weights.fp8 import Precision
@@ -257,14 +257,14 @@ class Models:
         with self.vae() as vae:
 
             @torch.no_grad()
-            def decode(latents: Tensor, frugality: Frugality) -> Tensor:
-                latents, vae.chunk_size = latents.to(**self._encoder), frugality.chunk
-                if frugality.tile is None:
+            def decode(latents: Tensor, memory: DecodeMemory) -> Tensor:
+                latents, vae.chunk_size = latents.to(**self._encoder), memory.chunk
+                if memory.tile is None:
                     return vae.decode(latents).float().cpu()
-                return tiled_decode(vae, latents, frugality.tile).float().cpu()
+                return tiled_decode(vae, latents, memory.tile).float().cpu()
 
-            first = Frugality(self.decoding.chunk_size, self.decoding.tile)
-            yield PatientDecode(decode, first, say=warn)
+            first = DecodeMemory(self.decoding.chunk_size, self.decoding.tile)
+            yield RetryingDecode(decode, first, say=warn)
 
     @contextmanager
     def vae(self) -> Iterator[AutoencoderKL]:

@@ -29,7 +29,7 @@ from ..sampling.step_cache import (
     StepCacheFactory,
     TeaCache,
 )
-from .encodings import Wanted
+from .encodings import EncodeRequest
 from .pictures import Picture, load_controls, load_start_mask, size_of_video
 from .scenes import OneFrameEdit, Scene, Video
 
@@ -85,7 +85,7 @@ class Request:
         """The plan, and what it is sampled with."""
         return f"{self.scene.describe()}, guidance {self.guidance:g}\nseed {self.seed}"
 
-    def wanted(self) -> Wanted:
+    def wanted(self) -> EncodeRequest:
         """What has to be encoded for it."""
         wanted = self.scene.wanted()
         negative = [self.negative_prompt] if self.with_cfg else []

@@ -20,14 +20,14 @@ from ..sampling.ledger import OpenLedger
 from ..sampling.masks import mask_latents
 from ..sampling.one_frame import describe_one_frame, generate_one_frame
 from ..sampling.plan import LABEL, Plan, Section
-from .encodings import Encodings, Wanted
+from .encodings import EncodeRequest, Encodings
 from .pictures import Control, Picture
 
 CLIP = 8  # frames of an old video that are in memory at once
 
 
 @dataclass(frozen=True)
-class Making:
+class SampleContext:
     """How the sections of a scene are made, where they are kept, and who is told of each."""
 
     sample: SampleSection
@@ -65,10 +65,10 @@ class Scene(Protocol):
     def describe(self) -> str:
         """What will be made, as text."""
 
-    def wanted(self) -> Wanted:
+    def wanted(self) -> EncodeRequest:
         """What has to be encoded for it."""
 
-    def make(self, encodings: Encodings, making: Making) -> Tensor:
+    def make(self, encodings: Encodings, context: SampleContext) -> Tensor:
         """Its latents [1, 16, T, h, w]."""
 
     def clips(self, decode: Decode, latents: Tensor, bulk: bool) -> Iterator[Tensor]:
@@ -156,17 +156,17 @@ class Video:
         plan = self.plan.extending((self.existing.frames + 3) // 4, direction)
         return f"{plan.describe(*self.size)}\n  in all {self.frames} frames\n{own}"
 
-    def wanted(self) -> Wanted:
+    def wanted(self) -> EncodeRequest:
         placed = [self.start, *self.plan.handles("image")]
         if self.existing is not None:
             placed.append(self.existing.latents)
-        return Wanted(
+        return EncodeRequest(
             texts=[self.prompt, *self.plan.handles("prompt")],
             seen=[self.image, *self.plan.handles("image_embeds")],
             placed=[source for source in placed if isinstance(source, Picture)],
         )
 
-    def make(self, encodings: Encodings, making: Making) -> Tensor:
+    def make(self, encodings: Encodings, context: SampleContext) -> Tensor:
         start = encodings.latents(self.start)
         if self.start_mask is not None:
             start = mask_latents(start, [self.start_mask])
@@ -174,15 +174,15 @@ class Video:
             prompt=encodings.text, image=encodings.latents, image_embeds=encodings.embeds
         )
         existing = None if self.existing is None else encodings.latents(self.existing.latents)
-        ledger = making.open_ledger and making.open_ledger(
+        ledger = context.open_ledger and context.open_ledger(
             plan, {"start image": start, "existing video": existing}
         )
         return generate(
             plan,
-            making.sample,
+            context.sample,
             start,
-            making.seed,
-            making.on_section,
+            context.seed,
+            context.on_section,
             existing=existing,
             ledger=ledger,
         )
@@ -230,16 +230,16 @@ class OneFrameEdit:
         plan = describe_one_frame(self.section, len(self.controls))
         return "\n".join([f"{width}x{height}, {plan}", *images, own])
 
-    def wanted(self) -> Wanted:
-        return Wanted([self.prompt], [self.image], [c.picture for c in self.controls])
+    def wanted(self) -> EncodeRequest:
+        return EncodeRequest([self.prompt], [self.image], [c.picture for c in self.controls])
 
-    def make(self, encodings: Encodings, making: Making) -> Tensor:
+    def make(self, encodings: Encodings, context: SampleContext) -> Tensor:
         width, height = self.size
         blank = torch.zeros(1, 16, 0, height // 8, width // 8, device=encodings.device)
         latents = [encodings.latents(control.picture) for control in self.controls]
         controls = torch.cat([blank, *latents], dim=2)
         controls = mask_latents(controls, [control.mask for control in self.controls])
-        return generate_one_frame(self.section, making.sample, controls, making.seed)
+        return generate_one_frame(self.section, context.sample, controls, context.seed)
 
     def clips(self, decode: Decode, latents: Tensor, bulk: bool) -> Iterator[Tensor]:
         return decode_frames(decode, latents)

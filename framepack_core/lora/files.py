@@ -19,7 +19,7 @@ from ..runtime.errors import FramePackError
 from ..weights.files import WeightFiles, open_weights
 from .delta import Decomposed, Delta, Replacement
 from .names import Part, Shapes, part_table, resolve, split_key, underscored
-from .readers import Broken, Form, LoraModule, Misfit, Scaling
+from .readers import LoraModule, MalformedModule, ModuleReader, Scaling, ShapeMismatch
 from .report import LoraReport, Provenance
 
 
@@ -133,10 +133,10 @@ class _Reading:
     def add(self, module: LoraModule) -> None:
         try:
             deltas = self._deltas(module)
-        except Broken as reason:
+        except MalformedModule as reason:
             self.broken[module.base] = str(reason)
             return
-        except Misfit as reason:
+        except ShapeMismatch as reason:
             self.misfit[module.base] = str(reason)
             return
         twice = next((name for name in deltas if name in self.deltas), None)
@@ -163,18 +163,18 @@ class _Reading:
     def _deltas(self, module: LoraModule) -> dict[str, Delta]:
         """The deltas of the module's weight and bias, split where the file has them fused."""
         if module.repeated:
-            raise Broken(module.repeated)
+            raise MalformedModule(module.repeated)
         if len(module.kinds) > 1:
-            raise Broken(f"is changed in two ways ({' and '.join(module.kinds)})")
-        form = Form(module, self.files, self._weight_shape(module.parts), self.scaling)
-        whole = {"weight": form.weight(), "bias": form.bias()}
+            raise MalformedModule(f"is changed in two ways ({' and '.join(module.kinds)})")
+        reader = ModuleReader(module, self.files, self._weight_shape(module.parts), self.scaling)
+        whole = {"weight": reader.weight(), "bias": reader.bias()}
         found = {kind: delta for kind, delta in whole.items() if delta is not None}
         if not found:
-            raise Broken(f"has only {', '.join(sorted(module.keys))}, nothing to apply")
+            raise MalformedModule(f"has only {', '.join(sorted(module.keys))}, nothing to apply")
         flat = [x for delta in found.values() for x in delta.tensors.values()]
         if not _all_finite(flat):
-            raise Broken("holds NaN or infinite numbers")
-        self._count(module, found, form)
+            raise MalformedModule("holds NaN or infinite numbers")
+        self._count(module, found, reader)
         return {
             f"{part.module}.{kind}": delta.take(part.rows)
             for kind, delta in found.items()
@@ -186,12 +186,12 @@ class _Reading:
         rows = sum(stop - start for part in parts for start, stop in part.rows)
         return (rows, *self.shapes[f"{parts[0].module}.weight"][1:])
 
-    def _count(self, module: LoraModule, found: Mapping[str, Delta], form: Form) -> None:
+    def _count(self, module: LoraModule, found: Mapping[str, Delta], reader: ModuleReader) -> None:
         for kind in module.kinds or ["bias"]:
             kind = f"{kind} with DoRA" if "magnitude" in module.keys else kind
             self.kinds[kind] = self.kinds.get(kind, 0) + 1
-        if form.rank is not None:
-            self.ranks[form.rank] = self.ranks.get(form.rank, 0) + 1
+        if reader.rank is not None:
+            self.ranks[reader.rank] = self.ranks.get(reader.rank, 0) + 1
         if all(_is_zero(delta) for delta in found.values()):
             self.zero += sorted(part.module for part in module.parts)
 

@@ -65,11 +65,11 @@ class LoraModule:
         return [kind for kind, slots in FACTORS.items() if any(s in self.keys for s in slots)]
 
 
-class Broken(Exception):
+class MalformedModule(Exception):
     """What is damaged about a module of a file."""
 
 
-class Misfit(Exception):
+class ShapeMismatch(Exception):
     """How a module of a file differs in size from the model's."""
 
 
@@ -115,7 +115,7 @@ class Scaling:
         return alpha / (math.sqrt(rank) if self.root else rank)
 
 
-class Form:
+class ModuleReader:
     """The tensors of one module of a file, checked against a weight of `shape`, as deltas."""
 
     def __init__(
@@ -132,7 +132,7 @@ class Form:
             return None
         kind = self.module.kinds[0]
         if len(self.shape) < 2 and kind not in ("difference", "replacement"):
-            raise Broken(f"is a {kind} of a vector")
+            raise MalformedModule(f"is a {kind} of a vector")
         make = {
             "LoRA": self._low_rank,
             "LoHa": self._hadamard,
@@ -193,7 +193,7 @@ class Form:
         """Two factors [n, rank] and [rank, m]; the rank is kept for the scale."""
         a, b = self._matrix(left), self._matrix(right)
         if a.shape[1] != b.shape[0]:
-            raise Broken(
+            raise MalformedModule(
                 f"has ranks that differ: {left} is {list(a.shape)}, {right} is {list(b.shape)}"
             )
         self.rank = b.shape[0]
@@ -207,23 +207,23 @@ class Form:
     def _core(self, slot: str, left: Tensor, right: Tensor, kron: bool = False) -> Tensor:
         shape = self._shape(slot)
         if shape[:2] != (left.shape[0], right.shape[0]):
-            raise Broken(f"has ranks that differ from those of its core {list(shape)}")
+            raise MalformedModule(f"has ranks that differ from those of its core {list(shape)}")
         whole = (left.shape[1], right.shape[1], *shape[2:])
         if whole[2:] != self.shape[2:] or not (kron or whole == self.shape):
-            raise Misfit(f"is {list(whole)} where the model has {list(self.shape)}")
+            raise ShapeMismatch(f"is {list(whole)} where the model has {list(self.shape)}")
         core = self._read(self.module.keys[slot])
         return tucker(core.float(), left.float(), right.float())
 
     def _decomposed(self, delta: Delta) -> Delta:
         if self._has("wd_for_diff"):
-            raise Broken("has a DoRA scale for the change alone, which is not supported")
+            raise MalformedModule("has a DoRA scale for the change alone, which is not supported")
         key, shape = self.module.keys["magnitude"], self._shape("magnitude")
         if math.prod(shape) == shape[0] == self.rows:
             return Decomposed(delta, self._read(key).reshape(-1, 1))
         if shape != (1, self.columns) or len(self.shape) != 2:
-            raise Broken(f"has a DoRA scale {list(shape)} for a weight {list(self.shape)}")
+            raise MalformedModule(f"has a DoRA scale {list(shape)} for a weight {list(self.shape)}")
         if len(self.module.parts) > 1:
-            raise Broken("has a DoRA scale over the inputs of a layer that is split here")
+            raise MalformedModule("has a DoRA scale over the inputs of a layer that is split here")
         return Decomposed(delta, self._read(key))
 
     def _scale(self, rank: int) -> float:
@@ -238,10 +238,12 @@ class Form:
         key = self.module.keys["alpha"]
         info = self.files.info(key)
         if math.prod(info.shape) != 1 or info.dtype.is_complex:
-            raise Broken(f"has an alpha {list(info.shape)} of {info.dtype}, not one number")
+            raise MalformedModule(
+                f"has an alpha {list(info.shape)} of {info.dtype}, not one number"
+            )
         alpha = float(self.files[key].item())
         if not math.isfinite(alpha):
-            raise Broken(f"has the alpha {alpha}")
+            raise MalformedModule(f"has the alpha {alpha}")
         return alpha
 
     def _has(self, slot: str) -> bool:
@@ -250,23 +252,25 @@ class Form:
     def _shape(self, slot: str) -> tuple[int, ...]:
         """The shape of a tensor that must be there and not be empty."""
         if not self._has(slot):
-            raise Broken(f"has {', '.join(sorted(self.module.keys))} but no {slot}")
+            raise MalformedModule(f"has {', '.join(sorted(self.module.keys))} but no {slot}")
         key = self.module.keys[slot]
         shape = self.files.info(key).shape
         if len(shape) == 0 or 0 in shape:
-            raise Broken(f"has {self._part(key)} {list(shape)}, not a matrix")
+            raise MalformedModule(f"has {self._part(key)} {list(shape)}, not a matrix")
         return shape
 
     def _matrix(self, slot: str) -> Tensor:
         """A factor as a matrix; the kernel of a convolution counts as columns."""
         shape = self._shape(slot)
         if len(shape) < 2:
-            raise Broken(f"has {self._part(self.module.keys[slot])} {list(shape)}, not a matrix")
+            raise MalformedModule(
+                f"has {self._part(self.module.keys[slot])} {list(shape)}, not a matrix"
+            )
         return self._read(self.module.keys[slot]).flatten(1)
 
     def _fit(self, rows: int, columns: int) -> None:
         if (rows, columns) != (self.rows, self.columns):
-            raise Misfit(
+            raise ShapeMismatch(
                 f"changes {rows} x {columns} numbers where the model has "
                 f"{self.rows} x {self.columns}"
             )
@@ -274,13 +278,13 @@ class Form:
     def _of_shape(self, slot: str, wanted: tuple[int, ...]) -> Tensor:
         shape = self._shape(slot)
         if shape != wanted:
-            raise Misfit(f"is {list(shape)} where the model has {list(wanted)}")
+            raise ShapeMismatch(f"is {list(shape)} where the model has {list(wanted)}")
         return self._read(self.module.keys[slot])
 
     def _read(self, key: str) -> Tensor:
         dtype = self.files.info(key).dtype
         if not dtype.is_floating_point:
-            raise Broken(f"has {self._part(key)} of {dtype}, not of floating point")
+            raise MalformedModule(f"has {self._part(key)} of {dtype}, not of floating point")
         return self.files[key]
 
     def _part(self, key: str) -> str:

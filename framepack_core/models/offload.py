@@ -110,11 +110,11 @@ def streamed_forwards(
 
     def forward_of(number: int) -> Callable[..., Any]:
         def forward(*inputs: Any) -> Any:
-            copies = copier.take(number)
+            copies = copier.acquire(number)
             try:
                 return functional_call(modules[number], copies, inputs)
             finally:  # checkpointing leaves a block by an exception when it has seen enough
-                copier.go_on()
+                copier.prefetch_next()
 
         return forward
 
@@ -127,11 +127,11 @@ class _Copier:
     def __init__(self, modules: Sequence[nn.Module], device: torch.device) -> None:
         self.modules, self.device = modules, device
 
-    def take(self, number: int) -> Copies:
+    def acquire(self, number: int) -> Copies:
         """The copies that a block is about to run on."""
         return {n: x.to(self.device, copy=True) for n, x in self._tensors(number).items()}
 
-    def go_on(self) -> None:
+    def prefetch_next(self) -> None:
         """Called when the block's work has been given to the device."""
 
     def _tensors(self, number: int) -> Copies:
@@ -154,7 +154,7 @@ class _Prefetcher(_Copier):
         self._coming: tuple[int, Copies] | None = None
         self._free, self._copied = torch.cuda.Event(), torch.cuda.Event()
 
-    def take(self, number: int) -> Copies:
+    def acquire(self, number: int) -> Copies:
         stream = torch.cuda.current_stream(self.device)
         if self._coming is not None:  # if it is of no use too: nothing may write to it later
             stream.wait_event(self._copied)
@@ -169,7 +169,7 @@ class _Prefetcher(_Copier):
         self._free.record(stream)
         return copies
 
-    def go_on(self) -> None:
+    def prefetch_next(self) -> None:
         # The memory planned for the copies is free once all that came before this block is done.
         self._side.wait_event(self._free)
         with torch.cuda.stream(self._side):

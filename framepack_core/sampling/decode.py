@@ -19,7 +19,7 @@ TILES = (256, 192, 128)  # pixels; smaller ones show
 
 
 @dataclass(frozen=True)
-class Frugality:
+class DecodeMemory:
     """How a decode saves memory: first by computing fewer frames at once, then smaller tiles.
 
     chunk: frames that a convolution computes at once, tile: side in pixels; None is all.
@@ -28,7 +28,7 @@ class Frugality:
     chunk: int | None = None
     tile: int | None = None
 
-    def smaller(self) -> Frugality | None:
+    def smaller(self) -> DecodeMemory | None:
         """The next one that needs less; None after the last."""
         for chunk in CHUNKS:
             if self.chunk is None or chunk < self.chunk:
@@ -48,15 +48,15 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 @dataclass
-class PatientDecode:
+class RetryingDecode:
     """A Decode that goes on with less memory where there was not enough, and says so.
 
     What worked is kept for the calls that follow. `release` frees what a failed call has left; the
     last error is raised where nothing smaller is left to try.
     """
 
-    decode: Callable[[Tensor, Frugality], Tensor]
-    frugality: Frugality
+    decode: Callable[[Tensor, DecodeMemory], Tensor]
+    memory: DecodeMemory
     say: Callable[[str], None]
     release: Callable[[], None] = torch.cuda.empty_cache
     out_of_memory: Callable[[BaseException], bool] = is_out_of_memory
@@ -64,14 +64,14 @@ class PatientDecode:
     def __call__(self, latents: Tensor) -> Tensor:
         while True:
             try:
-                return self.decode(latents, self.frugality)
+                return self.decode(latents, self.memory)
             except Exception as error:
-                smaller = self.frugality.smaller()
+                smaller = self.memory.smaller()
                 if smaller is None or not self.out_of_memory(error):
                     raise
             # Only here: while it is handled, an error holds on to the tensors of its frames.
-            self.say(f"decoding ran out of memory with {self.frugality}; going on with {smaller}")
-            self.frugality = smaller
+            self.say(f"decoding ran out of memory with {self.memory}; going on with {smaller}")
+            self.memory = smaller
             self.release()
 
 

@@ -69,7 +69,7 @@ class Section:
         )
 
 
-OWN = ("prompt", "image", "image_embeds", "seed", "guidance", "lora_strength")
+OVERRIDES = ("prompt", "image", "image_embeds", "seed", "guidance", "lora_strength")
 
 
 @dataclass(frozen=True)
@@ -157,9 +157,9 @@ class Plan:
     ) -> Plan:
         """Give sections ("0", "-1", "0-2", by time) something of their own; None leaves it."""
         chosen = section_range(sections, len(self.sections))
-        _check_own(seed, guidance, lora_strength)
+        _check_overrides(seed, guidance, lora_strength)
         given = (prompt, image, image_embeds, seed, guidance, lora_strength)
-        own = dict(zip(OWN, given, strict=True))
+        own = dict(zip(OVERRIDES, given, strict=True))
         own = {name: value for name, value in own.items() if value is not None}
 
         def change(section: Section) -> Section:
@@ -236,7 +236,7 @@ class Plan:
         if self.mode != "framepack":
             raise FramePackError(f"padding: {self.mode} has none; leave it out")
         moved = Section.framepack(section.index, padding, self.window)
-        return replace(moved, **{name: getattr(section, name) for name in OWN})
+        return replace(moved, **{name: getattr(section, name) for name in OVERRIDES})
 
     def describe(self, width: int | None = None, height: int | None = None) -> str:
         """What will be made, as text: size and length, then one line a section."""
@@ -293,7 +293,7 @@ def _check_padding(padding: int) -> None:
         raise FramePackError(f"paddings: {padding!r} is not a whole number of 0 or more")
 
 
-def _check_own(seed: int | None, guidance: float | None, lora_strength: float | None) -> None:
+def _check_overrides(seed: int | None, guidance: float | None, lora_strength: float | None) -> None:
     if seed is not None and not 0 <= seed <= MAX_SEED:
         raise FramePackError(f"seed: {seed} is out of range; use 0 to {MAX_SEED}")
     if guidance is not None and not 0 <= guidance < math.inf:

@@ -62,12 +62,12 @@ class Adapter(nn.Module):
         if torch.rand((), generator=draws, device=x.device) < config.module_dropout:
             return out
         if config.kind != "lora":
-            kept = _kept(out.shape[-1:], config.rank_dropout, draws, out)
+            kept = dropout_mask(out.shape[-1:], config.rank_dropout, draws, out)
             return out + delta.branch(x, weight) * kept
         hidden = linear(x, self.factors["down"].to(x.dtype))
-        hidden = hidden * _kept(hidden.shape, config.dropout, draws, hidden)
+        hidden = hidden * dropout_mask(hidden.shape, config.dropout, draws, hidden)
         ranks = (hidden.shape[0], *[1] * (hidden.ndim - 2), hidden.shape[-1])
-        hidden = hidden * _kept(ranks, config.rank_dropout, draws, hidden)
+        hidden = hidden * dropout_mask(ranks, config.rank_dropout, draws, hidden)
         return out + self.scale * linear(hidden, self.factors["up"].to(x.dtype))
 
     def keys(self) -> dict[str, str]:
@@ -255,7 +255,7 @@ def _initial(
     return {name: nn.Parameter(tensor) for name, tensor in found.items()}
 
 
-def _kept(
+def dropout_mask(
     shape: Sequence[int], dropped: float, draws: torch.Generator, like: Tensor
 ) -> Tensor | float:
     """1 / (1 - dropped) where something is kept, 0 where it is dropped."""

@@ -108,9 +108,9 @@ def train(
         )
         with run.adapters.attached(denoiser.dit), blocks:
             try:
-                run.go(callbacks)
+                run.run(callbacks)
             except BaseException:
-                run.rescue()
+                run.save_on_error()
                 raise
     run.workers.leave()
     return TrainResult(config.adapter_path, run.adapters, [e["loss"] for e in run.progress.log])
@@ -153,7 +153,7 @@ class _Run:
         self._saved = self.progress.step
         self._pace: float | None = None
         self._samples, self._loss_log = Display("samples"), Display("log of losses")
-        self._whole = True  # the weights are those after an update, not in the middle of one
+        self._between_updates = True  # what the weights are now may be saved
 
     def _start(self) -> Progress:
         if self.config.resume:
@@ -169,7 +169,7 @@ class _Run:
             write_log(self.config.log_path, progress.log)
         return progress
 
-    def go(self, callbacks: Callbacks) -> None:
+    def run(self, callbacks: Callbacks) -> None:
         if self.config.sample_at_first and self.progress.step == 0:
             self._sample(callbacks)
         _set_mode(self.optimizer, training=True)
@@ -200,9 +200,9 @@ class _Run:
         self._pace = seconds if first else PACE * self._pace + (1 - PACE) * seconds
         return self._pace
 
-    def rescue(self) -> None:
+    def save_on_error(self) -> None:
         """Save what was reached, unless the weights are in the middle of an update."""
-        if self._whole and self.progress.step > self._saved:
+        if self._between_updates and self.progress.step > self._saved:
             path = self._numbered(f"step{self.progress.step:08d}")
             self._save(path, Callbacks())
 
@@ -231,11 +231,11 @@ class _Run:
         rate = self.rate(step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        self._whole = False
+        self._between_updates = False
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.progress.step += 1
-        self._whole = True
+        self._between_updates = True
         return value, norm, rate
 
     def _clip(self) -> float:

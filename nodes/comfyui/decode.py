@@ -16,8 +16,8 @@ from ...framepack_core.runtime.display import warn
 from ...framepack_core.sampling.decode import (
     CHUNKS,
     TILES,
-    Frugality,
-    PatientDecode,
+    DecodeMemory,
+    RetryingDecode,
     decode_bulk,
     decode_sections,
     decode_slices,
@@ -70,11 +70,11 @@ def clip_decoder(
     bar, whole, own = NodeBar(calls), _without_fallback(vae), _own_vae(vae)
     done = 0
 
-    def decode(latents: Tensor, frugality: Frugality) -> Tensor:
+    def decode(latents: Tensor, memory: DecodeMemory) -> Tensor:
         nonlocal done
         mm.throw_exception_if_processing_interrupted()
-        side = (frugality.tile or 0) // vae.spacial_compression_decode()
-        with _chunks(own, frugality.chunk):
+        side = (memory.tile or 0) // vae.spacial_compression_decode()
+        with _chunks(own, memory.chunk):
             if side:
                 pixels = vae.decode_tiled(latents, tile_x=side, tile_y=side, overlap=side // 4)
             else:
@@ -85,8 +85,8 @@ def clip_decoder(
 
     # Of VAEs that are not ours no chunks can be made smaller.
     chunk = CHUNKS[-1] if own is None else own.chunk_size
-    first = Frugality(chunk, tile or _tile_that_fits(vae, longest) or None)
-    return PatientDecode(decode, first, say, mm.soft_empty_cache, _is_out_of_memory)
+    first = DecodeMemory(chunk, tile or _tile_that_fits(vae, longest) or None)
+    return RetryingDecode(decode, first, say, mm.soft_empty_cache, _is_out_of_memory)
 
 
 def _own_vae(vae: Any) -> AutoencoderKL | None:

@@ -50,7 +50,7 @@ def main() -> None:
             print(
                 f"{'no limit' if limit is None else f'{limit:g} GiB'}: {frames} frames of "
                 f"{args.side}x{args.side} in {time.perf_counter() - start:.1f} s, at most "
-                f"{torch.cuda.max_memory_allocated() / GIB:.2f} GiB, {decode.frugality}",
+                f"{torch.cuda.max_memory_allocated() / GIB:.2f} GiB, {decode.memory}",
                 flush=True,
             )
 

@@ -33,7 +33,7 @@ from framepack_core.models.image import SIGLIP_CONFIG, siglip_model
 from framepack_core.models.text import CLIP_CONFIG, LLAMA_CONFIG, clip_model, llama_model
 from framepack_core.models.vae import AutoencoderKL, VAEConfig
 from framepack_core.runtime.files import size_text
-from framepack_core.sampling.decode import PatientDecode
+from framepack_core.sampling.decode import RetryingDecode
 from framepack_core.sampling.flow import FlowDenoiser
 from framepack_core.toyworld import SNAPSHOT
 from framepack_core.weights.files import save_weights
@@ -104,7 +104,7 @@ class Watch:
         self.memory = 0
 
     def __enter__(self) -> Watch:
-        self._kept = FlowDenoiser.denoise, PatientDecode.__call__
+        self._kept = FlowDenoiser.denoise, RetryingDecode.__call__
         denoise, decode, watch = *self._kept, self
 
         def timed_denoise(self: FlowDenoiser, *args: Any, **kwargs: Any) -> Any:
@@ -120,18 +120,18 @@ class Watch:
                 watch.memory = torch.cuda.max_memory_allocated()
             return found
 
-        def timed_decode(self: PatientDecode, *args: Any) -> Any:
+        def timed_decode(self: RetryingDecode, *args: Any) -> Any:
             start = time.perf_counter()
             found = decode(self, *args)
             _synchronize()
             watch.decoding += time.perf_counter() - start
             return found
 
-        FlowDenoiser.denoise, PatientDecode.__call__ = timed_denoise, timed_decode
+        FlowDenoiser.denoise, RetryingDecode.__call__ = timed_denoise, timed_decode
         return self
 
     def __exit__(self, *_: object) -> None:
-        FlowDenoiser.denoise, PatientDecode.__call__ = self._kept
+        FlowDenoiser.denoise, RetryingDecode.__call__ = self._kept
 
     @property
     def sampling(self) -> float:
