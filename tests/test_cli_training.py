@@ -303,10 +303,24 @@ def test_mistaken_options(
     assert message in failure(train(clips, tmp_path, *options.split()), capsys)
 
 
+def test_options_that_change_nothing_here(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text("save_state = true\nkeep_cache = true\nseed = 7")
+    assert config("--sdpa", "--num_workers", "2", "--config", str(file)).seed == 7
+    assert [record.getMessage() for record in caplog.records] == [
+        "--sdpa, --num_workers, save_state, keep_cache: not needed here, ignored"
+    ]
+
+
 def test_a_mistaken_config_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "run.toml").write_text("network_size = 3")
-    error = failure(["train", "--config", str(tmp_path / "run.toml")], capsys)
-    assert "run.toml: network_size: unknown" in error
+    file = tmp_path / "run.toml"
+    command = ["train", "--config", str(file)]
+    file.write_text("network_size = 3\nsdpa = true\n[more]\nrate = 1\nseed = 1")
+    assert "run.toml: network_size, rate: unknown; use the names of" in failure(command, capsys)
+    file.write_text("network_args = ['depth=3']")
+    assert "run.toml: network_args: depth: unknown; known are rank_d" in failure(command, capsys)
+    file.write_text("learning_rate = 0")
+    assert "run.toml: learning_rate: 0 must be above 0" in failure(command, capsys)
     assert "--dataset_config missing" in failure(["train"], capsys)
     assert "--dataset_config missing" in failure(["cache"], capsys)
 

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
+import sys
 from argparse import ArgumentParser
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import pytest
 
-from framepack_core.cli.options import add_options, merged, read_options
+from framepack_core.cli.options import add_options, read_options, table_options
 from framepack_core.runtime.errors import FramePackError
 from framepack_core.runtime.options import (
     Settings,
     file_metadata,
     leaves,
+    merged,
     mutable_on_resume,
     option,
     validate,
@@ -111,3 +115,102 @@ def test_help_says_unit_and_default(capsys: pytest.CaptureFixture[str]) -> None:
     parser.print_help()
     text = capsys.readouterr().out
     assert "LoRA rank. (default: 32)" in text and "--size H W" in text and "network:" in text
+
+
+# --- what files, switches and pairs give ----------------------------------------------------------
+
+
+class Base(Settings):
+    title: ClassVar[str] = "base"
+    name: str = option("a", "Name.", "out_name")
+
+
+class Job(Base):
+    title: ClassVar[str] = "job"
+    mode: Literal["a", "b", "c"] = option(
+        "a", "Mode.", switches={"bee": ("b", "Mode b."), "see": ("c", "Mode c.")}
+    )
+    size: tuple[int, int] | None = option(None, "Size.", metavar="N")
+    depth: int = option(1, "Depth.", "extra_args", pair="depth", gt=0)
+    width: int = option(2, "Width.", "extra_args", pair="wide")
+    arguments: dict[str, Any] = option({}, "Arguments.")
+
+
+def job(*words: str, table: dict[str, Any] | None = None) -> Job:
+    parser = ArgumentParser()
+    add_options(parser, Job)
+    found = table_options(Job, table or {}, "job.toml")
+    return read_options(Job, parser.parse_args(words), table=found)
+
+
+def test_switches_stand_for_a_value(capsys: pytest.CaptureFixture[str]) -> None:
+    assert [job(*line.split()).mode for line in ("", "--bee", "--see")] == ["a", "b", "c"]
+    assert job(table={"see": True}).mode == "c" and job(table={"see": False}).mode == "a"
+    with pytest.raises(SystemExit):
+        job("--bee", "--see")
+    assert "--see: not allowed with argument --bee" in capsys.readouterr().err
+
+
+def test_pairs_stand_behind_one_flag() -> None:
+    assert job("--extra_args", "depth=3", "wide=4") == Job(depth=3, width=4)
+    assert job(table={"extra_args": ["depth=3"]}) == job(table={"extra_args": {"depth": 3}})
+    for words, message in (
+        (("deep=3", "high=1"), "--extra_args: deep, high: unknown; known are depth, wide"),
+        (("depth=0",), "--extra_args: depth: 0 must be above 0"),
+    ):
+        with pytest.raises(FramePackError) as raised:
+            job("--extra_args", *words)
+        assert str(raised.value) == message
+
+
+def test_a_file_names_options_as_the_command_line_does() -> None:
+    table = {"out_name": "b", "part": {"size": [2, 3], "arguments": {"x": 1}}, "bee": True}
+    assert job("--out_name", "c", table=table) == Job(
+        name="c", size=(2, 3), arguments={"x": 1}, mode="b"
+    )
+    found = table_options(Job, {"part": {"namen": 1}, "name": 2, "out_name": "c"}, "job.toml")
+    assert found.unknown == ("namen", "name")
+
+
+def test_mistakes_of_a_file_name_it() -> None:
+    with pytest.raises(FramePackError, match=r"^job\.toml: out_name: 3 is not a text$"):
+        job(table={"out_name": 3})
+    assert job("--out_name", "b", table={"out_name": 3}).name == "b"
+
+
+def test_bases_of_a_model_are_groups(capsys: pytest.CaptureFixture[str]) -> None:
+    parser = ArgumentParser()
+    add_options(parser, Job)
+    parser.print_help()
+    _, _, text = capsys.readouterr().out.partition("\nbase:")
+    first, _, second = text.partition("\njob:")
+    assert "--out_name" in first and "--bee" in second and "depth: Depth. (default: 1)" in second
+
+
+# --- one option, one place ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name", ["gradient_checkpointing_cpu_offload", "caption_dropout", "timestep_sampling"]
+)
+def test_an_option_is_declared_used_and_placed(name: str) -> None:
+    """Its declaration, its use, and its place among the widgets of a node: no fourth file."""
+    root = Path(__file__).resolve().parents[1]
+    sources = [p for part in ("framepack_core", "nodes") for p in (root / part).rglob("*.py")]
+    word = re.compile(rf"\b{name}\b")
+    naming = [path.name for path in sources if word.search(path.read_text(encoding="utf-8"))]
+    assert len(naming) <= 3, naming
+
+
+def test_declarations_need_no_torch() -> None:
+    """So that `--help` and schemas of nodes are instant."""
+    code = (
+        "import sys; from framepack_core.headless import options, training_options; "
+        "from framepack_core.training import config, dataset_config; "
+        "from framepack_core.cli import build_parser; build_parser(); "
+        "heavy = {'torch', 'numpy', 'transformers', 'av'} & set(sys.modules); "
+        "assert not heavy, heavy"
+    )
+    root = Path(__file__).resolve().parents[1]
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
