@@ -21,6 +21,7 @@ from ..framepack_core.training.dataset_config import (
     load_datasets,
     parse_datasets,
 )
+from ..framepack_core.training.stale import CacheModels
 from .comfyui.paths import input_folder, is_inside, output_folder
 from .comfyui.progress import show_text
 from .option_inputs import input_values, option_inputs
@@ -43,9 +44,15 @@ class Dataset:
 
     found: TrainingSet
     mode: TrainMode | None = None
+    models: CacheModels = CacheModels()
 
-    def cached_for(self, mode: TrainMode) -> Dataset:
-        return replace(self, mode=mode)
+    def cached_for(self, mode: TrainMode, latents: str) -> Dataset:
+        """With its latents cached by models of that identity."""
+        return replace(self, mode=mode, models=replace(self.models, latents=latents))
+
+    def captioned(self, text: str) -> Dataset:
+        """With its captions cached by models of that identity."""
+        return replace(self, models=replace(self.models, text=text))
 
 
 class FindDataset(io.ComfyNode):

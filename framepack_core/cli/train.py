@@ -12,6 +12,7 @@ import torch
 
 from ..headless.models import Models, explain_out_of_memory
 from ..headless.training_models import (
+    known_models,
     latent_encoders_of,
     open_dataset,
     text_encoder_of,
@@ -42,7 +43,7 @@ def run(args: Namespace) -> None:
     prompts = _sample_prompts(config, found)
     models = train_models(job, samples=bool(prompts))
     check_model(models.paths["dit"], config.mode)
-    batches, validation = open_batches(found, config)
+    batches, validation = open_batches(found, config, known_models(job))
     with Display("summary of the run"):
         _say(f"{found.describe()}\n{_plan(config, len(batches))}")
     with explain_out_of_memory(LESS_MEMORY), _progress(config) as on_step:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+from ..runtime.errors import FramePackError
 from ..toyworld.render import SIZE as TOY_SIZE
 from ..training.cache import LatentEncoders, TextEncoder
 from ..training.dataset import TrainingSet
@@ -20,6 +21,7 @@ from ..training.encoders import (
     text_identity,
     text_loaded_late,
 )
+from ..training.stale import CacheModels
 from ..weights.layouts import Component, find_component
 from .models import Models
 from .options import Fp8Options, ModelOptions
@@ -61,6 +63,18 @@ def _models(
     groups = (job.models, job.decoding, fp8)
     values = {name: value for group in groups for name, value in group.model_dump().items()}
     return Models.from_args(Namespace(**{**values, **more, "f1": job.data.mode == "f1"}), needed)
+
+
+def known_models(job: TrainJob) -> CacheModels:
+    """The encoders that a training's options name, by which stale caches are noticed."""
+
+    def identity(kind: str) -> str | None:
+        try:
+            return _identity(_models(job, list(NEEDED[kind]), Fp8Options()), kind)
+        except FramePackError:  # training itself needs no encoders, so they need not be there
+            return None
+
+    return CacheModels(identity("latents"), identity("text"))
 
 
 @contextmanager

@@ -17,10 +17,11 @@ from ..models.prompt import TextCondition
 from ..runtime.errors import FramePackError
 from ..weights.files import open_weights, read_header
 from .cache import empty_path, text_path
-from .cache_files import IMAGE, POOLED, TEXT, TEXT_MASK, cached_mode, end_path, load_cache, show_end
+from .cache_files import IMAGE, POOLED, TEXT, TEXT_MASK, end_path, load_cache, show_end
 from .config import TrainConfig, TrainMode
 from .dataset import TrainingSet
 from .rng import draw_seed
+from .stale import UNKNOWN_MODELS, CacheModels, check_fresh
 from .timesteps import LatentShape
 
 
@@ -74,12 +75,14 @@ def text_to(text: TextCondition, device: torch.device | str) -> TextCondition:
     return TextCondition(text.text.to(device), text.pooled.to(device), mask)
 
 
-def find_samples(found: TrainingSet, mode: TrainMode) -> list[Sample]:
-    """The samples of a training set, all cached for `mode`.
+def find_samples(
+    found: TrainingSet, mode: TrainMode, models: CacheModels = UNKNOWN_MODELS
+) -> list[Sample]:
+    """The samples of a training set, all cached for `mode` as it is now.
 
-    Raises FramePackError naming the first file that is missing or made for another mode.
+    Raises FramePackError naming items whose caches are missing or stale, and what changed.
     """
-    found.check_mode(mode)
+    check_fresh(found, mode, models)
     samples = []
     for item in found.items:
         for path, caption in zip(item.paths, item.captions, strict=True):
@@ -92,20 +95,8 @@ def find_samples(found: TrainingSet, mode: TrainMode) -> list[Sample]:
                 item.dataset.num_repeats,
                 end_path(path) if end_path(path).is_file() else None,
             )
-            _check_sample(sample, mode)
             samples.append(sample)
     return samples
-
-
-def _check_sample(sample: Sample, mode: TrainMode) -> None:
-    for path, what in ((sample.latents, "latents"), (sample.text, "captions")):
-        if not path.is_file():
-            raise FramePackError(f"{path} is not there: cache the {what} of this data set first")
-    if (other := cached_mode(sample.latents)) != mode:
-        raise FramePackError(
-            f"{sample.latents} is a cache for the mode {other}, not {mode}; cache it for {mode} in "
-            "a folder of its own, or train that mode"
-        )
 
 
 class Batches:
@@ -206,9 +197,14 @@ def batch_context(tensors: Mapping[str, Tensor]) -> Context:
     return context
 
 
-def open_batches(found: TrainingSet, config: TrainConfig) -> tuple[Batches, Batches | None]:
-    """What a run trains on, and what it is validated on, if anything is; all must be cached."""
-    samples, held = find_samples(found, config.mode), []
+def open_batches(
+    found: TrainingSet, config: TrainConfig, models: CacheModels = UNKNOWN_MODELS
+) -> tuple[Batches, Batches | None]:
+    """What a run trains on, and what it is validated on, if anything is; all must be cached.
+
+    models: the encoders that the run knows, so that caches of others are noticed.
+    """
+    samples, held = find_samples(found, config.mode, models), []
     if config.validation_clips:
         samples, held = split_validation(samples, config.validation_clips)
     return Batches(samples, config.seed), Batches(held) if held else None

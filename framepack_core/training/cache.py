@@ -7,7 +7,7 @@ sees what inference will see. A finished file is whole, so a run that was stoppe
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +27,7 @@ from ..sampling.sections import plan_video
 from .cache_files import (
     DIGEST,
     IMAGE,
+    MODELS,
     POOLED,
     TEXT,
     TEXT_MASK,
@@ -113,8 +114,9 @@ def cache_latents(
     check_cached(found, mode)
     stale = []
     for item in found.items:
-        digest = latent_digest(item, mode, encoders.identity, one_frame)
-        current = _is_current(item, digest) and (not end_frames or _has_ends(item, digest))
+        digest = source_digest(item, mode, one_frame)
+        entries = {DIGEST: digest, MODELS: encoders.identity}
+        current = _is_current(item, entries) and (not end_frames or _has_ends(item, entries))
         if not (skip_existing and current):
             stale.append((item, digest))
     progress = CacheProgress(len(found.items) - len(stale), len(found.items), 0, "")
@@ -129,16 +131,15 @@ def cache_latents(
     return progress
 
 
-def latent_digest(item: Item, mode: TrainMode, identity: str, options: OneFrameOptions) -> str:
-    """A digest of all that the files of an item depend on."""
+def source_digest(item: Item, mode: TrainMode, options: OneFrameOptions) -> str:
+    """A digest of all that the files of an item depend on besides the models."""
     source = item.source
-    about = {"mode": mode, "window": item.dataset.window, "size": item.size, "models": identity}
+    about = {"mode": mode, "window": item.dataset.window, "size": item.size}
     if isinstance(item, VideoItem):
         frames = pictures(source.path) if source.path.is_dir() else [source.path]
         crop = (item.first, item.frames, item.dataset.source_fps)
-        # Only where there are traits: caches from before these were heeded still count otherwise.
-        shown = {"shown": item.clip.traits} if item.clip.traits else {}
-        return fingerprint({**about, **shown, "frames": frames, "crop": crop})
+        shown = item.clip.traits
+        return fingerprint({**about, "shown": shown, "frames": frames, "crop": crop})
     indices = item.plan(no_2x=options.no_2x, no_4x=options.no_4x)
     return fingerprint({**about, "images": [source.path, *item.controls], "indices": indices})
 
@@ -154,17 +155,17 @@ def check_cached(found: TrainingSet, mode: TrainMode) -> None:
             )
 
 
-def _is_current(item: Item, digest: str) -> bool:
+def _is_current(item: Item, entries: Mapping[str, str]) -> bool:
     """Whether all files of an item are there and fit.
 
-    A file of musubi-tuner's has no digest: it counts if its name and window fit.
+    A file of musubi-tuner's has no such entries: it counts if its name and window fit.
     """
     headers = [cached_header(path) for path in item.paths]
     if any(header is None for header in headers):
         return False
     frames = item.dataset.window if isinstance(item, VideoItem) else 1
     return all(
-        header.metadata.get(DIGEST, digest) == digest
+        all(header.metadata.get(name, value) == value for name, value in entries.items())
         and any(name.startswith(f"latents_{frames}x") for name in header.tensors)
         for header in headers
         if header is not None
@@ -191,10 +192,10 @@ def _shape(item: Item) -> tuple[object, ...]:
     return (item.size, len(item.controls))
 
 
-def _has_ends(item: Item, digest: str) -> bool:
+def _has_ends(item: Item, entries: Mapping[str, str]) -> bool:
     """Whether the end frame is there for every section that can see it."""
     headers = [cached_header(end_path(item.paths[section])) for section, _ in _end_slots(item)]
-    return all(h is not None and h.metadata.get(DIGEST) == digest for h in headers)
+    return all(h is not None and entries.items() <= h.metadata.items() for h in headers)
 
 
 def _end_slots(item: Item) -> Iterator[tuple[int, int]]:
@@ -213,15 +214,15 @@ def _encode_videos(
     for (item, digest), frames, z in zip(batch, pixels, latents, strict=True):
         half = to_half(z[None], item.name)
         image = to_half(encoders.image(frames[0])[0], item.name)
-        _save_sections(item, mode, half, image, digest)
+        _save_sections(item, mode, half, image, digest, encoders.identity)
         if end_frames:
             end = to_half(encoders.vae(to_tensor(frames[-1]))[0], item.name)
             for section, slot in _end_slots(item):
-                save_end(item.paths[section], end, slot, digest)
+                save_end(item.paths[section], end, slot, digest, encoders.identity)
 
 
 def _save_sections(
-    item: VideoItem, mode: TrainMode, latents: Tensor, image: Tensor, digest: str
+    item: VideoItem, mode: TrainMode, latents: Tensor, image: Tensor, digest: str, models: str
 ) -> None:
     """One file a section, from latents [1, C, 1 + n W, h, w] of the whole crop."""
     window = item.dataset.window
@@ -231,6 +232,7 @@ def _save_sections(
             {**tensors, IMAGE: image},
             size=item.size,
             digest=digest,
+            models=models,
             mode=mode,
             frame_count=item.frames,
         )
@@ -291,7 +293,12 @@ def _encode_image(
         **_index_tensors(section),
     }
     save_latent_cache(
-        item.paths[0], tensors, size=item.source_size, digest=digest, mode="one_frame"
+        item.paths[0],
+        tensors,
+        size=item.source_size,
+        digest=digest,
+        models=encoders.identity,
+        mode="one_frame",
     )
 
 
@@ -341,7 +348,7 @@ def cache_text(
     progress = CacheProgress(len(files) - len(stale), len(files), 0, "")
     for path, caption in stale.items():
         tensors = text_tensors(encoder.encode(caption), str(path))
-        save_text_cache(path, tensors, caption, text_digest(caption, encoder.identity))
+        save_text_cache(path, tensors, caption, text_digest(caption), encoder.identity)
         progress = _advance(progress, path.name, on_item)
     return progress
 
@@ -356,8 +363,9 @@ def text_tensors(condition: TextCondition, what: str) -> dict[str, Tensor]:
     }
 
 
-def text_digest(caption: str, identity: str) -> str:
-    return fingerprint({"caption": caption, "models": identity})
+def text_digest(caption: str) -> str:
+    """A digest of what a caption's file depends on besides the models."""
+    return fingerprint({"caption": caption})
 
 
 def _is_text_current(path: Path, caption: str, identity: str) -> bool:
@@ -365,9 +373,9 @@ def _is_text_current(path: Path, caption: str, identity: str) -> bool:
     header = cached_header(path)
     if header is None:
         return False
-    digest = text_digest(caption, identity)
+    entries = {DIGEST: text_digest(caption), MODELS: identity}
     same = header.metadata.get("caption1") == caption
-    return same and header.metadata.get(DIGEST, digest) == digest
+    return same and all(header.metadata.get(n, value) == value for n, value in entries.items())
 
 
 def _advance(progress: CacheProgress, name: str, on_item: OnItem | None) -> CacheProgress:

@@ -22,7 +22,8 @@ from .dataset import SUFFIX, TEXT_SUFFIX
 
 ARCHITECTURE = "framepack"
 FORMAT_VERSION = "1.0.1"
-DIGEST = "fpreel_digest"  # our own entry of the metadata, which others pass over
+# Our own entries of the metadata, which others pass over: of what, and by which models.
+DIGEST, MODELS = "fpreel_digest", "fpreel_models"
 MODE = "fpreel_mode"
 
 LATENTS = "latents"
@@ -47,6 +48,7 @@ def save_latent_cache(
     *,
     size: Size,
     digest: str,
+    models: str = "",
     mode: TrainMode,
     frame_count: int | None = None,
 ) -> None:
@@ -59,14 +61,16 @@ def save_latent_cache(
     save_weights(
         path,
         {_key(name, tensor, shape): tensor for name, tensor in tensors.items()},
-        {**_common(digest), **metadata, MODE: mode},
+        {**_common(digest, models), **metadata, MODE: mode},
     )
 
 
-def save_text_cache(path: Path, tensors: Mapping[str, Tensor], caption: str, digest: str) -> None:
+def save_text_cache(
+    path: Path, tensors: Mapping[str, Tensor], caption: str, digest: str, models: str = ""
+) -> None:
     """Write one prompt."""
     named = {n if n == TEXT_MASK else _key(n, x, ""): x for n, x in tensors.items()}
-    save_weights(path, named, {**_common(digest), "caption1": caption})
+    save_weights(path, named, {**_common(digest, models), "caption1": caption})
 
 
 def end_path(path: Path) -> Path:
@@ -74,10 +78,10 @@ def end_path(path: Path) -> Path:
     return path.with_name(path.name.removesuffix(SUFFIX) + END_SUFFIX)
 
 
-def save_end(path: Path, latent: Tensor, slot: int, digest: str) -> None:
+def save_end(path: Path, latent: Tensor, slot: int, digest: str, models: str = "") -> None:
     """Write the latent [C, 1, h, w] of a crop's last frame, and its place in the history."""
     tensors = {END: latent, END_SLOT: torch.tensor(slot)}
-    save_weights(end_path(path), tensors, _common(digest))
+    save_weights(end_path(path), tensors, _common(digest, models))
 
 
 def show_end(tensors: Mapping[str, Tensor], end: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -136,8 +140,9 @@ def cached_header(path: Path) -> Header | None:
         return None
 
 
-def _common(digest: str) -> dict[str, str]:
-    return {"architecture": ARCHITECTURE, "format_version": FORMAT_VERSION, DIGEST: digest}
+def _common(digest: str, models: str) -> dict[str, str]:
+    common = {"architecture": ARCHITECTURE, "format_version": FORMAT_VERSION}
+    return common | {DIGEST: digest, MODELS: models}
 
 
 def _key(name: str, tensor: Tensor, shape: str) -> str:

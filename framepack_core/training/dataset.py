@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ import numpy as np
 
 from ..parsing.section_spec import parse_spec
 from ..runtime.errors import FramePackError
-from ..runtime.files import size_text
+from ..runtime.files import is_folder, list_folder, natural_key, size_text
 from ..runtime.images import BucketSelector, Pixels, Size, load_image
 from ..sampling.one_frame import OneFrame, plan_one_frame
 from ..sampling.plan import HISTORY_LENGTH, Section
@@ -25,6 +26,10 @@ from .sources import Source, find_sources
 
 SUFFIX = "_fp.safetensors"
 TEXT_SUFFIX = "_fp_te.safetensors"
+# Of a section of a clip, or of a picture: as VideoItem.paths and ImageItem.paths name them.
+CACHED_LATENTS = re.compile(
+    rf"(?P<stem>.+?)(_\d{{5,}}-\d{{3,}}-\d{{4,}})?_(?P<size>\d{{4,}}x\d{{4,}}){re.escape(SUFFIX)}"
+)
 # For the estimate of the disk: fp16 SigLIP tokens, fp16 LLaMA tokens of a padded prompt.
 IMAGE_BYTES = 729 * 1152 * 2
 TEXT_BYTES = 512 * (4096 * 2 + 1) + 768 * 2
@@ -180,7 +185,23 @@ class TrainingSet:
         lines.append(
             f"  {self.steps_an_epoch} steps an epoch, {size_text(self.disk_bytes)} of caches"
         )
+        if gone := self.gone:
+            lines.append(f"  not used: caches of clips that are gone ({', '.join(gone)})")
         return "\n".join(lines)
+
+    @property
+    def gone(self) -> list[str]:
+        """Names of clips and pictures of which only caches are left."""
+        there = {(item.dataset.cache, item.source.stem) for item in self.items}
+        folders = [dataset.cache for dataset in self.datasets if is_folder(dataset.cache)]
+        cached = {
+            match["stem"]: folder
+            for folder in folders
+            for path in list_folder(folder)
+            if (match := CACHED_LATENTS.fullmatch(path.name))
+        }
+        names = [stem for stem, folder in cached.items() if (folder, stem) not in there]
+        return sorted(names, key=natural_key)
 
 
 def _summary(items: Sequence[Item]) -> str:

@@ -76,7 +76,7 @@ def text_identity(identity: str, system_prompt: str | None = None) -> str:
 
 def model_identity(paths: Iterable[Path]) -> str:
     """A digest of model files, so that caches of other models are known to be stale."""
-    return fingerprint(sorted(paths))
+    return f"files:{fingerprint(sorted(paths))}"
 
 
 def base_identity(path: Path, loras: Sequence[LoraUse] = ()) -> str:
@@ -87,13 +87,12 @@ def base_identity(path: Path, loras: Sequence[LoraUse] = ()) -> str:
 
 def state_identity(models: Mapping[str, nn.Module]) -> str:
     """Likewise of models whose files a host does not tell: a few numbers of each parameter."""
-    return fingerprint(
-        {
-            f"{kind} {name}": [list(tensor.shape), _few(tensor)]
-            for kind, model in models.items()
-            for name, tensor in model.state_dict().items()
-        }
-    )
+    numbers = {
+        f"{kind} {name}": [list(tensor.shape), _few(tensor)]
+        for kind, model in models.items()
+        for name, tensor in model.state_dict().items()
+    }
+    return f"weights:{fingerprint(numbers)}"
 
 
 def _few(tensor: Tensor) -> list[float]:

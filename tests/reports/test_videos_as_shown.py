@@ -11,7 +11,7 @@ from reports.inputs import TURNS, captioned, clips_toml, greys, turn, write_pict
 
 from framepack_core.runtime.video import read_video
 from framepack_core.runtime.video_reader import VideoFile
-from framepack_core.training.cache import ALL_CONTEXTS, latent_digest
+from framepack_core.training.cache import ALL_CONTEXTS, source_digest
 from framepack_core.training.dataset import TrainingSet
 
 CORNERS = np.zeros((32, 64, 3), np.uint8)
@@ -96,8 +96,7 @@ def test_constant_rates_stay_as_they_are(fps: int, suffix: str, tmp_path: Path) 
     assert np.abs(np.array(levels) - range(0, 200, 10)).max() <= 2
 
 
-def test_only_caches_of_such_clips_become_stale(tmp_path: Path) -> None:
-    """What is shown otherwise than before has another digest; plain clips keep theirs."""
+def test_how_a_clip_is_shown_counts_for_its_caches(tmp_path: Path) -> None:
     clip = write_stored(tmp_path / "clips" / "a.mp4", [CORNERS] * 6)
     toml = clips_toml(captioned(clip).parent)
 
@@ -105,10 +104,10 @@ def test_only_caches_of_such_clips_become_stale(tmp_path: Path) -> None:
         return TrainingSet.load(toml).items[0]
 
     assert item().clip.traits == ()
-    plain = latent_digest(item(), "framepack", "models", ALL_CONTEXTS)
+    plain = source_digest(item(), "framepack", ALL_CONTEXTS)
     turn(clip, TURNS[180])
     assert item().clip.traits
-    assert latent_digest(item(), "framepack", "models", ALL_CONTEXTS) != plain
+    assert source_digest(item(), "framepack", ALL_CONTEXTS) != plain
 
 
 def test_a_folder_of_pictures_is_a_clip_too(tmp_path: Path) -> None:
