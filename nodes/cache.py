@@ -71,16 +71,17 @@ class CacheLatents(io.ComfyNode):
         no_4x: bool = False,
     ) -> io.NodeOutput:
         check_cached(dataset.found, mode)
+        encoders = latent_encoders(vae, clip_vision, tile or None)
         done = cache_latents(
             dataset.found,
             mode,
-            latent_encoders(vae, clip_vision, tile or None),
+            encoders,
             one_frame=OneFrameOptions(no_2x, no_4x),
             end_frames=end_frames,
             on_item=item_progress(cls.hidden.unique_id, "clips"),
         )
         report = item_report(cls.hidden.unique_id, "clips", done)
-        return io.NodeOutput(dataset.cached_for(mode), report)
+        return io.NodeOutput(dataset.cached_for(mode, encoders.identity), report)
 
 
 class CacheText(io.ComfyNode):
@@ -107,5 +108,7 @@ class CacheText(io.ComfyNode):
     @classmethod
     def execute(cls, dataset: Dataset, clip: Any) -> io.NodeOutput:
         on_item = item_progress(cls.hidden.unique_id, "captions")
-        done = cache_text(dataset.found, text_encoder(clip), on_item=on_item)
-        return io.NodeOutput(dataset, item_report(cls.hidden.unique_id, "captions", done))
+        encoder = text_encoder(clip)
+        done = cache_text(dataset.found, encoder, on_item=on_item)
+        report = item_report(cls.hidden.unique_id, "captions", done)
+        return io.NodeOutput(dataset.captioned(encoder.identity), report)

@@ -21,7 +21,7 @@ from ..framepack_core.training.dataset_config import (
     load_datasets,
     parse_datasets,
 )
-from ..framepack_core.training.stale import CacheModels
+from ..framepack_core.training.stale import UNKNOWN_MODELS, CacheModels
 from .comfyui.paths import input_folder, is_inside, output_folder
 from .comfyui.progress import show_text
 from .option_inputs import input_values, option_inputs
@@ -44,7 +44,7 @@ class Dataset:
 
     found: TrainingSet
     mode: TrainMode | None = None
-    models: CacheModels = CacheModels()
+    models: CacheModels = UNKNOWN_MODELS
 
     def cached_for(self, mode: TrainMode, latents: str) -> Dataset:
         """With its latents cached by models of that identity."""

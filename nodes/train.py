@@ -97,7 +97,7 @@ class TrainLora(io.ComfyNode):
         placed = _placed(config.config, output_name, folder, if_it_exists, dataset)
         base = None if config.base == AS_LOADED else FP8_SCALED
         shown = TrainingDisplay(cls.hidden)
-        result = train_lora(model, dataset.found, placed, base, samples, shown)
+        result = train_lora(model, dataset.found, placed, base, samples, shown, dataset.models)
         dtype = parse_dtype(placed.save_dtype)
         outputs = (result.adapters.file_tensors(dtype), str(result.path), {"loss": result.losses})
         return io.NodeOutput(*outputs, len(result.losses), ui=shown.preview())

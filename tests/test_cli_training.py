@@ -396,7 +396,7 @@ def test_a_cache_of_another_mode(
     clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], request: pytest.FixtureRequest
 ) -> None:
     error = failure(train(clips, tmp_path), capsys)
-    assert "is not there: cache the latents of this data set first" in error
+    assert "a.mp4: its latents are not cached" in error
     assert main(cache(clips, "--f1")) == 0
     capsys.readouterr()
     request.getfixturevalue("no_models")

@@ -182,9 +182,7 @@ def test_batches_of_clips(folder: Path) -> None:
 
 def test_missing_caches_are_named(folder: Path) -> None:
     found = load(folder)
-    with pytest.raises(
-        FramePackError, match=r"a: its latents are not cached; .*cache this data set"
-    ):
+    with pytest.raises(FramePackError, match=r"a: its latents are not cached; .*cache this"):
         find_samples(found, "framepack")
     fill(found)
     with pytest.raises(FramePackError, match=r"a: its caption is not cached"):

@@ -119,8 +119,8 @@ def _mixed(found: TrainingSet, models: CacheModels) -> dict[str, str]:
     latents = {item.name: item.paths[0] for item in found.items}
     texts = {item.name: text_path(item, item.captions[0]) for item in found.items}
     return {
-        **dict(_strangers(texts, models.text, "text encoders")),
-        **dict(_strangers(latents, models.latents, "VAE or image encoder")),
+        **dict(_strangers(texts, models.text, "other text encoders")),
+        **dict(_strangers(latents, models.latents, "another VAE or image encoder")),
     }
 
 
@@ -139,7 +139,7 @@ def _strangers(paths: dict[str, Path], wanted: str | None, what: str) -> Iterato
     for name, (kind, digest) in made_by.items():
         # Of files and of loaded weights: a cache of the one says nothing about the other.
         if kind == usual[0] and digest != usual[1]:
-            yield name, f"cached with another {what} than {than}"
+            yield name, f"cached with {what} than {than}"
 
 
 def _models(identity: str) -> tuple[str, str]:

@@ -25,6 +25,7 @@ from ...framepack_core.training.encoders import base_identity
 from ...framepack_core.training.loop import Callbacks, TrainResult, train
 from ...framepack_core.training.metadata import dataset_metadata
 from ...framepack_core.training.samples import sample_writer
+from ...framepack_core.training.stale import UNKNOWN_MODELS, CacheModels
 from ...framepack_core.weights.fp8 import Precision
 from .lora import applied_loras
 from .train_display import TrainingDisplay
@@ -40,14 +41,16 @@ def train_lora(
     base: Precision | None,
     samples: Samples | None,
     shown: TrainingDisplay,
+    cached_by: CacheModels = UNKNOWN_MODELS,
 ) -> TrainResult:
     """Train beside the model's file; other models leave the GPU meanwhile.
 
-    base: the precision of the weights, None for that of the MODEL.
+    base: the precision of the weights, None for that of the MODEL. cached_by: the encoders by which
+    the data set was cached in this graph.
     """
     config.check_name()
     device = mm.get_torch_device()
-    batches, validation = open_batches(dataset, config)
+    batches, validation = open_batches(dataset, config, cached_by)
     prepared = []
     if samples is not None:
         config = samples.scheduled(config)
