@@ -1,8 +1,11 @@
 """Check every golden case of a folder: `python tests/goldens.py DIR [--only kind,kind]`.
 
-One line a case, `PASS|FAIL kind/case max_err tolerance`; `DIFFERS kind/case reason` where we differ
-on purpose (reviewed list in `golden/differences.py`), `TODO kind` where nothing is built yet,
-`UNKNOWN file`. The last line counts them. Exit code 1 on any FAIL or UNKNOWN.
+One line a case, `PASS|FAIL kind/case max_err tolerance`; `DIFFERS kind/case reason` where our value
+is not the reference's on purpose, and is the one that our rule and the reviewed list ask for
+(`golden/differences.py`, `golden/reviewed/`); `TODO kind` where nothing is built yet, `UNKNOWN
+file`. The last line counts them. Exit code 1 on any FAIL or UNKNOWN.
+
+`--review` writes our values of the differing cases to `golden/reviewed/`, for a reader to approve.
 """
 
 from __future__ import annotations
@@ -18,7 +21,9 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(Path(__file__).parent)]
 sys.path.append(str(ROOT))  # last, so that our nodes/ never hides another package's
 
+from golden import reviewed  # noqa: E402
 from golden.differences import DIFFERENCES  # noqa: E402
+from golden.result import Case  # noqa: E402
 
 KINDS = (
     "dit_tiny", "sample_tiny", "step_skip", "rope", "sigmas", "unipc", "soft_append", "sections",
@@ -33,30 +38,48 @@ def kind_of(name: str) -> str | None:
     return max((k for k in KINDS if name.startswith(k)), key=len, default=None)
 
 
+def cases_of_kind(kind: str, folder: Path) -> Iterator[Case]:
+    """Every case of a kind, held to its reviewed value if there is one."""
+    for case in importlib.import_module(f"golden.{kind}").check(folder):
+        yield reviewed.judged(kind, case)
+
+
+def line_of(kind: str, case: Case) -> tuple[str, str]:
+    """(verdict, rest of the line) of a case."""
+    name = f"{kind}/{case.name}"
+    if case.ok is None:
+        return "TODO", name
+    if case.ok and case.deviation is not None:
+        return "DIFFERS", f"{name} {DIFFERENCES[case.deviation.tag]}"
+    return ("PASS" if case.ok else "FAIL"), f"{name} {case.error} {case.tolerance}"
+
+
 def lines_of_kind(kind: str, folder: Path) -> Iterator[tuple[str, str]]:
     """(verdict, rest of the line) for every case of one kind."""
     if not (Path(__file__).parent / "golden" / f"{kind}.py").exists():
         yield "TODO", kind
         return
-    cases = 0
-    for case in importlib.import_module(f"golden.{kind}").check(folder):
-        cases += 1
-        name = f"{kind}/{case.name}"
-        reason = next((why for mark, why in DIFFERENCES.items() if mark in name), None)
-        if case.ok is None:
-            yield "TODO", name
-        elif not case.ok and reason is not None:
-            yield "DIFFERS", f"{name} {reason}"
-        else:
-            yield ("PASS" if case.ok else "FAIL"), f"{name} {case.error} {case.tolerance}"
-    if not cases:
+    lines = 0
+    for case in cases_of_kind(kind, folder):
+        lines += 1
+        yield line_of(kind, case)
+    if not lines:
         yield "FAIL", f"{kind}/none no-case-found exact"
+
+
+def review(kind: str, folder: Path) -> None:
+    """Write the values of the cases that differ and keep to their rule."""
+    cases = importlib.import_module(f"golden.{kind}").check(folder)
+    deviations = [case.deviation for case in cases if case.ok and case.deviation is not None]
+    if deviations:
+        reviewed.write(kind, deviations)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--only", default="", help="kinds, separated by commas")
+    parser.add_argument("--review", action="store_true", help="write the values that differ")
     args = parser.parse_args()
     if not args.folder.is_dir():
         parser.error(f"{args.folder} is not a folder")
@@ -69,6 +92,9 @@ def main() -> int:
     files = sorted(p.name for p in args.folder.iterdir() if p.name not in NOT_DATA)
     present = {kind_of(name) for name in files} - {None}
     counts: Counter[str] = Counter()
+    if args.review:
+        for kind in sorted(present & only or present):
+            review(kind, args.folder)
 
     def say(verdict: str, rest: str) -> None:
         counts[verdict] += 1

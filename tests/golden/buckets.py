@@ -44,6 +44,9 @@ def _nearest(spec: dict[str, Any]) -> Iterator[Case]:
 def _selector(name: str, config: dict[str, Any]) -> Iterator[Case]:
     width, height = config["resolution_w_h"]
     selector = BucketSelector(width, height, config["enable_bucket"], config["no_upscale_asked"])
+    yield exact(f"{name}.step", images.SIZE_STEP, config["step"])
+    small = selector.choose(width // 2, height // 2) == (width // 32 * 16, height // 32 * 16)
+    yield exact(f"{name}.no_upscale", small, config["no_upscale"])
     yield exact(f"{name}.sizes", [list(size) for size in selector.sizes], config["buckets_w_h"])
     chosen = [list(selector.choose(*case["image_w_h"])) for case in config["cases"]]
     yield exact(f"{name}.choices", chosen, [case["bucket_w_h"] for case in config["cases"]])

@@ -8,6 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ from framepack_core.weights.fp8 import (
 )
 
 from .dit_tiny import ATOL, RTOL, arguments_of, inputs_of, noise_floor
-from .result import Case, compare, exact
+from .result import Case, compare, exact, exact_ours, summary
 
 MODES = {"block": "block", "channel": "row", "tensor": "tensor"}
 STEP = 2**-3  # between neighbours in e4m3, relative
@@ -57,11 +58,14 @@ def _bits(x: Tensor) -> Tensor:
 
 def _weight(case: dict[str, Any], given: dict[str, Tensor]) -> Iterator[Case]:
     name, weight = case["case"], given["weight"]
+    about = [list(weight.shape), str(weight.dtype)[6:]]
+    yield exact(f"{name}.weight", about, [case["shape"], case["weight_dtype"]])
     shape = scale_shape(tuple(weight.shape), MODES[case["mode_asked"]], case["block_size"])
     dtype = getattr(torch, case["fp8"])
     q, scale = quantize(weight, shape, dtype)
     yield exact(f"{name}.scale_shape", list(shape), case["scale_shape"])
     yield exact(f"{name}.scale", scale, given["scale_weight"])
+    yield exact(f"{name}.scale_dtype", str(scale.dtype)[6:], case["scale_dtype_stored"])
     yield exact(f"{name}.q", _bits(q), _bits(given["q"]))
     yield exact(f"{name}.max", torch.finfo(dtype).max, case["max_value"])
     if "dequant" not in given:
@@ -107,8 +111,9 @@ def _model(
         if x.dtype in FP8
     }
     yield exact("model.quantised", quantised, spec["quantised"])
-    plain = [name for name in spec["not_quantised_in_blocks"] if is_block_linear(name)]
-    yield exact("model.not_quantised", plain, [])
+    blocks = [n for n in state if "transformer_blocks" in n and n.endswith(".weight")]
+    plain = sorted(name for name in blocks if not is_block_linear(name))
+    yield exact("model.not_quantised", plain, sorted(spec["not_quantised_in_blocks"]))
     for entry, expected in tensors.items():
         case, _, name = entry.partition("|")
         if case in states and expected.dtype in FP8:
@@ -129,21 +134,36 @@ def _model(
 
 
 def _errors(dit: Path, errors: dict[str, str]) -> Iterator[Case]:
-    """What fails in the reference and works here."""
-    outcomes = {}
-    load_dit(dit, precision="fp8")
-    outcomes["plain_fp8_flag"] = "no error"
+    """What fails in the reference and works here: the weights that come of it."""
+    full, plain = (dit_state(dit, precision=precision)[1] for precision in ("full", "fp8"))
+    linears = sorted(name for name in full if _is_quantised(name, full[name]))
+    outcomes = {"plain_fp8_flag": _cast_like(plain, full, torch.float8_e4m3fn)}
     with tempfile.TemporaryDirectory() as name:
-        _, state = dit_state(dit, precision="fp8")
-        save_file(state, Path(name) / "model.safetensors")
+        save_file(plain, Path(name) / "model.safetensors")
         shutil.copy(dit / "config.json", name)
         try:
-            load_dit(name, precision="fp8_scaled")
-            outcomes["quantising_an_fp8_checkpoint"] = "no error"
+            again = dit_state(Path(name), precision="fp8_scaled")[1]
+            outcomes["quantising_an_fp8_checkpoint"] = _cast_like(again, full, torch.float8_e4m3fn)
         except FramePackError as error:
-            outcomes["quantising_an_fp8_checkpoint"] = str(error)
+            outcomes["quantising_an_fp8_checkpoint"] = [str(error)]
     for name, expected in errors.items():
-        yield exact(f"errors.{name}[fp8-works]", outcomes.get(name), expected)
+        found = outcomes.get(name, "not covered here")
+        name, tag = f"errors.{name}", "fp8-works"
+        yield exact_ours(name, tag, found, rule=linears, reference=expected, inputs=name)
+
+
+def _is_quantised(name: str, weight: Tensor) -> bool:
+    """Whether our rule puts a weight in fp8: matrices of the blocks, but for the modulations."""
+    return "transformer_blocks" in name and weight.ndim == 2 and "norm" not in name
+
+
+def _cast_like(state: dict[str, Tensor], full: dict[str, Tensor], dtype: torch.dtype) -> list[str]:
+    """The weights that are a plain cast of the full ones; what else is not as it was is marked."""
+    cast_ = [n for n, x in state.items() if x.dtype == dtype]
+    wrong = [n for n in cast_ if not torch.equal(_bits(state[n]), _bits(full[n].to(dtype)))]
+    rest = state.keys() ^ full.keys()
+    rest |= {n for n in full.keys() - cast_ if not torch.equal(full[n], state.get(n, full[n]))}
+    return sorted([*cast_, *(f"wrong {n}" for n in wrong), *(f"changed {n}" for n in rest)])
 
 
 def _lora(folder: Path, model: dict[str, str]) -> tuple[Lora, float]:
@@ -159,4 +179,13 @@ def _fp8_base(folder: Path, spec: dict[str, Any], tensors: dict[str, Tensor]) ->
     merged = cast(add_deltas(before.float(), [(1.0, delta)]), before.dtype)
     near = (merged.float(), after.float(), STEP, 2**-9)
     yield compare("fp8base_merge.within-a-step", *near)
-    yield exact("fp8base_merge[fp16-merge]", _bits(merged), _bits(after))
+    change = delta.scale * (delta.up.double() @ delta.down.double())
+    by_hand = (before.double() + change).float().to(before.dtype)
+    values = {"rule": by_hand.tolist(), "reference": after.tolist()}
+    inputs = [spec["fp8base_merge"]["key"], summary(before.float()), summary(change)]
+    case = exact_ours("fp8base_merge", "fp16-merge", merged.tolist(), **values, inputs=inputs)
+    if case.deviation is not None:
+        short = (summary(after.float()), summary(merged.float()))
+        reference, ours = short
+        case = replace(case, deviation=replace(case.deviation, reference=reference, ours=ours))
+    yield case

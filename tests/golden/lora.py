@@ -31,10 +31,27 @@ from framepack_core.training.adapters import (
 from framepack_core.training.config import AdapterConfig
 
 from .dit_tiny import ATOL, RTOL, arguments_of, inputs_of, load_model, noise_floor
-from .result import Case, compare, exact
+from .result import Case, compare, compare_ours, exact, exact_ours, refusal, refused, summary
 
 BF16_ATOL = 5e-2
 PREFIX = "lora_unet_"
+# HunyuanVideo's names of what lies outside of its blocks, and the DiT's.
+OUTSIDE = {
+    "img_in_proj": "x_embedder.proj",
+    "txt_in_input_embedder": "context_embedder.proj_in",
+    "txt_in_t_embedder_mlp_0": "context_embedder.time_text_embed.timestep_embedder.linear_1",
+    "txt_in_t_embedder_mlp_2": "context_embedder.time_text_embed.timestep_embedder.linear_2",
+    "txt_in_c_embedder_linear_1": "context_embedder.time_text_embed.text_embedder.linear_1",
+    "txt_in_c_embedder_linear_2": "context_embedder.time_text_embed.text_embedder.linear_2",
+    "time_in_mlp_0": "time_text_embed.timestep_embedder.linear_1",
+    "time_in_mlp_2": "time_text_embed.timestep_embedder.linear_2",
+    "vector_in_in_layer": "time_text_embed.text_embedder.linear_1",
+    "vector_in_out_layer": "time_text_embed.text_embedder.linear_2",
+    "guidance_in_mlp_0": "time_text_embed.guidance_embedder.linear_1",
+    "guidance_in_mlp_2": "time_text_embed.guidance_embedder.linear_2",
+    "final_layer_linear": "proj_out",
+    "final_layer_adaLN_modulation_1": "norm_out.linear",
+}
 
 
 @dataclass(frozen=True)
@@ -122,7 +139,7 @@ def _format(goldens: Goldens, name: str, case: dict[str, Any]) -> Iterator[Case]
         changed, expected = _changed(merge), sorted(result["changed"])
         if case["messages"]:  # of what the reference drops
             more = [key for key in changed if key not in expected]
-            yield exact(f"{name}.{strength}.more[dropped-modules]", more, [])
+            yield from _dropped(goldens, f"{name}.{strength}", case, more, merge)
             changed = [key for key in changed if key in expected]
         yield exact(f"{name}.{strength}.changed", changed, expected)
         dtypes = sorted({str(merge(k, goldens.base[k].float()).dtype)[6:] for k in merge.names})
@@ -132,6 +149,37 @@ def _format(goldens: Goldens, name: str, case: dict[str, Any]) -> Iterator[Case]
         yield exact(f"{name}.{strength}.unused", sorted(lora.report.unmatched), expected)
         probe = f"{name}@{strength}"
         yield from goldens.probes(probe, merge, torch.float32, ATOL, probe)
+
+
+def _dropped(
+    goldens: Goldens, name: str, case: dict[str, Any], more: list[str], merge: MergeLoras
+) -> Iterator[Case]:
+    """What a HunyuanVideo LoRA changes outside of the blocks: which weights, and to what."""
+    factors = load_file(goldens.folder / case["file"])
+    named = set(re.findall(rf"{PREFIX}(\w+)\.lora_", " ".join(case["messages"])))
+    rule = sorted(f"{OUTSIDE.get(module, 'unknown ' + module)}.weight" for module in named)
+    tag, inputs = "dropped-modules", [name, sorted(named), sorted(factors)]
+    yield exact_ours(f"{name}.more", tag, more, rule=rule, reference=[], inputs=inputs)
+    for module in sorted(named & OUTSIDE.keys()):
+        key = f"{OUTSIDE[module]}.weight"
+        of_module = {k: x.float() for k, x in factors.items() if module in k.replace(".", "_")}
+        down, up, alpha = (
+            next((x for k, x in of_module.items() if re.search(part, k)), None)
+            for part in (r"lora_(A|down)", r"lora_(B|up)", r"alpha$")
+        )
+        scale = 1.0 if alpha is None else float(alpha) / len(down)
+        base = goldens.base[key].float()
+        merged = merge(key, base)
+        yield compare_ours(
+            f"{name}.{key}",
+            tag,
+            merged,
+            rule=base + float(name.split(".", 1)[1]) * scale * (up @ down),
+            reference=base,
+            inputs=[*inputs, key, summary(base)],
+            rtol=RTOL,
+            atol=ATOL,
+        )
 
 
 def _converted(lora: Lora) -> dict[str, list[int]]:
@@ -167,8 +215,17 @@ def _bf16_base(goldens: Goldens) -> Iterator[Case]:
         merge = MergeLoras([LoraUse(lora, float(strength))])
         found = {k: str(merge(k, goldens.base[k]).dtype)[6:] for k in merge.names}
         tag, of_base = case["tag"], dict.fromkeys(found, "bfloat16")
-        yield exact(f"{tag}.base-dtype", found, of_base)
-        yield exact(f"{tag}.dtypes[merged-dtype]", found, case["merged_dtypes"])
+        promoted = torch.promote_types(torch.bfloat16, getattr(torch, case["lora_dtype"]))
+        as_promoted = dict.fromkeys(found, str(promoted)[6:])
+        yield exact(f"{tag}.promoted", as_promoted, case["merged_dtypes"])
+        yield exact_ours(
+            f"{tag}.dtypes",
+            "merged-dtype",
+            found,
+            rule=of_base,
+            reference=case["merged_dtypes"],
+            inputs=[case["lora_dtype"], case["alpha_dtype"]],
+        )
         yield from goldens.probes(tag, merge, torch.bfloat16, BF16_ATOL, tag)
 
 
@@ -241,8 +298,11 @@ def _training_network(goldens: Goldens) -> Iterator[Case]:
     yield exact("training_network.scale", adapter.scale, spec["scale"])
     yield exact("training_network.alpha", adapter.alpha, spec["alpha_buffer"])
     dit = _skeleton(goldens)
+    without = spec["exclude_attn_no_dim"]
+    small = {"rank": without["dim"], "alpha": without["alpha"], "exclude": ("attn",)}
+    found = sorted(_adapters(goldens, AdapterConfig(kind="lora", **small)))
+    yield exact("training_network.exclude_attn_no_dim", found, sorted(without["names"]))
     chosen = {
-        "exclude_attn_no_dim": select_layers(dit, exclude=["attn"]),
         # The reference's include adds to what it takes without; here it is all that is taken.
         "exclude_single_include_norm1": {
             **select_layers(dit, exclude=["single"]),
@@ -250,9 +310,8 @@ def _training_network(goldens: Goldens) -> Iterator[Case]:
         },
     }
     for name, layers in chosen.items():
-        expected = spec[name]["names"] if isinstance(spec[name], dict) else spec[name]
         found = sorted(PREFIX + underscored(layer) for layer in layers)
-        yield exact(f"training_network.{name}", found, sorted(expected))
+        yield exact(f"training_network.{name}", found, sorted(spec[name]))
 
 
 def _skeleton(goldens: Goldens) -> FramePackDiT:
@@ -274,32 +333,80 @@ def _adapters(goldens: Goldens, config: AdapterConfig) -> dict[str, dict[str, li
 
 def _filter(goldens: Goldens) -> Iterator[Case]:
     spec = goldens.spec["filter"]
-    lora = goldens.load(spec["on"].split()[0])
+    source = spec["on"].split()[0]
+    lora = goldens.load(source)
+    keys = sorted(load_file(goldens.path(source)))
     for case in spec["cases"]:
         include, exclude = case["include"], case["exclude"]
         name = f"filter:{include}/{exclude}"
+        left = [
+            key
+            for key in keys
+            if (include is None or re.search(include, key))
+            and (exclude is None or not re.search(exclude, key))
+        ]
+        yield exact(f"{name}.remaining", left, sorted(case["remaining_keys"]))
+        names, kept = _selected(keys, goldens.shapes, include, exclude)
         try:
             chosen = lora.select([include] if include else [], [exclude] if exclude else [])
         except FramePackError as error:
-            tag = "[pattern-of-no-module]"
-            yield exact(f"{name}{tag}", f"error: {error}", case["changed"])
+            yield exact_ours(
+                name,
+                "pattern-of-no-module",
+                refusal(error, *names),
+                rule=refused(*names) if names else kept,
+                reference=sorted(case["changed"]),
+                inputs=[include, exclude, keys],
+            )
             continue
         merge = MergeLoras([LoraUse(chosen)])
+        yield exact(f"{name}.modules", chosen.modules, kept)
         yield exact(f"{name}.changed", _changed(merge), sorted(case["changed"]))
         yield from goldens.probes(name, merge, torch.float32, ATOL, name)
 
 
+def _selected(
+    keys: list[str], shapes: Shapes, include: str | None, exclude: str | None
+) -> tuple[tuple[str, ...], list[str]]:
+    """What our error names if it must, and the modules that our rule leaves."""
+    named = {key.split(".")[0] for key in keys}
+    modules = {n.removesuffix(".weight") for n in shapes if n.endswith(".weight")}
+    modules = {m for m in modules if PREFIX + underscored(m) in named}
+
+    def found(pattern: str) -> set[str]:
+        either = re.compile(pattern)
+        return {m for m in modules if either.search(m) or either.search(PREFIX + underscored(m))}
+
+    for pattern in filter(None, (include, exclude)):
+        if not found(pattern):
+            return (repr(pattern), "none of the"), []
+    kept = (found(include) if include else modules) - (found(exclude) if exclude else set())
+    return (() if kept else ("leave nothing",)), sorted(kept)
+
+
 def _options(goldens: Goldens) -> Iterator[Case]:
     """What the reference's command line does with lists of patterns and without multipliers."""
-    path = goldens.path(goldens.spec["filter"]["on"].split()[0])
-    calls = {
-        "include_patterns_as_list": {"include": ["attn"]},
-        "lora_multiplier_default_float": {},
-        "lora_multiplier_none": {},
+    source = goldens.spec["filter"]["on"].split()[0]
+    path, keys = goldens.path(source), sorted(load_file(goldens.path(source)))
+    patterns = {
+        "include_patterns_as_list": "attn",
+        "lora_multiplier_default_float": None,
+        "lora_multiplier_none": None,
     }
     for name, expected in goldens.spec["filter"]["cli_quirks"].items():
-        open_loras([path], goldens.shapes, **calls[name])
-        yield exact(f"options.{name}[lora-options]", "no error", expected)
+        pattern = patterns[name]
+        [use] = open_loras([path], goldens.shapes, include=[pattern] if pattern else [])
+        actual = {"modules": use.lora.modules, "strength": use.strength}
+        rule = {"modules": _selected(keys, goldens.shapes, pattern, None)[1], "strength": 1.0}
+        reference = rule if expected == "no error" else expected
+        yield exact_ours(
+            f"options.{name}",
+            "lora-options",
+            actual,
+            rule=rule,
+            reference=reference,
+            inputs=[name, keys],
+        )
 
 
 # --- files that the reference misreads ------------------------------------------------------------
@@ -309,8 +416,20 @@ def _fused_loha(goldens: Goldens) -> Iterator[Case]:
     spec = goldens.spec["hunyuan_loha_conversion"]
     tensors = _invent(spec["input_keys"], goldens.shapes)
     lora = _from_tensors(tensors, goldens.shapes)
-    expected = {key.split(".")[0] for key in spec["output_keys"] if ".hada_" in key}
-    yield exact("hunyuan_loha[fused-loha]", _modules(lora), sorted(expected))
+    output = spec["output_keys"]
+    # Its alphas have the names of all the split layers, of which it loses the factors.
+    rule, reference = (
+        sorted({key.split(".")[0] for key in output if part in key})
+        for part in (".alpha", ".hada_")
+    )
+    yield exact_ours(
+        "hunyuan_loha",
+        "fused-loha",
+        _modules(lora),
+        rule=rule,
+        reference=reference,
+        inputs=sorted(spec["input_keys"]),
+    )
 
 
 def _odd_files(goldens: Goldens) -> Iterator[Case]:
@@ -321,16 +440,50 @@ def _odd_files(goldens: Goldens) -> Iterator[Case]:
             {k.split(".")[0] for k in output if f".lora_{w}.weight" in k} for w in ("down", "up")
         )
         applied = sorted(m for m in down & up if m.startswith(PREFIX))
+        rule = _whole_modules(case["input_keys"], goldens.shapes)
         try:
-            lora = _from_tensors(tensors, goldens.shapes)
+            lora: Lora | None = _from_tensors(tensors, goldens.shapes)
         except FramePackError:
-            yield exact(f"odd.{i}", [], applied)
-            continue
-        yield exact(f"odd.{i}[odd-names]", _modules(lora), applied)
+            lora = None
+        yield exact_ours(
+            f"odd.{i}",
+            "odd-names",
+            [] if lora is None else _modules(lora),
+            rule=rule,
+            reference=applied,
+            inputs=case["input_keys"],
+        )
         for key in (key for key in case["input_keys"] if key.endswith(".alpha")):
-            delta = next(iter(lora.deltas.values()))
-            of_rank_only = 1.0 if any(k.endswith("_alpha") for k in output) else None
-            yield exact(f"odd.{i}.{key}[stored-alpha]", delta.scale, of_rank_only)
+            module = PREFIX + underscored(_bare(key.removesuffix(".alpha")))
+            deltas = {} if lora is None else lora.deltas
+            name_of = {PREFIX + underscored(n.removesuffix(".weight")): n for n in deltas}
+            scale = deltas[name_of[module]].scale if module in name_of else None
+            lost = f"{module}.alpha" not in case["input_keys"] and f"{module}_alpha" in output
+            rank = next(len(tensors[k]) for k in tensors if re.search(r"lora_(A|down)", k))
+            of_file = float(tensors[key]) / rank
+            yield exact_ours(
+                f"odd.{i}.{key}",
+                "stored-alpha",
+                scale,
+                rule=of_file,
+                reference=1.0 if lost else of_file,
+                inputs=[key, case["input_keys"]],
+            )
+
+
+def _whole_modules(keys: list[str], shapes: Shapes) -> list[str]:
+    """The modules of the DiT that a file has both factors of, whatever its keys begin with."""
+    sides: dict[str, set[str]] = {}
+    for key in keys:
+        if match := re.fullmatch(r"(.+)\.lora_(A|B|down|up)(?:\.default)?\.weight", key):
+            side = {"A": "down", "B": "up"}.get(match[2], match[2])
+            sides.setdefault(PREFIX + underscored(_bare(match[1])), set()).add(side)
+    known = {PREFIX + underscored(name.removesuffix(".weight")) for name in shapes}
+    return sorted(m for m, found in sides.items() if found == {"down", "up"} and m in known)
+
+
+def _bare(module: str) -> str:
+    return re.sub(rf"^(?:diffusion_model\.|transformer\.|{PREFIX})", "", module)
 
 
 def _modules(lora: Lora) -> list[str]:

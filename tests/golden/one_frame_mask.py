@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+import torch
+from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -13,7 +16,7 @@ from framepack_core.sampling.masks import latent_mask, mask_latents
 from framepack_core.sampling.one_frame import OneFrame, generate_one_frame, plan_one_frame
 from framepack_core.sampling.sections import LATENT_STRIDE
 
-from .result import Case, compare
+from .result import Case, compare, compare_ours, summary
 
 
 def check(folder: Path) -> Iterator[Case]:
@@ -26,10 +29,40 @@ def check(folder: Path) -> Iterator[Case]:
         clean = masked_context(controls, masks)
         for i in range(expected.shape[2]):
             name = f"{path.stem}.control{i}" if i < controls.shape[2] else f"{path.stem}.post"
-            if i < len(pictures) and pictures[i] is not None:
-                mask_height, mask_width = pictures[i].shape
-                name += "[mask-stretched]" * (mask_width * height != mask_height * width)
-            yield compare(name, clean[:, :, i], expected[:, :, i], 0.0, 1e-5)
+            picture = pictures[i] if i < len(pictures) else None
+            if picture is None or picture.shape[1] * height == picture.shape[0] * width:
+                yield compare(name, clean[:, :, i], expected[:, :, i], 0.0, 1e-5)
+            else:
+                yield from cropped(
+                    name, clean[:, :, i], controls[:, :, i], expected[:, :, i], picture
+                )
+
+
+def cropped(
+    name: str, ours: Tensor, control: Tensor, reference: Tensor, mask: Tensor
+) -> Iterator[Case]:
+    """A mask of another shape than the video: the reference stretches it, we cut its middle out."""
+    height, width = mask.shape
+    aspect = control.shape[-1] / control.shape[-2]
+    across, down = min(width, height * aspect), min(height, width / aspect)
+    left, top = (width - across) / 2, (height - down) / 2
+
+    def masked(box: tuple[float, float, float, float] | None) -> Tensor:
+        size = (control.shape[-1], control.shape[-2])
+        small = Image.fromarray(mask.numpy()).resize(size, Image.Resampling.LANCZOS, box=box)
+        return control * (torch.from_numpy(np.array(small)).float() / 255)
+
+    yield compare(f"{name}.stretched", masked(None), reference, 0.0, 1e-5)
+    yield compare_ours(
+        name,
+        "mask-stretched",
+        ours,
+        rule=masked((left, top, left + across, top + down)),
+        reference=reference,
+        inputs=[summary(mask), summary(control)],
+        rtol=0.0,
+        atol=1e-5,
+    )
 
 
 def mask_of(tensors: dict[str, Tensor], control: int) -> Tensor | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import tempfile
 from argparse import Namespace
@@ -11,6 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from framepack_core.cli import build_parser
+from framepack_core.headless.output import Output
+from framepack_core.headless.request import read_plan
+from framepack_core.lora.apply import open_loras
+from framepack_core.parsing.json_toml import parse_toml
 from framepack_core.parsing.prompt_lines import (
     LINE_OPTIONS,
     given_fields,
@@ -21,43 +26,156 @@ from framepack_core.parsing.sample_prompts import OPTIONS as SAMPLE_OPTIONS
 from framepack_core.parsing.sample_prompts import load_sample_prompts, parse_sample_line
 from framepack_core.runtime.errors import FramePackError
 from framepack_core.sampling.sections import WINDOW, check_size, plan_video, sections_for_seconds
+from framepack_core.sampling.step_cache import MagCacheConfig
 
-from .result import Case, exact, todo
+from .result import Case, exact, exact_ours, refusal, refused, todo
 
 RENAMED = {"width": "video_size_width", "height": "video_size_height"}
 PATHS = {"i", "ei", "ci", "cim", "cn", "of"}
 TEXTS = {*PATHS, "im", "n"}
 NUMBER = re.compile(r"\s*(\d+\.?\d*|\.\d+)\s*")
+REFUSED = "refused"
+
+# What our lines mean, as documented: the key that an option sets, and the values that it takes.
+COUNT = (int, lambda x: x >= 1)
+SEED = (int, lambda x: 0 <= x < 2**64)
+SCALE = (float, lambda x: 0 <= x < math.inf)
+ABOVE_ZERO = (float, lambda x: 0 < x < math.inf)
+RATIO = (float, lambda x: 0 <= x <= 1)
+PATH = (str, bool)
+TEXT = (str, lambda x: True)
+SHARED = {
+    "d": ("seed", SEED),
+    "vs": ("video_sections", COUNT),
+    "n": ("negative_prompt", TEXT),
+    "i": ("image_path", PATH),
+    "ei": ("end_image_path", PATH),
+    "ci": ("control_image_path", PATH),
+    "cim": ("control_image_mask_path", PATH),
+}
+LINE = {
+    **SHARED,
+    "w": ("video_size_width", COUNT),
+    "h": ("video_size_height", COUNT),
+    "of": ("one_frame_inference", PATH),
+    "f": ("video_seconds", ABOVE_ZERO),
+    "s": ("infer_steps", COUNT),
+    "g": ("guidance_scale", SCALE),
+    "l": ("guidance_scale", SCALE),
+    "fs": ("flow_shift", ABOVE_ZERO),
+    "im": ("image_mask_path", PATH),
+    "mcrr": ("magcache_retention_ratio", RATIO),
+    "mct": ("magcache_threshold", SCALE),
+    "mck": ("magcache_k", COUNT),
+}
+SAMPLE = {
+    **SHARED,
+    "w": ("width", COUNT),
+    "h": ("height", COUNT),
+    "of": ("one_frame", PATH),
+    "f": ("frame_count", COUNT),
+    "s": ("sample_steps", COUNT),
+    "g": ("guidance_scale", SCALE),
+    "l": ("cfg_scale", SCALE),
+    "fs": ("discrete_flow_shift", ABOVE_ZERO),
+}
+REPEATED = {"ci", "cim"}
+
+
+class Refused(Exception):
+    """What our rules make of a line that is wrong: an error that names these."""
+
+
+def documented(line: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """What our rules make of a line, read by this file's own means."""
+    words = [m for m in re.finditer(r"\S+", line) if re.match(r"--[A-Za-z]", m[0])]
+    ends = [*(word.start() for word in words), len(line)]
+    found: dict[str, Any] = {"prompt": _text(line[: ends[0]])}
+    for word, end in zip(words, ends[1:], strict=True):
+        name = word[0].removeprefix("--").lower()
+        if name not in options:
+            raise Refused(word[0])
+        key, (kind, accepts) = options[name]
+        text = _text(line[word.end() : end])
+        try:
+            value = kind(text)
+        except ValueError:
+            raise Refused(word[0], repr(text)[1:-1]) from None
+        if not accepts(value):
+            raise Refused(word[0], repr(text)[1:-1])
+        found[key] = [*found.get(key, []), value] if name in REPEATED else value
+    if {"video_seconds", "video_sections"} <= found.keys():
+        raise Refused("--f", "--vs")
+    return found
+
+
+def documented_file(case: dict[str, Any]) -> list[dict[str, Any]]:
+    """What our rules make of a file of sample prompts that has a tag."""
+    if case["extension"] == "txt":
+        lines = (line.strip() for line in case["text"].split("\n"))
+        samples = [documented(x, SAMPLE) for x in lines if x and not x.startswith("#")]
+    else:
+        shared = parse_toml(case["text"], "case")["prompt"]
+        samples = [{**shared, **subset} for subset in shared.pop("subset")]
+    return [{**sample, "enum": i} for i, sample in enumerate(samples)]
+
+
+def _text(text: str) -> str:
+    return re.sub(r"(?<!\S)\\--", "--", text.strip())
 
 
 def check(folder: Path) -> Iterator[Case]:
-    spec = json.loads((folder / "prompt_lines.json").read_text())
+    spec = json.loads((folder / "prompt_lines.json").read_text(encoding="utf-8"))
     for i, case in enumerate(spec["generate"]["cases"]):
-        name = f"generate.{i}{accident(case['input'], LINE_OPTIONS)}"
-        yield refused_or_equal(name, case, lambda case: of_line(case["input"]))
+        line = case["input"]
+        tag, rule = accident(line, LINE_OPTIONS), lambda line=line: documented(line, LINE)
+        yield judge(f"generate.{i}", tag, case, line, lambda line=line: of_line(line), rule)
     for i, case in enumerate(spec["from_file"]["cases"]):
         yield exact(f"from_file.{i}", list(of_file(case["file_lines"])), case["result"])
-    base = spec["apply_overrides"]["base"]
+    base = {**spec["generate_defaults"], **spec["apply_overrides"]["base"]}
     for i, case in enumerate(spec["apply_overrides"]["cases"]):
         yield exact(f"apply_overrides.{i}", overridden(base, case["input"]), case["result"])
     for i, case in enumerate(spec["check_inputs"]["cases"]):
         yield check_inputs(i, case)
     for i, case in enumerate(spec["training_sample_prompts"]["cases"]):
-        name = f"sample.{i}{accident(case['input'], SAMPLE_OPTIONS, of_sample=True)}"
-        yield refused_or_equal(name, case, lambda case: of_sample(case["input"]))
+        line = case["input"]
+        tag = accident(line, SAMPLE_OPTIONS, of_sample=True)
+        rule = lambda line=line: documented(line, SAMPLE)  # noqa: E731
+        yield judge(f"sample.{i}", tag, case, line, lambda line=line: of_sample(line), rule)
     for i, case in enumerate(spec["training_prompt_files"]["cases"]):
-        name = f"sample_file.{i}.{case['extension']}{accident_of_file(case)}"
-        yield refused_or_equal(name, case, of_sample_file)
+        read, rule = (lambda f=f, case=case: f(case) for f in (of_sample_file, documented_file))
+        name = f"sample_file.{i}.{case['extension']}"
+        yield judge(name, accident_of_file(case), case, case["text"], read, rule)
     yield from check_defaults(spec["generate_defaults"])
 
 
-def refused_or_equal(name: str, case: dict[str, Any], read: Callable[[dict], Any]) -> Case:
-    """Both sides refuse the case, or both read the same."""
-    expected = case.get("result", "refused")
+def judge(
+    name: str,
+    tag: str,
+    case: dict[str, Any],
+    inputs: Any,
+    read: Callable[[], Any],
+    rule: Callable[[], Any],
+) -> Case:
+    """Both sides refuse the case, or both read the same; with a tag, as our rule does."""
+    reference = case.get("result", REFUSED)
+    names: tuple[str, ...] = ()
+    expected = reference
+    if tag:
+        try:
+            expected = rule()
+        except Refused as error:
+            names, expected = error.args, refused(*error.args)
     try:
-        return exact(name, read(case), expected)
+        actual = read()
     except FramePackError as error:
-        return exact(name, "refused" if expected == "refused" else f"refused: {error}", expected)
+        as_reference = reference == REFUSED and not names
+        actual = REFUSED if as_reference else refusal(error, *names)
+    if not tag:
+        return exact(name, actual, reference)
+    kind = name.partition(".")[0]
+    inputs = [kind, inputs]
+    return exact_ours(name, tag, actual, rule=expected, reference=reference, inputs=inputs)
 
 
 def as_json(fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -90,10 +208,11 @@ def of_sample_file(case: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def overridden(base: dict[str, Any], line: str) -> dict[str, Any]:
-    """The prompt, the size and what a line changes."""
+    """The prompt, the size and what a line changes; base: the command line's settings."""
     settings = parse_prompt_line(line).settings(tuple(base["video_size"]))
-    given = {key: value for key, value in settings.items() if value is not None}
-    return as_json({"video_size": base["video_size"], **given})
+    given = {"video_size": base["video_size"], **as_json(settings)}
+    kept = {"prompt", "video_size"}
+    return {k: x for k, x in given.items() if k in kept or (x is not None and x != base.get(k))}
 
 
 def check_inputs(i: int, case: dict[str, Any]) -> Case:
@@ -101,48 +220,113 @@ def check_inputs(i: int, case: dict[str, Any]) -> Case:
     changes = {"video_size": [256, 320], "latent_window_size": WINDOW, **case["changes"]}
     height, width = changes["video_size"]
     window, sections = changes["latent_window_size"], changes.get("video_sections")
-    name = f"check_inputs.{i}"
-    if sections and changes.get("fps", 30) != 30:
-        name += "[sections-by-fps]"
+    tag = "sections-by-fps" if sections and changes.get("fps", 30) != 30 else ""
     if "result" in case and (height % 16 or width % 16):
-        name += "[size-16]"
+        tag = "size-16"
 
-    def read(_case: dict[str, Any]) -> list[int]:
+    def read() -> list[int]:
         check_size(width, height)
         count = sections or sections_for_seconds(changes.get("video_seconds", 5.0), window)
         return [height, width, len(plan_video("framepack", count, window).sections)]
 
+    def rule() -> list[int]:
+        if tag == "size-16":
+            raise Refused(f"{width}x{height}")
+        return [height, width, sections]
+
     if "result" in case:
         seconds = case["result"][2]
         case = {**case, "result": [*case["result"][:2], sections_for_seconds(seconds, window)]}
-    return refused_or_equal(name, case, read)
+    return judge(f"check_inputs.{i}", tag, case, case["changes"], read, rule)
 
 
 def check_defaults(expected: dict[str, Any]) -> Iterator[Case]:
-    """Every option that there is has the reference's default."""
-    defaults = vars(parsed_without_options())
+    """Every option that there is has the reference's default, or has it where it is used."""
+    defaults = vars(parsed())
     for option, value in expected.items():
         if option not in defaults:
             yield todo(f"default.{option}")
-            continue
-        late = defaults[option] is None and value is not None
-        yield exact(f"default.{option}{'[default-later]' * late}", defaults[option], value)
+        elif option in LATE:
+            actual = [defaults[option], LATE[option](), LATE[option](value)]
+            # Left out and given as the reference has it, it comes to the same.
+            rule = [None, LATE[option](value), LATE[option](value)]
+            yield exact_ours(
+                f"default.{option}",
+                "default-later",
+                actual,
+                rule=rule,
+                reference=value,
+                inputs=["default", option],
+            )
+        else:
+            yield exact(f"default.{option}", defaults[option], value)
 
 
-def parsed_without_options() -> Namespace:
-    return build_parser().parse_args(["generate"])
+def parsed(*options: str) -> Namespace:
+    return build_parser().parse_args(["generate", *options])
+
+
+def _given(option: str, value: Any) -> list[str]:
+    return [] if value is None else [f"--{option}", str(value)]
+
+
+def _plan_of(option: str) -> Callable[..., list[Any]]:
+    """The window and the sections that the command line plans for a value of this option."""
+
+    def plan(value: Any = None) -> list[Any]:
+        made = read_plan(parsed("--prompt", "p", *_given(option, value)))
+        return [made.window, len(made.sections)]
+
+    return plan
+
+
+def _fps(value: float | None = None) -> float:
+    return float(Output.from_args(parsed(*_given("fps", value)), "name").fps)
+
+
+def _magcache(field: str) -> Callable[..., Any]:
+    return lambda value=None: getattr(MagCacheConfig(), field) if value is None else value
+
+
+def _multiplier(value: float | None = None) -> float:
+    """The strength that a LoRA file without one gets."""
+    return value if value is not None else _strength_of_a_lora()
+
+
+def _strength_of_a_lora() -> float:
+    import torch
+    from safetensors.torch import save_file
+
+    module = "transformer_blocks.0.attn.to_q"
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "lora.safetensors"
+        names = (f"{module}.lora_A.weight", f"{module}.lora_B.weight")
+        save_file({name: torch.ones(2, 2) for name in names}, path)
+        return open_loras([path], {f"{module}.weight": (2, 2)})[0].strength
+
+
+# What an option that is None until it is used comes to, left out or with a value.
+LATE: dict[str, Callable[..., Any]] = {
+    "fps": _fps,
+    "latent_window_size": _plan_of("latent_window_size"),
+    "video_seconds": _plan_of("video_seconds"),
+    "lora_multiplier": _multiplier,
+    "magcache_k": _magcache("max_skips"),
+    "magcache_retention_ratio": _magcache("retention"),
+    "magcache_threshold": _magcache("threshold"),
+}
 
 
 def accident(line: str, known: Mapping[str, Any], of_sample: bool = False) -> str:
     """The tag of a line that the reference misreads; it cuts at " --", at any case of samples."""
     first, *parts = line.split(" --")
     if first.startswith("--"):
-        return "[prompt-first-option]"
+        return "prompt-first-option"
     if not of_sample and {"f", "vs"} <= {part.partition(" ")[0] for part in parts}:
-        return "[prompt-length-twice]"
+        return "prompt-length-twice"
     prose = of_sample and re.match(r"(w|h|f|d|s|g|fs|l|n|i|ei|cn|ci|of) ", first, re.IGNORECASE)
     return (
-        "[sample-prose]"
+        "sample-prose"
         if prose
         else next(filter(None, (_accident_of_option(part, known, of_sample) for part in parts)), "")
     )
@@ -151,38 +335,38 @@ def accident(line: str, known: Mapping[str, Any], of_sample: bool = False) -> st
 def _accident_of_option(part: str, known: Mapping[str, Any], of_sample: bool) -> str:
     name, _, value = part.partition(" ")
     if not name[:1].isalpha():
-        return "[prompt-dashes]"
+        return "prompt-dashes"
     if "\t" in name:
-        return "[prompt-tab]"
+        return "prompt-tab"
     if name == "cn" and of_sample:
-        return "[sample-control-video]"
+        return "sample-control-video"
     if name.lower() not in known:
-        return "[prompt-unknown]"
+        return "prompt-unknown"
     if name != name.lower() and not of_sample:
-        return "[prompt-case]"
+        return "prompt-case"
     if name == "im":
-        return "[prompt-image-mask]"
+        return "prompt-image-mask"
     return _accident_of_value(name.lower(), value, of_sample)
 
 
 def _accident_of_value(name: str, value: str, of_sample: bool) -> str:
     if not value.strip() and (name in PATHS or of_sample):
-        return "[prompt-no-value]"
+        return "prompt-no-value"
     if name not in TEXTS and re.fullmatch(r"\s*-.*|\s*[0.]+\s*", value) and not of_sample:
-        return "[prompt-range]"
+        return "prompt-range"
     if of_sample and name not in PATHS and value != value.strip():
-        return "[sample-blanks]"
+        return "sample-blanks"
     if of_sample and name not in PATHS and name != "n":
         whole = name in ("w", "h", "f", "d", "s")
         good = NUMBER.fullmatch(value) and not (whole and "." in value)
         clamped = name == "s" and good and not 1 <= int(value) <= 1000
-        return "" if good and not clamped else "[sample-number]"
+        return "" if good and not clamped else "sample-number"
     return ""
 
 
 def accident_of_file(case: dict[str, Any]) -> str:
     if case["extension"] == "txt" and re.search(r"^\s+#", case["text"], re.MULTILINE):
-        return "[sample-comment]"
+        return "sample-comment"
     if case["extension"] == "toml" and "multiple values" in case.get("error", ""):
-        return "[sample-subset]"
+        return "sample-subset"
     return ""

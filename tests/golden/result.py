@@ -1,12 +1,31 @@
-"""What a golden case comes to, and the two ways to compare."""
+"""What a golden case comes to, and the ways to compare.
+
+Where we differ from the reference on purpose, a case is held to our own documented rule instead:
+`exact_ours` and `compare_ours` fail on anything else, and carry a Deviation that `reviewed.py`
+looks up.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Deviation:
+    """A value that is not the reference's on purpose; all fields but the tag are plain JSON.
+
+    tag: the reason in differences.py; inputs: what the value was made of; reference: its value.
+    """
+
+    tag: str
+    inputs: Any
+    reference: Any
+    ours: Any
 
 
 @dataclass(frozen=True)
@@ -17,6 +36,7 @@ class Case:
     ok: bool | None
     error: str
     tolerance: str
+    deviation: Deviation | None = None
 
 
 def todo(name: str) -> Case:
@@ -43,6 +63,59 @@ def exact(name: str, actual: Any, expected: Any) -> Case:
         return Case(name, ok, "0" if ok else "differs", "exact")
     ok = actual == expected
     return Case(name, ok, "0" if ok else _first_difference(actual, expected), "exact")
+
+
+def exact_ours(name: str, tag: str, actual: Any, *, rule: Any, reference: Any, inputs: Any) -> Case:
+    """Equality with what our rule says, which for these inputs may be the reference's value too."""
+    case = exact(f"{name}[{tag}]", actual, rule)
+    same = exact(name, rule, reference).ok
+    deviation = Deviation(tag, inputs, summary(reference), summary(actual))
+    return case if same else replace(case, deviation=deviation)
+
+
+def compare_ours(
+    name: str,
+    tag: str,
+    actual: Tensor,
+    *,
+    rule: Tensor,
+    reference: Tensor,
+    inputs: Any,
+    rtol: float,
+    atol: float,
+) -> Case:
+    """The like of exact_ours for numbers with a tolerance."""
+    case = compare(f"{name}[{tag}]", actual, rule, rtol, atol)
+    same = compare(name, rule, reference, rtol, atol).ok
+    deviation = Deviation(tag, inputs, summary(reference), summary(actual))
+    return case if same else replace(case, deviation=deviation)
+
+
+def refusal(error: Exception, *names: str) -> str:
+    """An error as a value to compare: whether it names all that it has to."""
+    missing = [name for name in names if name not in str(error)]
+    return f"refused without {missing}: {error}" if missing else refused(*names)
+
+
+def refused(*names: str) -> str:
+    """The value of an error that names these."""
+    return f"refused, naming {list(names)}"
+
+
+def summary(value: Any) -> Any:
+    """A value as JSON reads it back; large tensors as shape, mean, norm and product with a ramp."""
+    if not isinstance(value, Tensor):
+        return json.loads(json.dumps(value, default=str))
+    flat = value.detach().double().flatten()
+    if flat.numel() <= 32:
+        return value.tolist()
+    ramp = torch.linspace(-1, 1, flat.numel(), dtype=torch.float64)
+    return {
+        "shape": list(value.shape),
+        "mean": flat.mean().item(),
+        "norm": flat.norm().item(),
+        "ramp": (flat @ ramp).item(),
+    }
 
 
 def _first_difference(actual: Any, expected: Any) -> str:

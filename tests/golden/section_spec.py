@@ -6,59 +6,120 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from framepack_core.parsing.section_spec import format_spec, parse_spec
 from framepack_core.runtime.errors import FramePackError
 
-from .result import Case, exact
+from .result import Case, exact, exact_ours, refusal, refused
+
+ESCAPED, HIDDEN = "\\;;;", "\0"
 
 
 def check(folder: Path) -> Iterator[Case]:
-    cases = json.loads((folder / "section_spec.json").read_text())["cases"]
+    cases = json.loads((folder / "section_spec.json").read_text(encoding="utf-8"))["cases"]
     for i, case in enumerate(cases):
         text, expected = case["input"], {int(key): text for key, text in case["result"].items()}
-        name = f"{i}{'' if text is None else accident(text)}"
+        tag = "" if text is None else accident(text)
+        rule = documented(text) if tag else expected
         try:
-            spec = parse_spec(text)
+            actual: Any = texts_of(text)
         except FramePackError as error:
-            yield exact(name, f"refused: {error}", expected)
-            continue
-        texts = dict(spec.texts)
-        if spec.default_key is not None:
-            texts.setdefault(0, texts[spec.default_key])
-        yield exact(name, texts, expected)
-        if texts:
-            yield exact(f"{name}.written", parse_spec(format_spec(spec.texts)).texts, spec.texts)
+            actual = refusal(error, *(rule.names if isinstance(rule, Refused) else ()))
+        rule = str(rule) if isinstance(rule, Refused) else rule
+        if tag:
+            yield exact_ours(str(i), tag, actual, rule=rule, reference=expected, inputs=text)
+        else:
+            yield exact(str(i), actual, expected)
+        if isinstance(actual, dict) and actual:
+            spec = parse_spec(text).texts
+            yield exact(f"{i}.written", parse_spec(format_spec(spec)).texts, spec)
+
+
+def texts_of(text: str | None) -> dict[int, str]:
+    """The texts by section as the reference numbers them: 0 always has one."""
+    spec = parse_spec(text)
+    default = {} if spec.default_key is None else {0: spec.texts[spec.default_key]}
+    return {**default, **spec.texts}
+
+
+class Refused:
+    """What our grammar makes of a malformed spec: an error that names these."""
+
+    def __init__(self, *names: str) -> None:
+        self.names = names
+
+    def __str__(self) -> str:
+        return refused(*self.names)
+
+
+def documented(text: str) -> dict[int, str] | Refused:
+    """The texts that our grammar gives a spec, read by this file's own means."""
+    parts = text.replace(ESCAPED, HIDDEN).split(";;;")
+    if len(parts) == 1 and _head(parts[0]) is None:
+        return {0: parts[0].replace(HIDDEN, ";;;")}
+    if not all(map(str.strip, parts)) or any(part.startswith(";") for part in parts[1:]):
+        return Refused(";;;")
+    texts: dict[int, tuple[int, str]] = {}
+    first_keys = []
+    for place, part in enumerate(map(str.strip, parts)):
+        head = _head(part)
+        keys = [0] if head is None else _keys(head)
+        if not keys:
+            return Refused(repr(str(head).strip())[1:-1])
+        body = part if head is None else part.removeprefix(f"{head}:").strip()
+        first_keys.append(keys[0])
+        texts |= dict.fromkeys(keys, (place, body.replace(HIDDEN, ";;;")))
+    for place, key in enumerate(first_keys):
+        if place not in {owner for owner, _ in texts.values()}:
+            return Refused(str(key))
+    found = {key: body for key, (_, body) in texts.items()}
+    forward = [key for key in found if key >= 0]
+    return {0: found[min(forward or found)], **found}
+
+
+def _head(part: str) -> str | None:
+    """What stands before the first colon, if it holds a digit and nothing but numbers."""
+    head, colon, _ = part.partition(":")
+    numeric = all(c in "-+.," or c.isspace() or c.isdecimal() for c in head)
+    return head if colon and numeric and any(c.isdecimal() for c in head) else None
+
+
+def _keys(head: str) -> list[int]:
+    """The sections of "N" or "S-E"; none if it is malformed, mixed or backwards."""
+    match = re.fullmatch(r"(-?\d+)(?:-(-?\d+))?", head.strip())
+    if match is None:
+        return []
+    first, last = int(match[1]), int(match[2] or match[1])
+    return list(range(first, last + 1)) if (first < 0) == (last < 0) else []
 
 
 def accident(text: str) -> str:
     """The tag of a spec that the reference reads in a way that nobody can have meant."""
     if "\\;;;" in text:
-        return "[spec-escape]"
+        return "spec-escape"
     parts = text.split(";;;")
     heads = [part.partition(":")[0].strip() if ":" in part else "" for part in parts]
     of_heads = [_accident_of_head(head) if head else "" for head in heads]
     if len(parts) == 1:
-        prose = not re.search(r"\d", heads[0]) or of_heads[0] == "[spec-prose]"
-        return "" if prose else "[spec-lone]"
+        prose = not re.search(r"\d", heads[0]) or of_heads[0] == "spec-prose"
+        return "" if prose else "spec-lone"
     if any(not part.strip() or part.startswith(";") for part in parts):
-        return "[spec-empty-part]"
+        return "spec-empty-part"
     if any(part.lstrip().startswith(":") for part in parts):
-        return "[spec-prose]"
+        return "spec-prose"
     return next(filter(None, of_heads), "") or _replaced(heads)
 
 
 def _accident_of_head(head: str) -> str:
     if re.fullmatch(r"-\d+--\d+", head):
-        return "[spec-negative-range]"
+        return "spec-negative-range"
     if match := re.fullmatch(r"(-?\d+)-(\d+)", head):
         first, last = int(match[1]), int(match[2])
-        return "[spec-mixed-range]" if first < 0 else "[spec-backwards]" if last < first else ""
+        return "spec-mixed-range" if first < 0 else "spec-backwards" if last < first else ""
     if re.fullmatch(r"-?\d+", head):
         return ""
-    return (
-        "[spec-bad-number]" if re.fullmatch(r"[-+.,\s\d]*\d[-+.,\s\d]*", head) else "[spec-prose]"
-    )
+    return "spec-bad-number" if re.fullmatch(r"[-+.,\s\d]*\d[-+.,\s\d]*", head) else "spec-prose"
 
 
 def _replaced(heads: list[str]) -> str:
@@ -68,6 +129,6 @@ def _replaced(heads: list[str]) -> str:
         first, _, last = (head or "0").rpartition("-") if "-" in head[1:] else (head or "0", "", "")
         keys = set(range(int(first), int(last or first) + 1))
         if keys <= taken:
-            return "[spec-replaced]"
+            return "spec-replaced"
         taken |= keys
     return ""

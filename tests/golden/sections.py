@@ -20,7 +20,7 @@ from torch import Tensor
 from framepack_core.parsing.sample_prompts import SamplePrompt
 from framepack_core.parsing.section_spec import SectionSpec, parse_spec
 from framepack_core.runtime.errors import FramePackError
-from framepack_core.sampling.decode import decode_frames, decode_slices
+from framepack_core.sampling.decode import decode_frames, decode_sections, decode_slices
 from framepack_core.sampling.generate import SectionTask, generate
 from framepack_core.sampling.one_frame import (
     generate_one_frame,
@@ -36,8 +36,8 @@ from framepack_core.sampling.sections import (
     sections_for_seconds,
 )
 
-from .result import Case, exact
-from .section_spec import accident
+from .result import Case, exact, exact_ours, refusal, refused
+from .section_spec import Refused, accident, documented
 
 END, CONTROL, IMAGE = -1.0, -1000.0, -100.0  # control i is -1000 - i, the image of key k -100 - k
 CONTEXT = ("clean_latents", "clean_latents_2x", "clean_latents_4x")
@@ -165,18 +165,53 @@ def as_given(section: dict[str, Any], expected: dict[str, Any]) -> tuple[dict, d
     return {key: section[key] for key in keys}, right
 
 
-def compare_sections(name: str, actual: Trace, expected: list[dict[str, Any]]) -> Case:
+def compare_sections(
+    name: str, actual: Trace, expected: list[dict[str, Any]], *, tag: str = "", rule: Any = None
+) -> Case:
+    """Every section as the reference has it; with a tag, as the trace `rule` of ours has it."""
     pairs = [as_given(a, e) for a, e in zip(actual.sections, expected, strict=False)]
     left, right = [a for a, _ in pairs], [e for _, e in pairs]
     left += actual.sections[len(pairs) :]
     right += expected[len(pairs) :]
-    return exact(f"{name}.sections", left, right)
+    if not tag:
+        return exact(f"{name}.sections", left, right)
+    kept = [{key: r[key] for key in x} for x, r in zip(left, rule.sections, strict=False)]
+    inputs = [name, "sections"]
+    return exact_ours(f"{name}.sections", tag, left, rule=kept, reference=right, inputs=inputs)
 
 
-def compare_decode(name: str, actual: Trace, window: int, slices: list[list[str]]) -> Case:
-    ours = [actual.result[a:b] for a, b in decode_slices(len(actual.result), window)]
-    theirs = [start_labels(part) for part in slices]
-    return exact(f"{name}.decode", ours[::-1], theirs)
+def compare_decode(name: str, actual: Trace, window: int, case: dict[str, Any]) -> Iterator[Case]:
+    """The slices in the order that the reference decodes them in, and the frames of the clip."""
+    ours = [actual.result[a:b] for a, b in decode_slices(len(actual.result), window)][::-1]
+    theirs = [start_labels(part) for part in case["slices"]]
+    sections = (len(actual.result) - 1) // window
+    if len(theirs) >= sections:
+        yield exact(f"{name}.decode", ours, theirs)
+        if "pixel_frames" in case:
+            frames = count_frames(len(actual.result), window)
+            yield exact(f"{name}.pixel_frames", frames, case["pixel_frames"])
+        return
+    every = whole_slices(actual.result, window)
+    yield exact(f"{name}.decode.of-the-end", every[-len(theirs) :], theirs)
+    tag, inputs = "decode-by-seconds", [name, actual.result]
+    yield exact_ours(f"{name}.decode", tag, ours, rule=every, reference=theirs, inputs=inputs)
+
+
+def whole_slices(result: list[str], window: int) -> list[list[str]]:
+    """All slices of a clip, last first: a section and the one after it, the start with the first.
+
+    Nothing comes after the last section.
+    """
+    parts = [result[i : i + window] for i in range(1, len(result), window)]
+    slices = [part + after for part, after in zip(parts, [*parts[1:], []], strict=True)]
+    return [*reversed(slices[1:]), result[:1] + slices[0]]
+
+
+def count_frames(latents: int, window: int) -> int:
+    """The frames of a clip decoded section by section."""
+    clip = torch.zeros(1, 1, latents, 1, 1)
+    decode = lambda x: torch.zeros(1, 3, 4 * x.shape[2] - 3, 1, 1)  # noqa: E731
+    return sum(part.shape[2] for part in decode_sections(decode, clip, window))
 
 
 def check(folder: Path) -> Iterator[Case]:
@@ -189,12 +224,20 @@ def check(folder: Path) -> Iterator[Case]:
         paddings = shorten([s.padding for s in plan.sections], case["paddings"])
         expected = (case["sections"], case["paddings"])
         yield exact(f"counts.{seconds}.{window}", (len(plan.sections), paddings), expected)
-    for case in spec.get("musubi", []):
-        yield from _check_musubi(case)
-    for i, case in enumerate(spec.get("musubi_one_frame", [])):
-        yield from _check_one_frame(i, case)
-    for i, case in enumerate(spec.get("musubi_training_samples", [])):
-        yield from _check_training_sample(i, case)
+    for name, check_case in (
+        ("musubi", _check_musubi),
+        ("musubi_one_frame", _check_one_frame),
+        ("musubi_training_samples", _check_training_sample),
+    ):
+        for i, case in enumerate(spec.get(name, [])):
+            try:
+                yield from check_case(i, case)
+            except NotCoveredError as error:
+                yield Case(f"{name}.{i}", False, str(error).replace(" ", "_"), "exact")
+
+
+class NotCoveredError(Exception):
+    """A case has a setting that nothing here reads."""
 
 
 def _check_gradio(case: dict[str, Any]) -> Iterator[Case]:
@@ -202,11 +245,14 @@ def _check_gradio(case: dict[str, Any]) -> Iterator[Case]:
     mode = {"iad": "framepack", "f1": "f1"}[case["mode"]]
     plan = plan_video(mode, sections_for_seconds(seconds, window), window)
     name = f"gradio.{mode}.{seconds}.{window}"
-    yield compare_sections(name, trace(plan), case["sections"])
+    trace_ = trace(plan)
+    yield compare_sections(name, trace_, case["sections"])
+    frames = count_frames(len(trace_.result), window)
+    yield exact(f"{name}.pixel_frames", frames, case["sections"][-1]["pixel_frames"])
 
 
 def _parse(args: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(exit_on_error=False)
     parser.add_argument("--prompt")
     parser.add_argument("--image_path")
     parser.add_argument("--video_seconds", type=float, default=5.0)
@@ -217,61 +263,147 @@ def _parse(args: list[str]) -> argparse.Namespace:
     parser.add_argument("--f1", action="store_true")
     parser.add_argument("--bulk_decode", action="store_true")
     parser.add_argument("--one_frame_inference")
-    return parser.parse_known_args(args)[0]
+    known, rest = parser.parse_known_args(args)
+    if rest:
+        raise NotCoveredError(f"arguments that nothing here reads: {rest}")
+    return known
 
 
-def _known_defect(args: argparse.Namespace, sections: int, end_image: bool) -> str:
-    """The defect of the reference that shapes a case, as a tag of its name."""
-    if args.f1 and args.latent_paddings:
-        return "[f1-paddings]"
-    if args.latent_paddings and len(args.latent_paddings.split(",")) != sections:
-        return "[paddings-count]"
-    if args.latent_paddings and "-" in args.latent_paddings:
-        return "[paddings-negative]"
+def _known_defect(
+    args: argparse.Namespace, sections: int, end_image: bool
+) -> tuple[str, tuple[str, ...]]:
+    """The tag of the defect that shapes a case, and what our error has to name if it is one."""
+    paddings = args.latent_paddings.split(",") if args.latent_paddings else []
+    if args.f1 and paddings:
+        return "f1-paddings", ("paddings", "f1")
+    if negative := [x.strip() for x in paddings if x.strip().startswith("-")]:
+        return "paddings-negative", (negative[0], "paddings")
+    if paddings and all(x.strip().isdecimal() for x in paddings) and len(paddings) != sections:
+        return "paddings-count", (f"{len(paddings)} given", f"{sections} sections")
     if args.video_sections and args.fps != 30:
-        return "[sections-by-fps]"
+        return "sections-by-fps", ()
     if args.f1 and end_image:
-        return "[f1-end-image]"
-    specs = [text for text in (args.prompt, args.image_path) if text]
-    return next(filter(None, map(accident, specs)), "") or _without_section(specs, sections)
+        return "f1-end-image", ("end image", "F1")
+    for text in filter(None, (args.prompt, args.image_path)):
+        if tag := accident(text):
+            meant = documented(text)
+            return tag, meant.names if isinstance(meant, Refused) else ()
+    for text in filter(None, (args.prompt, args.image_path)):
+        if outside := [x for x in parse_spec(text).texts if not -sections <= x < sections]:
+            return "spec-no-section", (f"section {outside[0]}", f"of {sections}")
+    return "", ()
 
 
-def _without_section(specs: list[str], sections: int) -> str:
-    keys = [key for text in specs for key in parse_spec(text).texts]
-    return "" if all(-sections <= key < sections for key in keys) else "[spec-no-section]"
-
-
-def _check_musubi(case: dict[str, Any]) -> Iterator[Case]:
+def _check_musubi(_: int, case: dict[str, Any]) -> Iterator[Case]:
     args = _parse(case["args"])
     words = case["args"][2:] if case["args"][:2] == ["--prompt", "p"] else case["args"]
     name = "musubi." + "_".join(words or ["default"]).replace(" ", "")
+    name += "_end_image" * case["end_image"]
+    if case["controls"] or args.one_frame_inference:
+        raise NotCoveredError("a video with control images")
     window = args.latent_window_size
     sections = args.video_sections or sections_for_seconds(args.video_seconds, window)
-    name += "_end_image" * case["end_image"] + _known_defect(args, sections, case["end_image"])
-    prompts = parse_spec(args.prompt)
+    tag, names = _known_defect(args, sections, case["end_image"])
     try:
-        trace_ = _trace_musubi(args, sections, prompts, case["end_image"])
+        trace_ = _trace_musubi(args, sections, case["end_image"])
     except FramePackError as error:
-        refused = "error" in case
-        yield Case(f"{name}.error", refused, str(error).split(";")[0].replace(" ", "_"), "exact")
+        yield _refusal(name, tag, names, error, case)
+        if "error" not in case:
+            yield from _check_the_rest(name, tag, args, case)
         return
-    if "error" in case:
-        yield exact(f"{name}.error", "accepted", case["error"])
+    if "error" in case or names:
+        yield exact(f"{name}.error", "accepted", refused(*names))
         return
+    if tag == "sections-by-fps":
+        yield _check_count(name, trace_, args, case)
+        sections, tag = len(case["sections"]), ""
+        trace_ = _trace_musubi(args, sections, case["end_image"])
+    meant = None
+    if tag:
+        written = {key: _canonical(getattr(args, key)) for key in ("prompt", "image_path")}
+        args_of_rule = argparse.Namespace(**{**vars(args), **written})
+        meant = _trace_musubi(args_of_rule, sections, case["end_image"])
+    yield from _compare_musubi(name, trace_, args, case, tag, meant)
+
+
+def _compare_musubi(
+    name: str,
+    trace_: Trace,
+    args: argparse.Namespace,
+    case: dict[str, Any],
+    tag: str = "",
+    rule: Trace | None = None,
+) -> Iterator[Case]:
     case = _with_known_images(case, parse_spec(args.image_path))
-    texts = _with_default(prompts)
+    texts = _with_default(parse_spec(args.prompt))
     for section in case["sections"]:
         index = section["prompt_index"]
         section["prompt_index"] = texts.get(index, f"the text of {index}")
-    yield compare_sections(name, trace_, case["sections"])
+    yield compare_sections(name, trace_, case["sections"], tag=tag, rule=rule)
     expected = start_labels(case["result_latents"])
     yield exact(f"{name}.result", trace_.result, expected)
     if args.bulk_decode:
         yield exact(f"{name}.decode", [trace_.result], [expected])
         return
-    if args.video_sections and len(case["decode"]["slices"]) < sections:
-        name += "[decode-by-seconds]"
-    yield compare_decode(name, trace_, window, case["decode"]["slices"])
+    yield from compare_decode(name, trace_, args.latent_window_size, case["decode"])
+
+
+def _refusal(
+    name: str, tag: str, names: tuple[str, ...], error: Exception, case: dict[str, Any]
+) -> Case:
+    """A case that we refuse: as the reference does, or by the rule of its tag."""
+    if not names:
+        reference = "refused" if "error" in case else "accepted"
+        return exact(f"{name}.error", "refused", reference)
+    rule = refused(*names)
+    reference = rule if "error" in case else "accepted"
+    actual = refusal(error, *names)
+    inputs = [name, "error"]
+    return exact_ours(f"{name}.error", tag, actual, rule=rule, reference=reference, inputs=inputs)
+
+
+def _check_the_rest(
+    name: str, tag: str, args: argparse.Namespace, case: dict[str, Any]
+) -> Iterator[Case]:
+    """What we refuse, with what the reference leaves out or fills in written as it took it."""
+    changed = dict(vars(args))
+    if tag in ("f1-paddings", "paddings-count"):
+        window = args.latent_window_size
+        starts = [indices(section["latent_indices"])[0] for section in case["sections"]]
+        used = [str((start - 1) // window) for start in starts]
+        changed["latent_paddings"] = None if args.f1 else ",".join(used)
+    elif tag != "f1-end-image":
+        return
+    args = argparse.Namespace(**changed)
+    end_image = case["end_image"] and not args.f1
+    trace_ = _trace_musubi(args, len(case["sections"]), end_image)
+    yield from _compare_musubi(f"{name}.as-it-took-it", trace_, args, case)
+
+
+def _check_count(name: str, trace_: Trace, args: argparse.Namespace, case: dict[str, Any]) -> Case:
+    """The number of sections is the one that was given, whatever --fps is."""
+    sections, window = args.video_sections, args.latent_window_size
+    rule: dict[str, Any] = {"sections": sections, "latents": 1 + sections * window}
+    actual = {"sections": len(trace_.sections), "latents": len(trace_.result)}
+    if not args.f1:
+        short = [*range(sections - 1, -1, -1)]
+        rule["paddings"] = short if sections <= 4 else [3, *[2] * (sections - 3), 1, 0]
+        if args.latent_paddings:
+            rule["paddings"] = [int(x) for x in args.latent_paddings.split(",")]
+        actual["paddings"] = [section["latent_padding"] for section in trace_.sections]
+    reference = {"sections": len(case["sections"]), "latents": case["result_latent_frames"]}
+    tag = "sections-by-fps"
+    return exact_ours(f"{name}.count", tag, actual, rule=rule, reference=reference, inputs=name)
+
+
+def _canonical(text: str | None) -> str | None:
+    """A spec that says in full, a part for each section, what our grammar makes of this one."""
+    if text is None:
+        return None
+    texts = documented(text)
+    assert not isinstance(texts, Refused)
+    parts = (f"{key}:{part.replace(';;;', chr(92) + ';;;')}" for key, part in texts.items())
+    return ";;;".join(parts)
 
 
 def _with_default(spec: SectionSpec) -> dict[int, str]:
@@ -296,11 +428,9 @@ def _with_known_images(case: dict[str, Any], images: SectionSpec) -> dict[str, A
     return json.loads(re.sub(r'"S(-?\d+)', rename, json.dumps(case)))
 
 
-def _trace_musubi(
-    args: argparse.Namespace, sections: int, prompts: SectionSpec, end_image: bool
-) -> Trace:
+def _trace_musubi(args: argparse.Namespace, sections: int, end_image: bool) -> Trace:
     """A run with prompts as they are and, for every image, a latent that tells its key."""
-    images = parse_spec(args.image_path)
+    images, prompts = parse_spec(args.image_path), parse_spec(args.prompt)
     key_of = _image_keys(images)
     paddings = parse_paddings(args.latent_paddings) if args.latent_paddings else None
     plan = plan_video("f1" if args.f1 else "framepack", sections, args.latent_window_size, paddings)
@@ -317,23 +447,39 @@ def _trace_musubi(
 
 def _check_one_frame(i: int, case: dict[str, Any]) -> Iterator[Case]:
     args = _parse(case["args"])
-    name = f"one_frame.{i}" + _one_frame_defect(args.one_frame_inference, case["controls"])
+    if case["end_image"]:
+        raise NotCoveredError("an edit with an end image")
+    options, controls = args.one_frame_inference, case["controls"]
+    window = args.latent_window_size
+    tag, names = _one_frame_defect(options, controls)
+    name = f"one_frame.{i}"
     try:
-        trace_ = trace_one_frame(
-            args.one_frame_inference, case["controls"], args.latent_window_size
-        )
+        trace_ = trace_one_frame(options, controls, window)
     except FramePackError as error:
-        refused = "error" in case
-        yield Case(f"{name}.error", refused, str(error).split(";")[0].replace(" ", "_"), "exact")
+        yield _refusal(f"{name}.{options}.{controls}", tag, names, error, case)
+        if tag == "control-count" and "error" not in case:
+            taken = case["sections"][0]["clean_latent_indices"]
+            trace_ = trace_one_frame(_with_indices(options, taken), controls, window)
+            yield from _compare_one_frame(f"{name}.as-it-took-it", trace_, case)
         return
-    if "error" in case:
-        yield exact(f"{name}.error", "accepted", case["error"])
+    if "error" in case or names:
+        yield exact(f"{name}.error", "accepted", refused(*names))
         return
+    yield from _compare_one_frame(name, trace_, case)
+
+
+def _compare_one_frame(name: str, trace_: Trace, case: dict[str, Any]) -> Iterator[Case]:
     for section in case["sections"]:
         section.pop("prompt_index")  # always the run's
     yield compare_sections(name, trace_, case["sections"])
     yield exact(f"{name}.result", trace_.result, start_labels(case["result_latents"]))
     yield _compare_one_frame_decode(name, trace_, case["decode"]["slices"])
+
+
+def _with_indices(options: str, taken: str | list[int]) -> str:
+    """The options with these control indices."""
+    rest = [x for x in options.split(",") if x.strip() and "control_index" not in x]
+    return ",".join([*rest, f"control_index={';'.join(map(str, indices(taken)))}"])
 
 
 def _compare_one_frame_decode(name: str, trace_: Trace, slices: list[list[str]]) -> Case:
@@ -342,36 +488,43 @@ def _compare_one_frame_decode(name: str, trace_: Trace, slices: list[list[str]])
     return exact(f"{name}.decode", decoded, [x for part in slices for x in expand(part)])
 
 
-def _one_frame_defect(options: str, controls: int) -> str:
+def _one_frame_defect(options: str, controls: int) -> tuple[str, tuple[str, ...]]:
+    """The tag of what the reference lets pass, and what our error has to name."""
     given = dict(part.strip().partition("=")[::2] for part in options.split(",") if part.strip())
     known = {"default", "no_2x", "no_4x", "no_post", "target_index", "control_index"}
-    if given.keys() - known or "=-" in options or ";-" in options:
-        return "[one-frame-option]"
+    if unknown := sorted(given.keys() - known):
+        return "one-frame-option", (unknown[0], "unknown")
+    if negative := re.search(r"[=;]\s*(-\d+)", options):
+        return "one-frame-option", (negative[1], "index")
     count, images = len(given.get("control_index", "").split(";")), max(controls, 1)
     if "control_index" in given and not images <= count <= images + ("no_post" not in given):
-        return "[control-count]"
-    return ""
+        return "control-count", (f"{count} values", f"{images} control image")
+    return "", ()
 
 
 def _check_training_sample(i: int, case: dict[str, Any]) -> Iterator[Case]:
     name = f"training.{i}.{case['frame_count']}.{case['latent_window_size']}"
-    window = case["latent_window_size"]
+    frames, window = case["frame_count"], case["latent_window_size"]
     if case["one_frame"]:
         trace_ = trace_one_frame(case["one_frame"], case["controls"], window)
         yield compare_sections(name, trace_, case["sections"])
         yield _compare_one_frame_decode(name, trace_, case["decode"]["slices"])
         return
+    if case["controls"]:
+        raise NotCoveredError("a video with control images")
+    too_few = frames < 4 * window + 1
     try:
         SamplePrompt("p", image_path="S" if case["image_given"] else None).check()
-        sections = sections_for_frames(case["frame_count"], window)
+        sections = sections_for_frames(frames, window)
     except FramePackError as error:
-        name += "" if "error" in case else "[too-few-frames]"
-        yield Case(f"{name}.error", "error" in case, str(error).replace(" ", "_"), "exact")
+        names = ("no start image",) if not case["image_given"] else (str(frames),)
+        yield _refusal(f"{name}", "too-few-frames", names if too_few else (), error, case)
         return
     trace_ = trace(plan_video("f1" if case["f1"] else "framepack", sections, window))
     yield compare_sections(name, trace_, case["sections"])
+    yield exact(f"{name}.frames", 4 * len(trace_.result) - 3, case["video_shape"][2])
     if case["bulk_decode"]:
         slices = [start_labels(part) for part in case["decode"]["slices"]]
         yield exact(f"{name}.decode", [trace_.result], slices)
     else:
-        yield compare_decode(name, trace_, window, case["decode"]["slices"])
+        yield from compare_decode(name, trace_, window, case["decode"])

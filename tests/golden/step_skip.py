@@ -16,6 +16,7 @@ from framepack_core.models.dit import FramePackDiT
 from framepack_core.sampling.flow import FlowDenoiser, Guided
 from framepack_core.sampling.schedule import dynamic_shift, flow_sigmas
 from framepack_core.sampling.step_cache import (
+    TEACACHE_POLYNOMIAL,
     MagCache,
     MagCacheConfig,
     MagCalibration,
@@ -93,6 +94,7 @@ def _check_tea(
     result, cache = run.check(
         name, note, case["steps"], lambda s: TeaCache(s, case["threshold"]), expected
     )
+    yield exact(f"{name}.coefficients", list(TEACACHE_POLYNOMIAL), case["coefficients"])
     yield exact(f"{name}.computed", [int(c) for c in cache.computed], case["computed"])
     yield result
 

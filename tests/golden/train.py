@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -17,20 +18,30 @@ from framepack_core.models.dit import FramePackDiT
 from framepack_core.models.packing import Context
 from framepack_core.models.prompt import TextCondition
 from framepack_core.runtime.errors import FramePackError
+from framepack_core.runtime.options import validate
 from framepack_core.sampling.flow import GUIDANCE, TIME_SCALE, FlowDenoiser, Guided, x_at
 from framepack_core.training.adapters import Adapters
 from framepack_core.training.batches import batch_context
-from framepack_core.training.config import AdapterConfig, TimestepMode, Timesteps
+from framepack_core.training.config import AdapterConfig, Timesteps
 from framepack_core.training.timesteps import NoiseLevels, loss_weight
 
 from .dit_tiny import context_of, inputs_of, load_model, text_of
-from .result import Case, compare, exact
+from .result import Case, compare, compare_ours, exact, exact_ours, refusal, refused, summary
 
 RTOL, ATOL = 1e-5, 1e-6
 NO_SHIFT = 1.0  # the reference's default
 OFFSET = 1.0  # what the reference adds to the timesteps it trains at
 OPTIONS = {"discrete_flow_shift": "shift", "weighting_scheme": "weighting"}
 INDEX_COUNTS = {"clean": 2, "clean_2x": 2, "clean_4x": 16}
+MODES_OF_OTHER_MODELS = {
+    "flux2_shift", "qwen_shift", "krea2_shift", "ideogram4_shift", "qinglong_qwen",
+}  # fmt: skip
+# What the reference trains with unless told otherwise, and what we do.
+DEFAULTS = {
+    "timestep_sampling": ("sigma", "shift"),
+    "discrete_flow_shift": (1.0, 3.0),
+    "guidance_scale": (1.0, 10.0),
+}
 
 
 def check(folder: Path) -> Iterator[Case]:
@@ -51,7 +62,7 @@ def check(folder: Path) -> Iterator[Case]:
         for i, case in enumerate(spec["call_dit"]):
             yield from _call(f"call_dit.{i}", case, tensors)
         for case in spec["loss"]["cases"]:
-            yield _loss(case, tensors)
+            yield from _loss(case, tensors)
         yield from _step(spec["step"], tensors, folder)
         for i, case in enumerate(spec["timestep_buckets"]):
             yield from _buckets(f"buckets.{i}", case)
@@ -63,7 +74,7 @@ def _levels(mode: str, options: dict[str, Any]) -> NoiseLevels:
         OPTIONS.get(name, name): value for name, value in options.items()
     }
     given = {name: value for name, value in options.items() if value is not None}
-    return NoiseLevels(Timesteps(mode=mode, **given))
+    return NoiseLevels(validate(Timesteps, {"mode": mode, **given}, "timesteps"))
 
 
 def _constant(values: list[float]) -> Callable[[], Tensor]:
@@ -71,8 +82,8 @@ def _constant(values: list[float]) -> Callable[[], Tensor]:
 
 
 def _continuous(name: str, case: dict[str, Any]) -> Iterator[Case]:
-    if case["mode"] not in get_args(TimestepMode):
-        yield exact(f"{name}[other-model-timesteps]", "unknown", "drawn")
+    if case["mode"] in MODES_OF_OTHER_MODELS:
+        yield _other_model(name, case, case["from_uniform"])
         return
     drawn = _levels(case["mode"], case["options"])
     shape = (1, *case["latent_h_w"])  # the reference counts the tokens of one frame
@@ -84,63 +95,164 @@ def _continuous(name: str, case: dict[str, Any]) -> Iterator[Case]:
         levels = drawn.sample(lambda u=u: u, lambda u=u: u, shape)
         # A normal number that goes through its place in the distribution is good to 1e-4.
         rtol = RTOL if kind == "from_uniform" else 1e-4
-        yield from _compare_levels(f"{name}.{kind}", levels, case[kind], "t", rtol)
+        inputs = _inputs(case, case[kind])
+        yield from _compare_levels(f"{name}.{kind}", levels, case[kind], inputs, rtol)
 
 
 def _qinglong(name: str, case: dict[str, Any]) -> Iterator[Case]:
-    if case["mode"] not in get_args(TimestepMode):
-        yield exact(f"{name}[other-model-timesteps]", "unknown", "drawn")
+    if case["mode"] in MODES_OF_OTHER_MODELS:
+        yield _other_model(name, case, case)
         return
     drawn = _levels(case["mode"], case["options"])
     shape = (1, *case["latent_h_w"])
     levels = drawn.sample(_constant(case["u"]), _constant(case["decision"]), shape)
-    yield from _compare_levels(name, levels, case, "t")
+    yield from _compare_levels(name, levels, case, _inputs(case))
+
+
+def _inputs(*cases: dict[str, Any]) -> list[Any]:
+    """All that a case says but for what comes of it."""
+    made = {"t", "timesteps", "sigma", "note", "from_uniform", "from_normal", "error"}
+    return [{key: x for key, x in case.items() if key not in made} for case in cases]
+
+
+def _other_model(name: str, case: dict[str, Any], drawn: dict[str, Any]) -> Case:
+    mode = case["mode"]
+    try:
+        actual: Any = _levels(mode, case["options"]).how.mode
+    except FramePackError as error:
+        actual = refusal(error, mode, "unknown")
+    return exact_ours(
+        name,
+        "other-model-timesteps",
+        actual,
+        rule=refused(mode, "unknown"),
+        reference=[drawn["t"], drawn["timesteps"]],
+        inputs=_inputs(case, drawn),
+    )
 
 
 def _compare_levels(
-    name: str, levels: Tensor, case: dict[str, Any], key: str, rtol: float = RTOL
+    name: str, levels: Tensor, case: dict[str, Any], inputs: Any, rtol: float = RTOL
 ) -> Iterator[Case]:
-    yield compare(f"{name}.{key}", levels, torch.tensor(case[key]), rtol, ATOL)
-    expected = torch.tensor(case["timesteps"])
-    offset = "[timestep-offset]" if key == "t" else ""
-    yield compare(f"{name}.timesteps{offset}", TIME_SCALE * levels, expected, rtol, 1e-3)
+    yield compare(f"{name}.t", levels, torch.tensor(case["t"]), rtol, ATOL)
+    reference = torch.tensor(case["timesteps"])
+    yield compare_ours(
+        f"{name}.timesteps",
+        "timestep-offset",
+        TIME_SCALE * levels,
+        rule=reference - OFFSET,
+        reference=reference,
+        inputs=inputs,
+        rtol=rtol,
+        atol=1e-3,
+    )
 
 
 def _rejection(name: str, case: dict[str, Any]) -> Iterator[Case]:
     options = {key: case[key] for key in ("min_timestep", "max_timestep")}
     drawn = _levels("uniform", {**options, "preserve_shape": True})
     draws = iter(case["draws"] * 1000)
+    low, high = (
+        x if x is not None else y for x, y in zip(options.values(), (0, 1000), strict=True)
+    )
+    some_fit = any(low <= 1000 * x <= high for row in case["draws"] for x in row)
+    names = [f"{bound:g}" for bound in (low, high)]
     try:
         levels = drawn.sample(lambda: torch.tensor(next(draws)), torch.Tensor, (1, 8, 8))
-    except FramePackError:
-        yield exact(f"{name}[no-timestep-fits]", "error", case["t"])
+    except FramePackError as error:
+        yield exact_ours(
+            name,
+            "no-timestep-fits",
+            refusal(error, *names),
+            rule="drawn" if some_fit else refused(*names),
+            reference=[case["t"], case["timesteps"]],
+            inputs=_inputs(case),
+        )
         return
-    yield from _compare_levels(name, levels, case, "t")
+    yield from _compare_levels(name, levels, case, _inputs(case))
 
 
 def _sigma_mode(name: str, case: dict[str, Any]) -> Iterator[Case]:
-    drawn = _levels("sigma", case["options"])
+    options = case["options"]
+    drawn = _levels("sigma", options)
     u = case["u"] if "u" in case else torch.special.ndtr(torch.tensor(case["z"])).tolist()
     levels = drawn.sample(_constant(u), _constant(u), (1, 8, 8))
     if "error" in case:
-        yield exact(f"{name}[mode-at-0]", levels.tolist(), case["error"])
+        rule = [_mode_level(x, options.get("mode_scale", 1.29)) for x in u]
+        actual = [round(x, 6) for x in levels.tolist()]
+        error, inputs = case["error"], _inputs(case)
+        yield exact_ours(name, "mode-at-0", actual, rule=rule, reference=error, inputs=inputs)
         return
-    tag = "[bf16-sigma]" if case["dtype"] == "bfloat16" else ""
-    yield compare(f"{name}.sigma{tag}", levels, torch.tensor(case["sigma"]), RTOL, ATOL)
-    expected = torch.tensor(case["timesteps"])
+    sigma, expected = torch.tensor(case["sigma"]), torch.tensor(case["timesteps"])
+    dtype = getattr(torch, case["dtype"])
+    if dtype == torch.float32:
+        yield compare(f"{name}.sigma", levels, sigma, RTOL, ATOL)
+    else:
+        in_fp32 = expected / TIME_SCALE
+        yield exact(f"{name}.sigma.rounded", in_fp32.to(dtype).float(), sigma)
+        yield compare_ours(
+            f"{name}.sigma",
+            "bf16-sigma",
+            levels,
+            rule=in_fp32,
+            reference=sigma,
+            inputs=_inputs(case),
+            rtol=RTOL,
+            atol=ATOL,
+        )
     yield compare(f"{name}.timesteps", TIME_SCALE * levels, expected, RTOL, 1e-3)
 
 
+def _mode_level(u: float, scale: float) -> float:
+    """The level of a number in the mode weighting (arXiv 2403.03206, equation 20), 0 included."""
+    u = 1 - u - scale * (math.cos(math.pi / 2 * u) ** 2 - 1 + u)
+    return (1000 - min(int(1000 * u), 999)) / 1000
+
+
+def _weight(sigma: Tensor, scheme: str) -> Tensor:
+    """The weights of both schemes that have some, in the type of the level."""
+    if scheme == "sigma_sqrt":
+        return sigma**-2.0
+    return 2 / (math.pi * (1 - 2 * sigma + 2 * sigma**2))
+
+
+def _grid_weight(timesteps: Tensor, scheme: str, dtype: str) -> Tensor:
+    """The reference's weights: of the nearest of its 1000 levels, computed in this type."""
+    nearest = torch.floor(timesteps + 0.5).clamp(1, 1000) / 1000
+    return _weight(nearest.to(getattr(torch, dtype)), scheme).float()
+
+
+def _own_weight(timesteps: Tensor, scheme: str) -> Tensor:
+    """Our weights: of the level itself, in fp64."""
+    return _weight((timesteps.double() / 1000).clamp(max=1), scheme).float()
+
+
 def _weights(name: str, case: dict[str, Any]) -> Iterator[Case]:
-    tag = "[bf16-sigma]" if case["dtype"] == "bfloat16" else ""
+    scheme, dtype = case["scheme"], case["dtype"]
+    timesteps = torch.tensor(case["timesteps"])
     if case["weights"] is None:
-        weights = loss_weight(torch.tensor(case["timesteps"]) / TIME_SCALE, case["scheme"])
-        yield exact(name, weights, None)
+        yield exact(name, loss_weight(timesteps / TIME_SCALE, scheme), None)
         return
-    for timestep, expected in zip(case["timesteps"], case["weights"], strict=True):
-        weight = loss_weight(torch.tensor(timestep) / TIME_SCALE, case["scheme"])
-        off = "" if timestep == int(timestep) else "[weight-grid]"
-        yield compare(f"{name}.{timestep}{off}{tag}", weight, torch.tensor(expected), RTOL, 0)
+    expected = torch.tensor(case["weights"])
+    yield compare(f"{name}.on-its-grid", _grid_weight(timesteps, scheme, dtype), expected, RTOL, 0)
+    weights, rule = (f(timesteps, scheme) for f in (_loss_weight, _own_weight))
+    tag = "weight-grid" if dtype == "float32" else "bf16-sigma"
+    for i, timestep in enumerate(case["timesteps"]):
+        yield compare_ours(
+            f"{name}.{timestep}",
+            tag,
+            weights[i],
+            rule=rule[i],
+            reference=expected[i],
+            inputs=[scheme, dtype, timestep],
+            rtol=RTOL,
+            atol=0,
+        )
+
+
+def _loss_weight(timesteps: Tensor, scheme: str) -> Tensor:
+    weight = loss_weight(timesteps / TIME_SCALE, scheme)  # type: ignore[arg-type]
+    return torch.ones_like(timesteps) if weight is None else weight
 
 
 def _noising(tensors: dict[str, Tensor]) -> Iterator[Case]:
@@ -177,11 +289,13 @@ def _call(name: str, case: dict[str, Any], tensors: dict[str, Tensor]) -> Iterat
             if key.endswith("indices")
             else torch.ones(batch, channels, count, height, width)
         )
-    dtype = getattr(torch, passed["hidden_states"]["dtype"])
+    dtype = getattr(torch, case["network_dtype"])
+    scale = _guidance_of(passed["guidance"])
+    image = torch.zeros(passed["image_embeddings"]["shape"])
     FlowDenoiser(recorder, dtype).velocity(  # type: ignore[arg-type]
         tensors["noisy"],
         tensors["timesteps"] / TIME_SCALE,
-        Guided(TextCondition(torch.zeros(1), torch.zeros(1)), None, GUIDANCE),
+        Guided(TextCondition(torch.zeros(1), torch.zeros(1)), image, scale),
         torch.arange(frames).expand(batch, -1),
         batch_context(cached),
     )
@@ -189,10 +303,29 @@ def _call(name: str, case: dict[str, Any], tensors: dict[str, Tensor]) -> Iterat
     yield from _compare_context(name, given["context"], passed)
     expected = torch.tensor(passed["timestep"]["values"])
     yield compare(f"{name}.timestep", given["timestep"], expected, RTOL, 0)
-    tag = "" if passed["guidance"]["dtype"] == "float32" else "[bf16-sigma]"
-    expected = torch.tensor(passed["guidance"]["values"])
-    yield compare(f"{name}.guidance{tag}", given["guidance"], expected, 0, 0)
+    yield compare_ours(
+        f"{name}.guidance",
+        "bf16-sigma",
+        given["guidance"],
+        rule=torch.full((batch,), TIME_SCALE * scale),
+        reference=torch.tensor(passed["guidance"]["values"]),
+        inputs=[case["network_dtype"], passed["guidance"]],
+        rtol=0,
+        atol=0,
+    )
     yield exact(f"{name}.x", _about(given["x"]), passed["hidden_states"])
+    yield exact(f"{name}.image", _about(given["image"])["shape"], list(image.shape))
+    indices = _about(given["latent_indices"])
+    yield exact(f"{name}.latent_indices", indices, passed["latent_indices"])
+
+
+def _guidance_of(passed: dict[str, Any]) -> float:
+    """The guidance, in steps of a half, that is passed as this value in this type."""
+    for guidance in (GUIDANCE, *(n / 2 for n in range(1, 101))):
+        value = torch.tensor(TIME_SCALE * guidance).to(getattr(torch, passed["dtype"]))
+        if value.item() == passed["values"][0]:
+            return guidance
+    return passed["values"][0] / TIME_SCALE
 
 
 def _compare_context(name: str, context: Context, passed: dict[str, Any]) -> Iterator[Case]:
@@ -212,16 +345,32 @@ def _about(tensor: Tensor) -> dict[str, Any]:
     return {"dtype": str(tensor.dtype).removeprefix("torch."), "shape": list(tensor.shape)}
 
 
-def _loss(case: dict[str, Any], tensors: dict[str, Tensor]) -> Case:
-    scheme = case["weighting_scheme"]
-    sigma = tensors["timesteps"] / TIME_SCALE
-    error = mse_loss(tensors["pred"], tensors["target_float32"], reduction="none")
-    loss, weight = error.flatten(1).mean(1), loss_weight(sigma, scheme)
-    loss = (loss if weight is None else loss * weight).mean()
-    tag = "[bf16-loss]" if case["network_dtype"] == "bfloat16" else ""
-    tag += "[weight-grid]" if weight is not None else ""
-    name = f"loss.{scheme}.{case['network_dtype']}{tag}"
-    return compare(name, loss, torch.tensor(case["loss"]), RTOL, 0)
+def _loss(case: dict[str, Any], tensors: dict[str, Tensor]) -> Iterator[Case]:
+    scheme, dtype = case["weighting_scheme"], case["network_dtype"]
+    timesteps, pred, target = (tensors[k] for k in ("timesteps", "pred", "target_float32"))
+    name = f"loss.{scheme}.{dtype}"
+    error = mse_loss(pred, target, reduction="none").flatten(1).mean(1)
+    actual = (error * _loss_weight(timesteps, scheme)).mean()
+    # The reference's own, with what it rounds: prediction, target, level and weight.
+    rounded = pred.to(getattr(torch, dtype)).double() - tensors[f"target_{dtype}"].double()
+    of_each = rounded.square().flatten(1).mean(1)
+    plain = (pred.double() - target.double()).square().flatten(1).mean(1)
+    grid, own = (torch.ones_like(timesteps) for _ in range(2))
+    if scheme != "none":
+        grid = _grid_weight(timesteps, scheme, case["dit_dtype"])
+        own = _own_weight(timesteps, scheme)
+    reference = torch.tensor(case["loss"])
+    yield compare(f"{name}.as-rounded", (of_each * grid).mean(), reference, RTOL, 0)
+    yield compare_ours(
+        name,
+        "bf16-loss" if scheme == "none" else "weight-grid",
+        actual,
+        rule=(plain * own).mean(),
+        reference=reference,
+        inputs=[case["dit_dtype"], scheme, dtype, summary(pred), summary(target)],
+        rtol=RTOL,
+        atol=0,
+    )
 
 
 class _WithOffset(FlowDenoiser):
@@ -232,51 +381,91 @@ class _WithOffset(FlowDenoiser):
 
 
 def _step(case: dict[str, Any], tensors: dict[str, Tensor], folder: Path) -> Iterator[Case]:
-    options = case["options"]
-    drawn = _levels(
-        options["timestep_sampling"], {"discrete_flow_shift": options["discrete_flow_shift"]}
-    )
+    options = dict(case["options"])
+    mode, guidance = options.pop("timestep_sampling"), options.pop("guidance_scale")
+    drawn = _levels(mode, options)
     x0 = tensors["step.latents"]
     u = _constant(case["uniform"])
     sigma = drawn.sample(u, u, x0.shape[2:])
-    expected = (torch.tensor(case["timestep"]) - OFFSET) / TIME_SCALE
-    yield compare("step.sigma", sigma, expected, RTOL, ATOL)
-    for kind, tag in ((_WithOffset, ""), (FlowDenoiser, "[timestep-offset]")):
-        adapters, loss = _one_step(kind, case, tensors, folder, sigma)
-        yield compare(f"step.loss{tag}", loss, torch.tensor(case["loss"]), 1e-4, 0)
-        for name, parameter in adapters.named_tensors().items():
-            if f"step.grad.{name}" in tensors and parameter.grad is not None:
-                grad = tensors[f"step.grad.{name}"]
-                yield compare(f"step.grad.{name}{tag}", parameter.grad, grad, 1e-3, 1e-5)
-
-
-def _one_step(
-    kind: type[FlowDenoiser],
-    case: dict[str, Any],
-    tensors: dict[str, Tensor],
-    folder: Path,
-    sigma: Tensor,
-) -> tuple[Adapters, Tensor]:
-    dit = load_model(folder)
-    lora = {k.removeprefix("step.lora."): x for k, x in tensors.items() if "step.lora." in k}
-    modules = {key.split(".")[0].removeprefix("lora_unet_") for key in lora}
-    rank, alpha = case["network"]["dim"], case["network"]["alpha"]
-    config = AdapterConfig(rank=rank, alpha=alpha, include=_exact(dit, modules))
-    adapters = Adapters.create(dit, config)
-    adapters.load_tensors(lora)
-    given = inputs_of(load_file(folder / "dit_tiny_d1_oneframe.safetensors"))
-    guided = Guided(text_of(given), given["image_embeddings"], case["options"]["guidance_scale"])
-    with adapters.attached(dit):
-        loss = kind(dit).loss(
-            tensors["step.latents"],
-            tensors["step.noise"],
-            sigma,
-            guided,
-            latent_indices=given["latent_indices"],
-            context=context_of(given),
+    given = torch.tensor(case["timestep"])
+    yield compare("step.sigma", sigma, (given - OFFSET) / TIME_SCALE, RTOL, ATOL)
+    step = _Step(case["network"], tensors, folder, sigma, guidance)
+    own = _loss_weight(TIME_SCALE * sigma, drawn.how.weighting)
+    grid = own
+    if drawn.how.weighting in ("sigma_sqrt", "cosmap"):
+        grid = _grid_weight(given, drawn.how.weighting, "float32")
+    at_their_timestep = step(_WithOffset, grid)
+    ours, by_hand = step(FlowDenoiser, own), step(None, own)
+    inputs = [case["options"], case["uniform"], case["network"], summary(x0)]
+    reference = {name: tensors[f"step.{name}"] for name in ours if f"step.{name}" in tensors}
+    reference["loss"] = torch.tensor(case["loss"])
+    for name, expected in reference.items():
+        rtol, atol = (1e-4, 0) if name == "loss" else (1e-3, 1e-5)
+        yield compare(f"step.{name}", at_their_timestep[name], expected, rtol, atol)
+        yield compare_ours(
+            f"step.{name}",
+            "timestep-offset",
+            ours[name],
+            rule=by_hand[name],
+            reference=expected,
+            inputs=[name, *inputs],
+            rtol=rtol,
+            atol=atol,
         )
-    loss.mean().backward()
-    return adapters, loss.detach().mean()
+
+
+class _Step:
+    """One step of a LoRA on the tiny DiT: the loss and the gradients of its factors."""
+
+    def __init__(
+        self,
+        network: dict[str, Any],
+        tensors: dict[str, Tensor],
+        folder: Path,
+        sigma: Tensor,
+        guidance: float,
+    ) -> None:
+        self.sigma, self.x0, self.noise = sigma, tensors["step.latents"], tensors["step.noise"]
+        self.dit = load_model(folder)
+        lora = {k.removeprefix("step.lora."): x for k, x in tensors.items() if "step.lora." in k}
+        modules = {key.split(".")[0].removeprefix("lora_unet_") for key in lora}
+        rank, alpha = network["dim"], network["alpha"]
+        config = AdapterConfig(rank=rank, alpha=alpha, include=_exact(self.dit, modules))
+        self.adapters = Adapters.create(self.dit, config)
+        self.adapters.load_tensors(lora)
+        self.given = inputs_of(load_file(folder / "dit_tiny_d1_oneframe.safetensors"))
+        self.guided = Guided(text_of(self.given), self.given["image_embeddings"], guidance)
+
+    def __call__(self, kind: type[FlowDenoiser] | None, weight: Tensor) -> dict[str, Tensor]:
+        for parameter in self.adapters.parameters():
+            parameter.grad = None
+        with self.adapters.attached(self.dit):
+            loss = self._by_hand() if kind is None else self._loss(kind(self.dit))
+        loss = (loss * weight).mean()
+        loss.backward()
+        factors = self.adapters.named_tensors().items()
+        gradients = {f"grad.{n}": x.grad.clone() for n, x in factors if x.grad is not None}
+        return {"loss": loss.detach(), **gradients}
+
+    def _loss(self, denoiser: FlowDenoiser) -> Tensor:
+        indices, context = self.given["latent_indices"], context_of(self.given)
+        return denoiser.loss(
+            self.x0, self.noise, self.sigma, self.guided, latent_indices=indices, context=context
+        )
+
+    def _by_hand(self) -> Tensor:
+        """The rule: noise mixed in at the level, and the model asked at 1000 times the level."""
+        level = self.sigma.view(-1, 1, 1, 1, 1)
+        v = self.dit(
+            (1 - level) * self.x0 + level * self.noise,
+            1000 * self.sigma,
+            self.guided.text,
+            torch.full_like(self.sigma, 1000 * self.guided.guidance),
+            self.guided.image_embeds,
+            self.given["latent_indices"],
+            context_of(self.given),
+        )
+        return (v - (self.noise - self.x0)).square().flatten(1).mean(1)
 
 
 def _exact(dit: FramePackDiT, modules: set[str]) -> tuple[str, ...]:
@@ -313,5 +502,13 @@ def _defaults(expected: dict[str, Any]) -> Iterator[Case]:
     }
     for name, value in expected.items():
         ours = named[name] if name in named else getattr(defaults, name)
-        tag = "" if ours == value else "[train-default]"
-        yield exact(f"default.{name}{tag}", ours, value)
+        theirs, rule = DEFAULTS.get(name, (value, value))
+        if theirs != value:
+            yield exact(f"default.{name}", f"a default of {theirs}", value)
+        elif name in DEFAULTS:
+            tag = "train-default"
+            yield exact_ours(
+                f"default.{name}", tag, ours, rule=rule, reference=value, inputs=["default", name]
+            )
+        else:
+            yield exact(f"default.{name}", ours, value)

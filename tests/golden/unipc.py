@@ -27,7 +27,7 @@ def check(folder: Path) -> Iterator[Case]:
     for run in spec["runs"]:
         yield from _check_run(run, tensors)
     for case in spec["wrapper"]["cases"]:
-        yield _check_wrapper(case, tensors)
+        yield from _check_wrapper(case, tensors)
 
 
 def _check_run(run: dict[str, Any], tensors: dict[str, Tensor]) -> Iterator[Case]:
@@ -65,18 +65,21 @@ class _AnalyticModel:
 
     def __init__(self, weight: Tensor, dtype: torch.dtype) -> None:
         self.weight, self.dtype = weight, dtype
+        self.timesteps: list[Tensor] = []
 
     def __call__(
         self, x: Tensor, timestep: Tensor, text: TextCondition, *_: Any, rope_scale: float
     ) -> Tensor:
+        self.timesteps.append(timestep)
         mixed = torch.einsum("ij,bj...->bi...", self.weight.to(self.dtype), x)
         time = (timestep / 1000).to(self.dtype).view(-1, *[1] * (x.ndim - 1))
         return 0.9 * torch.tanh(mixed) + 0.3 * time + text.pooled.to(self.dtype)
 
 
-def _check_wrapper(case: dict[str, Any], tensors: dict[str, Tensor]) -> Case:
+def _check_wrapper(case: dict[str, Any], tensors: dict[str, Tensor]) -> Iterator[Case]:
     dtype = getattr(torch, case["dtype"])
-    denoiser = FlowDenoiser(_AnalyticModel(tensors["wrap.W"], dtype), dtype)
+    model = _AnalyticModel(tensors["wrap.W"], dtype)
+    denoiser = FlowDenoiser(model, dtype)
     positive, negative = (
         Guided(TextCondition(torch.empty(0), torch.tensor(p))) for p in (0.4, -0.2)
     )
@@ -86,4 +89,10 @@ def _check_wrapper(case: dict[str, Any], tensors: dict[str, Tensor]) -> Case:
     x0 = denoiser.denoise(tensors["wrap.x"], torch.tensor(case["sigma"]), positive, cfg=cfg)
     name = f"{case['out'].removesuffix('.x0')}.{case['implementation']}"
     tolerance = FP32 if dtype == torch.float32 else BF16
-    return compare(name, x0, tensors[case["out"]], *tolerance)
+    yield compare(name, x0, tensors[case["out"]], *tolerance)
+    yield exact(f"{name}.dtype", str(x0.dtype)[6:], case["out_dtype"])
+    yield exact(f"{name}.calls", len(model.timesteps), case["model_calls"])
+    # The original rounds timesteps to the type of the model; neither musubi-tuner nor we do.
+    rounded = dtype if case["implementation"] == "original" else torch.float32
+    timesteps = model.timesteps[0].to(rounded).float()
+    yield compare(f"{name}.timesteps", timesteps, torch.tensor(case["timesteps_given"]), 1e-6, 0)
