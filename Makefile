@@ -1,11 +1,16 @@
 # Every target sets itself up: a .venv of its own with CPU or GPU torch, whatever pip finds.
+# PYTHON=python3.12 takes another interpreter, in an environment named after it: .venv-3.12.
 PYTHON ?= python3
-VENV := .venv
+PYTHON_VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+ifeq ($(PYTHON_VERSION),)
+$(error $(PYTHON) does not run; name another Python: make PYTHON=...)
+endif
+VENV := .venv$(if $(filter file,$(origin PYTHON)),,-$(PYTHON_VERSION))
 BIN := $(VENV)/bin
 ifeq ($(OS),Windows_NT)
 BIN := $(VENV)/Scripts
 endif
-STAMP := $(VENV)/.installed
+STAMP := $(VENV)/.installed-$(PYTHON_VERSION)
 
 .PHONY: demo test goldens lint clean
 
@@ -24,7 +29,7 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 
 $(STAMP): pyproject.toml .ci/setup_venv.py
-	$(PYTHON) .ci/setup_venv.py $(VENV)
+	$(PYTHON) .ci/setup_venv.py $(VENV) $@
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf .venv .venv-* build dist *.egg-info

@@ -1,4 +1,7 @@
-"""Make the virtual environment of the Makefile: `python setup_venv.py DIR`.
+"""Make the virtual environment of the Makefile: `python setup_venv.py DIR STAMP`.
+
+The file STAMP in it is made once all is installed, and names the version of Python: what another
+version installed is made anew.
 
 PyTorch comes first and by its exact version, so that a machine without an NVIDIA GPU gets the CPU
 build (from PyTorch's own index where that answers) instead of several gigabytes of CUDA libraries.
@@ -35,9 +38,10 @@ def cpu_index() -> list[str]:
 def main() -> None:
     if sys.version_info < (3, 10):  # noqa: UP036 (it may be started by any Python)
         sys.exit(f"error: Python 3.10 or newer is needed, this is {platform.python_version()}")
-    target = Path(sys.argv[1])
+    target, stamp = (Path(argument) for argument in sys.argv[1:])
     print(f"setting up {target} (once; PyTorch is the large part)", flush=True)
-    venv.create(target, with_pip=True)
+    of_another_python = set(target.glob(".installed*")) - {stamp}
+    venv.create(target, clear=bool(of_another_python), with_pip=True)
     python = target / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     pip = [str(python), "-m", "pip", "install", "--disable-pip-version-check", "--quiet"]
     for step, packages in (
@@ -46,7 +50,7 @@ def main() -> None:
     ):
         print(f"installing {step}", flush=True)
         subprocess.run([*pip, *packages], check=True)
-    (target / ".installed").touch()
+    stamp.touch()
 
 
 if __name__ == "__main__":
