@@ -156,7 +156,8 @@ def leaves(kind: type[Settings], path: tuple[str, ...] = ()) -> Iterator[Leaf]:
     """All options of a model, those of models within it too, in the order of their fields."""
     for name, found in kind.model_fields.items():
         inner, optional = _without_none(found.annotation)
-        if isinstance(inner, type) and issubclass(inner, Settings):
+        # Python 3.10 takes tuple[int, int] for a type, of which issubclass() knows nothing.
+        if get_origin(inner) is None and isinstance(inner, type) and issubclass(inner, Settings):
             yield from leaves(inner, (*path, name))
             continue
         about = next((m for m in found.metadata if isinstance(m, Option)), None)
