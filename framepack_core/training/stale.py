@@ -9,8 +9,8 @@ from pathlib import Path
 
 from ..runtime.errors import FramePackError
 from ..weights.files import Header
-from .cache import OneFrameOptions, source_digest, text_digest, text_path
-from .cache_files import DIGEST, MODELS, cached_header, cached_mode, end_path
+from .cache import OneFrameOptions, check_cached, source_digest, text_digest, text_path
+from .cache_files import DIGEST, MODELS, cached_header, end_path
 from .dataset import CACHED_LATENTS, Item, TrainingSet, TrainMode, VideoItem
 
 SHOWN = 3  # problems that an error spells out
@@ -34,7 +34,7 @@ def check_fresh(found: TrainingSet, mode: TrainMode, models: CacheModels = UNKNO
     Files of musubi-tuner say less about themselves: they count if name, window and caption fit.
     Raises FramePackError that names the first items and what has changed of each.
     """
-    found.check_mode(mode)
+    check_cached(found, mode)
     problems = {item.name: problem for item in found.items if (problem := _problem(item, mode))}
     problems |= _mixed(found, models)
     if problems:
@@ -52,9 +52,7 @@ def _problem(item: Item, mode: TrainMode) -> str | None:
     headers = [cached_header(path) for path in item.paths]
     if None in headers:
         return _why_missing(item)
-    for path, header in zip(item.paths, headers, strict=True):
-        if (other := cached_mode(path)) != mode:
-            return f"cached for the mode {other}, not {mode}, which needs a folder of its own"
+    for header in headers:
         if problem := _changed(item, header, mode):
             return problem
     ends = [header for path in item.paths if (header := cached_header(end_path(path)))]
