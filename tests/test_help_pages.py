@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from make_help_tables import options_page, page_with_inputs
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -73,6 +74,16 @@ def test_table_names_every_input(page: Path) -> None:
     table = "\n".join(line for line in read(page).splitlines() if line.startswith("|"))
     names = [entry["name"] for entry in words["inputs"].values()]
     assert [name for name in names if f"`{name}`" not in table] == []
+
+
+@per_page
+def test_table_says_what_the_inputs_say(page: Path) -> None:
+    """Run tests/make_help_tables.py where it does not."""
+    assert read(page) == page_with_inputs(page.stem)
+
+
+def test_options_page_is_what_is_declared() -> None:
+    assert read(ROOT / "docs" / "options.md") == options_page()
 
 
 @per_page

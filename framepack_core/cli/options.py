@@ -29,24 +29,23 @@ class Table:
 def add_options(
     parser: ArgumentParser, kind: type[Settings], without: Collection[str] = ()
 ) -> None:
-    """An option for each declared one, in a group for each class that has a title.
+    """An option for each declared one, in a group for each title.
 
     without: names of fields that the command does not offer. What is not on the command line is not
     in the Namespace either.
     """
-    groups: dict[type[Settings], Any] = {}
+    groups: dict[str, Any] = {"": parser}
     found = [leaf for leaf in leaves(kind) if leaf.option.cli and leaf.name not in without]
     for leaf in found:
-        about = leaf.group
-        if about not in groups:
-            titled = about.title and parser.add_argument_group(about.title, about.about or None)
-            groups[about] = titled or parser
+        title = leaf.group.title
+        if title not in groups:
+            groups[title] = parser.add_argument_group(title, leaf.group.about or None)
         if leaf.option.switches:
-            _add_switches(groups[about], leaf)
+            _add_switches(groups[title], leaf)
         if not leaf.option.pair and (leaf.option.flags or not leaf.option.switches):
-            groups[about].add_argument(*_flags(leaf), **_arguments(leaf))
+            groups[title].add_argument(*_flags(leaf), **_arguments(leaf))
     for flag, members in _pairs(found).items():
-        group = groups[next(iter(members.values())).group]
+        group = groups[next(iter(members.values())).group.title]
         about = " ".join(f"{name}: {help_text(leaf)}" for name, leaf in members.items())
         group.add_argument(
             f"--{flag}", dest=flag, nargs="+", default=SUPPRESS, metavar="NAME=VALUE", help=about
@@ -95,15 +94,18 @@ def table_options(kind: type[Settings], table: Mapping[str, Any], place: str) ->
 def help_text(leaf: Leaf) -> str:
     """The help of an option with its unit and default."""
     unit = f" ({leaf.option.unit})" if leaf.option.unit else ""
-    return f"{leaf.option.help}{unit}{_default(leaf)}".replace("%", "%%")
+    default = shown_default(leaf.default)
+    default = f" (default: {default})" if default else ""
+    return f"{leaf.option.help}{unit}{default}".replace("%", "%%")
 
 
-def _default(leaf: Leaf) -> str:
-    value = leaf.default
+def shown_default(value: Any) -> str:
+    """A default as the command line has it; "" where there is none to tell."""
     if value is None or isinstance(value, bool) or value in ((), {}, "", ...):
-        return " (default: on)" if value is True else ""
-    shown = f"{value:g}" if isinstance(value, float) else f"{value}"
-    return f" (default: {' '.join(map(str, value)) if isinstance(value, tuple) else shown})"
+        return "on" if value is True else ""
+    if isinstance(value, tuple):
+        return " ".join(map(str, value))
+    return f"{value:g}" if isinstance(value, float) else f"{value}"
 
 
 def _flags(leaf: Leaf) -> list[str]:

@@ -18,6 +18,7 @@ from ..sampling.sections import MAX_WINDOW, SIZE_MULTIPLE, WINDOW
 from .config import TrainMode
 
 Extraction = Literal["head", "chunk", "slide", "uniform", "full"]
+DATA_SET = "data set"
 FRAME_STEP = 4  # frames a latent
 FOLDER_DEFAULTS = {"enable_bucket": True, "resolution": 640}  # FramePack's own sizes
 MAX_FRAMES = 100_000  # of a clip, as a widget's range
@@ -34,9 +35,35 @@ def _size(value: Any) -> Any:
 Size = Annotated[tuple[PositiveInt, PositiveInt], BeforeValidator(_size)]
 
 
+class DataSource(Settings):
+    """Where a data set is, and what is learned from it."""
+
+    title: ClassVar[str] = DATA_SET
+    about: ClassVar[str] = (
+        "sizes count where the data set says nothing itself; the resolution of a plain folder is "
+        "640, with toyworld 64"
+    )
+    dataset_config: Path | None = option(
+        None,
+        "Dataset config: a .toml or .json file, or simply a folder of clips with captions beside "
+        "them.",
+    )
+    mode: TrainMode = option(
+        "framepack",
+        "Training mode, what the LoRA is for: the original model, F1, or one-frame edits of "
+        "pictures. Each mode needs a cache folder of its own.",
+        switches={
+            "f1": ("f1", "F1: train for the F1 model."),
+            "one_frame": ("one_frame", "One frame: train edits of pictures, not videos."),
+        },
+        advanced=False,
+    )
+
+
 class Sizes(Settings):
     """What tables, the command line and nodes can all say: the nearest of them wins."""
 
+    title: ClassVar[str] = DATA_SET
     resolution: Size = option(
         (960, 544),
         "Resolution: clips are scaled to about this many pixels, width and height or one number "
@@ -59,6 +86,7 @@ class Sizes(Settings):
 class Window(Settings):
     """How long a section is."""
 
+    title: ClassVar[str] = DATA_SET
     fp_latent_window_size: int = option(
         WINDOW,
         "Latent window size: latent frames of a section, as in FramePack Plan.",
@@ -69,25 +97,8 @@ class Window(Settings):
     )
 
 
-class DataOptions(Window, Sizes):
+class DataOptions(Window, Sizes, DataSource):
     """The data set of a command, and what holds where it says nothing itself."""
-
-    title: ClassVar[str] = "data set"
-    dataset_config: Path | None = option(
-        None,
-        "Dataset config: a .toml or .json file, or simply a folder of clips with captions beside "
-        "them.",
-    )
-    mode: TrainMode = option(
-        "framepack",
-        "Training mode, what the LoRA is for: the original model, F1, or one-frame edits of "
-        "pictures. Each mode needs a cache folder of its own.",
-        switches={
-            "f1": ("f1", "F1: train for the F1 model."),
-            "one_frame": ("one_frame", "One frame: train edits of pictures, not videos."),
-        },
-        advanced=False,
-    )
 
     @property
     def path(self) -> Path:

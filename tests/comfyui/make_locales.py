@@ -1,16 +1,21 @@
 """Write locales/*/nodeDefs.json anew: English from the nodes themselves, the others as they were.
 
-What the other languages still lack is printed, and what no node has any more is taken out.
+What the other languages still lack is printed, and what no node has any more is taken out. The
+tables of the help pages follow.
 """
 
 from __future__ import annotations
 
 import json
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import make_help_tables
 from comfy_host import PACK, find_comfyui, make_base, serve
 
 FOLDER = PACK / "locales"
@@ -83,6 +88,7 @@ def main() -> None:
         path.write_text(text + "\n", encoding="utf-8")
         for place in missing(words):
             print(f"{language}: {place}")
+    make_help_tables.main()
 
 
 if __name__ == "__main__":
