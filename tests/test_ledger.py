@@ -21,6 +21,7 @@ from framepack_core.sampling.generate import SamplerConfig, generate, unipc_samp
 from framepack_core.sampling.ledger import Ledger, LedgerRun
 from framepack_core.sampling.plan import Plan
 from framepack_core.sampling.sections import plan_f1, plan_framepack
+from framepack_core.sampling.step_cache import TeaCache
 
 WINDOW = 2
 START = randn(1, 16, 1, 4, 4, seed=3)
@@ -184,15 +185,30 @@ def test_unreadable_history_of_runs_is_no_obstacle(tmp_path) -> None:
 
 
 def holding(value):
-    return lambda: value
+    def held():
+        return value
+
+    return held
 
 
 def bound(strength: float) -> Any:
-    return lambda x, strength=strength: x * strength
+    def scaled(x, strength=strength):
+        return x * strength
+
+    return scaled
 
 
 def branch(up: bool) -> Any:
-    return (lambda x: x + 1) if up else (lambda x: x - 1)
+    if up:
+
+        def moved(x):
+            return x + 1
+    else:
+
+        def moved(x):
+            return x - 1
+
+    return moved
 
 
 def test_writers_share_a_folder(tmp_path: Path) -> None:
@@ -250,3 +266,19 @@ def test_fingerprints_tell_contents_apart(tmp_path: Path) -> None:
     for unknown in (object(), holding(object())):
         with pytest.raises(TypeError, match="no fingerprint of a object"):
             fingerprint(unknown)
+    assert fingerprint(lambda: 1)
+    with pytest.raises(TypeError, match="one of several lambdas"):
+        fingerprint([lambda: 1, lambda: 2])
+
+
+def test_every_python_gives_the_same_fingerprint() -> None:
+    """Stored values: they hold for what is on users' disks, whatever runs them."""
+    plan = plan_f1(2, WINDOW).with_overrides("1", seed=7, guidance=2.5)
+    values = [
+        {"steps": 25, "shift": None, "on": True, "of": [torch.bfloat16, torch.arange(3)]},
+        plan.sections,
+        partial(TeaCache, threshold=0.15),
+        [holding(1), bound(2), branch(True), holding],
+    ]
+    stored = ["a7704355", "6a96bc4c", "1a70f0db", "55c02175"]
+    assert [fingerprint(value)[:8] for value in values] == stored

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import sys
+import textwrap
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from functools import partial
 from pathlib import Path
-from types import CodeType, FunctionType
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -21,8 +23,9 @@ SAMPLE_BYTES = 1 << 16
 def fingerprint(value: Any) -> str:
     """A digest of settings: numbers, texts, tensors by content, paths by the file behind them.
 
-    Functions count by name, those made inside others also by their code and what they hold on to.
-    Raises TypeError for anything else, as nothing can vouch for it.
+    Functions count by name, those made inside others also by their source and what they hold on to:
+    so every version of Python gives the same digest. Raises TypeError for anything else, as nothing
+    can vouch for it.
     """
     digest = hashlib.sha256()
     _feed(digest, value)
@@ -64,20 +67,22 @@ def _feed(digest: Any, value: Any) -> None:
 
 def _held(value: FunctionType | type) -> list[Any]:
     """All that tells apart functions made by one piece of code; nothing where the name says it."""
-    if getattr(sys.modules.get(value.__module__), value.__qualname__, None) is value:
+    name = value.__qualname__
+    if getattr(sys.modules.get(value.__module__), name, None) is value:
         return []
     if isinstance(value, type):
-        raise TypeError(f"no fingerprint of the class {value.__qualname__}, made in a function")
+        raise TypeError(f"no fingerprint of the class {name}, made in a function")
     try:
         cells = [cell.cell_contents for cell in value.__closure__ or ()]
     except ValueError:  # an empty cell
-        raise TypeError(f"no fingerprint of {value.__qualname__} before all of it is set") from None
-    return [cells, value.__defaults__, value.__kwdefaults__, *_instructions(value.__code__)]
-
-
-def _instructions(code: CodeType) -> list[Any]:
-    parts = [_instructions(c) if isinstance(c, CodeType) else repr(c) for c in code.co_consts]
-    return [code.co_code.hex(), code.co_names, parts]
+        raise TypeError(f"no fingerprint of {name} before all of it is set") from None
+    try:
+        source = inspect.getsource(value)
+    except OSError:
+        raise TypeError(f"no fingerprint of {name}, whose source is not at hand") from None
+    if value.__name__ == "<lambda>" and source.count("lambda") > 1:
+        raise TypeError(f"no fingerprint of {name}, one of several lambdas in its lines")
+    return [cells, value.__defaults__, value.__kwdefaults__, textwrap.dedent(source)]
 
 
 def _feed_file(digest: Any, path: Path) -> None:
