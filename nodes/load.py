@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any, get_args
 
@@ -14,6 +13,7 @@ from ..framepack_core.sampling.plan import Mode
 from ..framepack_core.toyworld import SNAPSHOT
 from ..framepack_core.weights.fp8 import Precision
 from ..framepack_core.weights.layouts import find_snapshot
+from ..framepack_core.weights.names import mode_by_name
 from .comfyui.encoders import FramePackCLIPVision, FramePackVAE, load_clip
 from .comfyui.model import ATTENTIONS, AUTO_ATTENTION, TrainedFor, load_model
 from .comfyui.paths import model_choices, model_path, snapshot_choices, snapshot_path
@@ -96,11 +96,8 @@ def _types(precision: str) -> tuple[torch.dtype | None, Precision]:
 
 def _mode_by_name(name: str) -> TrainedFor | None:
     """What the names of the released files say, of which the weights themselves say nothing."""
-    if re.search(r"(?<![a-z0-9])f1(?![a-z0-9])", name.lower()):
-        return TrainedFor("f1", certain=False)
-    if "framepacki2v" in name.lower().replace("_", "").replace("-", ""):
-        return TrainedFor("framepack", certain=False)
-    return None
+    mode = mode_by_name(name)
+    return None if mode is None else TrainedFor(mode, certain=False)
 
 
 class LoadTextEncoders(io.ComfyNode):

@@ -14,7 +14,7 @@ from framepack_core.runtime.video import VideoWriter
 from framepack_core.training.config import TrainMode
 from framepack_core.training.dataset import TrainingSet, extract
 from framepack_core.training.dataset_config import VideoDataset, load_datasets
-from framepack_core.training.encoders import check_model
+from framepack_core.training.encoders import check_mode_of_file
 from framepack_core.training.media import kept_frames
 
 WINDOW = 2
@@ -248,7 +248,7 @@ def test_same_stem(tmp_path: Path) -> None:
 )
 def test_model_of_another_mode(path: str, mode: TrainMode, fits: bool) -> None:
     if fits:
-        check_model(path, mode)
+        check_mode_of_file(path, mode)
         return
     with pytest.raises(FramePackError, match=r"model; (give|train)"):
-        check_model(path, mode)
+        check_mode_of_file(path, mode)

@@ -358,7 +358,7 @@ def test_all_layers_at_full_size() -> None:
     assert len(select_layers(dit)) == 440
     assert len(select_layers(dit, include=(r"^transformer_blocks\.\d+\.norm1\.",))) == 20
     assert len(select_layers(dit, exclude=("single_",))) == 240
-    with pytest.raises(FramePackError, match="include pattern 'blocks_9' matches no layer"):
+    with pytest.raises(FramePackError, match="include pattern 'blocks_9' matches none"):
         select_layers(dit, include=("blocks_9",))
 
 

@@ -17,7 +17,13 @@ from safetensors.torch import load_file, save_file
 from framepack_core.runtime.errors import FramePackError
 from framepack_core.runtime.files import atomic_path
 from framepack_core.weights.files import open_weights, read_header, save_weights
-from framepack_core.weights.names import UNKNOWN_KIND, explain_mismatch, guess_kind, to_internal
+from framepack_core.weights.names import (
+    UNKNOWN_KIND,
+    explain_mismatch,
+    guess_kind,
+    mode_by_name,
+    to_internal,
+)
 
 
 def tensors() -> dict[str, torch.Tensor]:
@@ -496,3 +502,19 @@ WANTED = ["x_embedder.proj.weight", "clean_x_embedder.proj.weight", "proj_out.bi
 )
 def test_explain_mismatch(keys: list[str], message: str | None) -> None:
     assert explain_mismatch("dit", keys, WANTED) == message
+
+
+@pytest.mark.parametrize(
+    ("name", "mode"),
+    [
+        ("lllyasviel/FramePackI2V_HY", "framepack"),
+        ("frame_pack-i2v.safetensors", "framepack"),
+        ("FramePack_F1_I2V_HY_20250503_fp8.safetensors", "f1"),
+        ("framepack-f1/diffusion_pytorch_model-00001-of-00003.safetensors", "f1"),
+        ("f1/a/b/c/model.safetensors", None),
+        ("hf16.safetensors", None),
+        ("", None),
+    ],
+)
+def test_names_of_files_tell_the_mode(name: str, mode: str | None) -> None:
+    assert mode_by_name(name) == mode

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from datetime import timedelta
-
-import torch.distributed
 
 from ..headless.encodings import Encodings
 from ..headless.jobs import Job, make, timestamp
 from ..headless.models import FLAGS, Models
 from ..parsing.prompt_lines import PromptLine, parse_prompt_line, read_prompt_file
 from ..runtime.display import say_error
+from ..runtime.distributed import launched_together
 from ..runtime.errors import FramePackError
-
-PATIENCE = timedelta(days=30)
 
 
 def run(args: Namespace) -> None:
@@ -76,21 +71,3 @@ def make_lines(
         encodings = Encodings(models.device, args.custom_system_prompt)
         make(jobs, models, encodings, lambda job: attempt(job.title))
     return failed
-
-
-@contextmanager
-def launched_together() -> Iterator[tuple[int, int]]:
-    """This process's number and how many there are, under `accelerate launch` or torchrun.
-
-    They wait for each other at the end: a launcher stops all others when one has failed.
-    """
-    rank, processes = (int(os.environ.get(n, d)) for n, d in (("RANK", 0), ("WORLD_SIZE", 1)))
-    if processes == 1 or "MASTER_ADDR" not in os.environ:
-        yield rank, processes
-        return
-    torch.distributed.init_process_group("gloo", timeout=PATIENCE)
-    try:
-        yield rank, processes
-        torch.distributed.barrier()
-    finally:
-        torch.distributed.destroy_process_group()

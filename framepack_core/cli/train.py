@@ -20,13 +20,13 @@ from ..headless.training_models import (
 )
 from ..parsing.sample_prompts import SamplePrompt, load_sample_prompts
 from ..runtime.display import Bar, Display, say
+from ..runtime.distributed import launched_rank
 from ..runtime.errors import FramePackError
 from ..sampling.flow import FlowDenoiser
 from ..training.batches import open_batches
 from ..training.config import LESS_MEMORY, TrainConfig
 from ..training.dataset import TrainingSet
-from ..training.distributed import launched_rank
-from ..training.encoders import base_identity, check_model
+from ..training.encoders import base_identity, check_mode_of_file
 from ..training.logs import LOGGERS, open_log
 from ..training.loop import Callbacks, StepReport, train
 from ..training.metadata import dataset_metadata
@@ -42,7 +42,7 @@ def run(args: Namespace) -> None:
     found.check_mode(config.mode)
     prompts = _sample_prompts(config, found)
     models = train_models(job, samples=bool(prompts))
-    check_model(models.paths["dit"], config.mode)
+    check_mode_of_file(models.paths["dit"], config.mode)
     batches, validation = open_batches(found, config, known_models(job))
     with Display("summary of the run"):
         _say(f"{found.describe()}\n{_plan(config, len(batches))}")

@@ -7,7 +7,6 @@ that cannot be applied as it was trained.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from ..runtime.errors import FramePackError
 from ..weights.files import WeightFiles, open_weights
 from .delta import Decomposed, Delta, Replacement
 from .names import Part, Shapes, part_table, resolve, split_key, underscored
+from .patterns import select_names
 from .readers import LoraModule, MalformedModule, ModuleReader, Scaling, ShapeMismatch
 from .report import LoraReport, Provenance
 
@@ -46,11 +46,8 @@ class Lora:
         of it: `transformer_blocks.0.attn.to_q`, `lora_unet_transformer_blocks_0_attn_to_q`. No
         include expression keeps all. Raises FramePackError for one that is invalid or in no name.
         """
-        kept = set(self.modules)
-        if include:
-            kept = set().union(*(self._matching(pattern, "include") for pattern in include))
-        for pattern in exclude:
-            kept -= self._matching(pattern, "exclude")
+        names = {module: (module, f"lora_unet_{underscored(module)}") for module in self.modules}
+        kept = select_names(names, include, exclude, f"modules of {self.path}", self.modules)
         if not kept:
             raise FramePackError(
                 f"{self.path}: the patterns leave nothing of its {len(self.modules)} modules; "
@@ -58,22 +55,6 @@ class Lora:
             )
         deltas = {n: d for n, d in self.deltas.items() if n.rpartition(".")[0] in kept}
         return replace(self, deltas=deltas)
-
-    def _matching(self, pattern: str, purpose: str) -> set[str]:
-        try:
-            expression = re.compile(pattern)
-        except re.error as error:
-            raise FramePackError(
-                f"{purpose} pattern {pattern!r} is not a regular expression ({error}); mend it"
-            ) from None
-        names = {module: f"lora_unet_{underscored(module)}" for module in self.modules}
-        found = {m for m, n in names.items() if expression.search(m) or expression.search(n)}
-        if not found:
-            raise FramePackError(
-                f"{purpose} pattern {pattern!r} matches none of the {len(names)} modules of "
-                f"{self.path}; they are named like {next(iter(names), '')}"
-            )
-        return found
 
 
 def load_lora(path: Path | str, shapes: Shapes) -> Lora:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..weights.files import WeightFiles
-from ..weights.names import UNKNOWN_KIND, guess_kind
+from ..weights.names import UNKNOWN_KIND, guess_kind, mode_by_name
 from .names import (
     FRAMEPACK,
     HUNYUAN,
@@ -226,7 +226,7 @@ def _base(names: Sequence[str], metadata: Mapping[str, str]) -> str:
 def _variant(metadata: Mapping[str, str]) -> str:
     """What musubi-tuner's metadata gives away: the name of the model file and of the datasets."""
     model = metadata.get("ss_sd_model_name", "")
-    if re.search(r"(?:^|[_-])f1(?:[_-]|$)", Path(model).stem, re.IGNORECASE):
+    if mode_by_name(model) == "f1":
         return " F1"
     try:
         datasets = json.loads(metadata.get("ss_datasets", "[]"))

@@ -7,7 +7,6 @@ quantised, streamed by a host, or plain.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
@@ -17,6 +16,7 @@ from torch.nn.functional import linear
 
 from ..lora.delta import Delta, Hadamard, Kronecker, LowRank
 from ..lora.names import underscored
+from ..lora.patterns import select_names
 from ..runtime.errors import FramePackError
 from .config import AdapterConfig
 from .rng import generator
@@ -181,31 +181,12 @@ def select_layers(
         for name, layer in dit.named_modules()
         if isinstance(layer, nn.Linear) and name.startswith(BLOCKS)
     }
-    if include:
-        kept = set().union(*(_matching(pattern, layers, "include") for pattern in include))
-    else:
-        kept = {name for name in layers if "norm" not in name}
-    for pattern in exclude:
-        kept -= _matching(pattern, layers, "exclude")
+    usual = (name for name in layers if "norm" not in name)
+    names = {name: (name,) for name in layers}
+    kept = select_names(names, include, exclude, "layers of the model", usual)
     if not kept:
         raise FramePackError("include, exclude: the patterns leave no layer to train; loosen them")
     return {name: layer for name, layer in layers.items() if name in kept}
-
-
-def _matching(pattern: str, names: Mapping[str, object], purpose: str) -> set[str]:
-    try:
-        expression = re.compile(pattern)
-    except re.error as error:
-        raise FramePackError(
-            f"{purpose} pattern {pattern!r} is not a regular expression ({error}); mend it"
-        ) from None
-    found = {name for name in names if expression.search(name)}
-    if not found:
-        raise FramePackError(
-            f"{purpose} pattern {pattern!r} matches no layer; they are named like "
-            f"{next(iter(names), '')}"
-        )
-    return found
 
 
 def factorize(size: int, factor: int = -1) -> tuple[int, int]:

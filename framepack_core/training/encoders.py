@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -18,12 +17,11 @@ from ..models.vae_tiling import tiled_encode
 from ..runtime.errors import FramePackError
 from ..runtime.fingerprint import fingerprint
 from ..weights.layouts import find_component
+from ..weights.names import mode_by_name
 from .cache import LatentEncoders, TextEncoder
 from .config import TrainMode
 
 NUMBERS = 4  # of a parameter that tell models apart
-_F1 = re.compile(r"(?:^|[^a-z0-9])f1(?:[^a-z0-9]|$)", re.IGNORECASE)
-_ORIGINAL = re.compile(r"framepack_?i2v", re.IGNORECASE)
 
 
 def latent_encoders(
@@ -100,19 +98,17 @@ def _few(tensor: Tensor) -> list[float]:
     return tensor.flatten()[:NUMBERS].float().cpu().to(torch.bfloat16).tolist()
 
 
-def check_model(path: Path | str, mode: TrainMode) -> None:
+def check_mode_of_file(path: Path | str, mode: TrainMode) -> None:
     """Refuse a DiT whose name says that it is of the other mode: its weights have the same shapes.
 
     A path that says nothing is taken.
     """
-    path = Path(path)
-    name = "/".join(path.parts[-3:])
-    is_f1 = _F1.search(name) is not None
-    if mode == "f1" and not is_f1 and _ORIGINAL.search(name):
+    known = mode_by_name(path)
+    if mode == "f1" and known == "framepack":
         raise FramePackError(
             f"{path} is the original FramePack model; give the F1 one, or train another mode"
         )
-    if mode != "f1" and is_f1:
+    if mode != "f1" and known == "f1":
         raise FramePackError(
             f"{path} is an F1 model; train it in the mode f1, or give the original FramePack model"
         )

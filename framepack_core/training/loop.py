@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 
 from ..runtime.device import parse_dtype
 from ..runtime.display import Display
+from ..runtime.distributed import Workers
 from ..runtime.errors import FramePackError
 from ..runtime.fingerprint import fingerprint
 from ..sampling.flow import FlowDenoiser, Guided
@@ -24,7 +25,6 @@ from .batches import Batch, Batches
 from .blocks import wrapped_blocks
 from .checkpoint import Progress, append_log, load_state, save_state, write_log
 from .config import TrainConfig
-from .distributed import Workers
 from .metadata import adapter_metadata
 from .rng import draw_seed, generator
 from .schedules import learning_rates, make_optimizer

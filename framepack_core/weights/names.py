@@ -8,9 +8,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Literal
 
 from .layouts import TITLES, Component
 
+# In the names of DiT files and their folders: the weights of both models have the same shapes.
+_F1 = re.compile(r"(?<![a-z0-9])f1(?![a-z0-9])", re.IGNORECASE)
+_ORIGINAL = re.compile(r"frame[_-]?pack[_-]?i2v", re.IGNORECASE)
 # Prefixes by the tool that wrote the file: ComfyUI checkpoints, ComfyUI and kohya, diffusers.
 PREFIXES: dict[Component, tuple[str, ...]] = {
     "dit": ("", "model.diffusion_model.", "diffusion_model.", "model.model.", "transformer."),
@@ -167,3 +172,11 @@ def _comfy_vae_renamer(names: Iterable[str]) -> Callable[[str], str]:
 def _some(what: str, names: list[str]) -> str:
     first = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
     return f"{len(names)} {what}" + (f": {first}" if names else "")
+
+
+def mode_by_name(path: Path | str) -> Literal["framepack", "f1"] | None:
+    """Which model a file is by the end of its path, as released ones are named; None if unsaid."""
+    name = "/".join(Path(path).parts[-3:])
+    if _F1.search(name):
+        return "f1"
+    return "framepack" if _ORIGINAL.search(name) else None

@@ -30,10 +30,10 @@ from training_files import DIT, Size, sample_of, size_of
 from framepack_core.models.build import load_dit
 from framepack_core.models.dit import FramePackDiT
 from framepack_core.models.offload import blocks_of, place
+from framepack_core.runtime.distributed import launched_rank
 from framepack_core.sampling.flow import FlowDenoiser
 from framepack_core.training.batches import Batches, Sample
 from framepack_core.training.config import AdapterConfig, TrainConfig
-from framepack_core.training.distributed import launched_rank
 from framepack_core.training.loop import Callbacks, train
 
 RANK, WARMUP = 32, 2

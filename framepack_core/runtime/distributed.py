@@ -1,22 +1,50 @@
-"""Several processes that train one adapter: gradients are averaged, all else is the same in each.
+"""Several processes that share work: how many there are, and which of them this one is.
 
-`accelerate launch` and `torchrun` set the variables that are read here.
+`accelerate launch` and `torchrun` set the variables that are read here. Processes that make videos
+take turns in a list of them; those that train one adapter average its gradients.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+PATIENCE = timedelta(days=30)
+
 
 def launched_rank() -> int:
     """This process's number among those that were launched together; 0 alone."""
     return int(os.environ.get("RANK", "0"))
+
+
+def launched_count() -> int:
+    """How many processes were launched together; 1 for one alone."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+@contextmanager
+def launched_together() -> Iterator[tuple[int, int]]:
+    """This process's number and how many there are, under `accelerate launch` or torchrun.
+
+    They wait for each other at the end: a launcher stops all others when one has failed.
+    """
+    rank, processes = launched_rank(), launched_count()
+    if processes == 1 or "MASTER_ADDR" not in os.environ:
+        yield rank, processes
+        return
+    dist.init_process_group("gloo", timeout=PATIENCE)
+    try:
+        yield rank, processes
+        dist.barrier()
+    finally:
+        dist.destroy_process_group()
 
 
 @dataclass(frozen=True)
@@ -30,7 +58,7 @@ class Workers:
     @classmethod
     def join(cls, device: torch.device) -> Workers:
         """Meet the other processes, if this one was launched with others."""
-        count = int(os.environ.get("WORLD_SIZE", "1"))
+        count = launched_count()
         if count == 1:
             return cls()
         if device.type == "cuda":
