@@ -10,6 +10,7 @@ from comfy_api.latest import InputImpl, io, ui
 from torch import Tensor
 
 from ..framepack_core.runtime.errors import FramePackError
+from ..framepack_core.runtime.files import free_path
 from ..framepack_core.runtime.images import to_uint8
 from ..framepack_core.runtime.video import ENCODERS, VideoWriter, probe_encoder
 from ..framepack_core.sampling.latents import save_latents
@@ -21,6 +22,8 @@ from .comfyui.progress import Interrupted
 from .comfyui.sockets import WINDOW_KEY, to_latents
 from .decode import SAVED
 from .types import CATEGORY, advanced, schema
+
+RESCUED = "rescued.safetensors"
 
 
 class SaveVideo(io.ComfyNode):
@@ -107,11 +110,10 @@ class SaveVideo(io.ComfyNode):
         folder, name, counter, subfolder = output_names(filename_prefix, width, height)
         options = {"width": width, "height": height, "fps": fps, "crf": crf, "codec": codec}
         results = []
-        samples = zip(latent["samples"].split(1), latents.split(1), strict=True)
-        for number, (sample, scaled) in enumerate(samples, counter):
+        for number, sample in enumerate(latent["samples"].split(1), counter):
             path = folder / f"{name}_{number:05}_.mp4"
             video = VideoWriter(path, **options, metadata=cls._metadata())
-            with _latents_rescued(scaled, path.stem, window), video:
+            with _latents_rescued(latents[number - counter :], window), video:
                 for clip in decode_video(sample, vae, SECTIONS, tile_size, window):
                     for frame in to_uint8(clip):
                         video.write(frame)
@@ -125,18 +127,24 @@ class SaveVideo(io.ComfyNode):
 
 
 @contextmanager
-def _latents_rescued(latents: Tensor, name: str, window: int) -> Iterator[None]:
-    """Keep the latents [1, 16, T, h, w] of a video that cannot be decoded or written."""
+def _latents_rescued(latents: Tensor, window: int) -> Iterator[None]:
+    """Keep the latents [B, 16, T, h, w] of videos that cannot be decoded or written."""
     try:
         yield
     except Interrupted:
         raise
     except Exception as error:
-        path = output_folder() / SAVED / f"{name}.safetensors"
+        kept = []
         try:
-            save_latents(path, latents, {"latent_window_size": str(window)})
+            for sample in latents.split(1):
+                path = free_path(output_folder() / SAVED / RESCUED)
+                save_latents(path, sample, {"latent_window_size": str(window)})
+                kept.append(str(path))
         except FramePackError:
             advice = "queue again: what was sampled is still there, unless ComfyUI is stopped"
+            advice = f"kept are {', '.join(kept)}; for the others {advice}" if kept else advice
         else:
-            advice = f"the latents are kept as {path}: open them with Load FramePack Latent"
+            advice = (
+                f"the latents are kept as {', '.join(kept)}: open them with Load FramePack Latent"
+            )
         raise FramePackError(f"{error}; {advice}") from error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,30 +69,21 @@ class LatentFile:
 
 
 def run(args: Namespace) -> None:
-    """Check all files, then decode each under its own name."""
+    """Check all files, then decode each under its own name, or one with a number that is free."""
     if not (args.vae or args.snapshot):
         raise FramePackError("--latent_path: name the VAE that fits, with --vae or --snapshot")
     if args.output_type == "latent":
         raise FramePackError("--output_type latent: the latents are in a file already")
     todo = []
-    for path, name in zip(args.latent_path, _names(args.latent_path), strict=True):
+    for path in args.latent_path:
         file = LatentFile.read(path, args.latent_window_size)
         file.check(args.bulk_decode)
+        name = Path(path).stem.removesuffix(LATENT_SUFFIX)
         output = Output.from_args(args, name, file.fps, file.single)
+        output = output.unused([other.name for _, other in todo])
         output.check(latent_bytes=0)
         todo.append((file, output))
     models = Models.from_args(args, ["vae"])
     with models.decoder() as decoder, explain_out_of_memory(SMALLER_DECODE):
         for file, output in todo:
             shown(file.write(output, decoder, args.bulk_decode))
-
-
-def _names(paths: Sequence[str]) -> list[str]:
-    """A name for each result: its file's, numbered where another folder has it too."""
-    names: list[str] = []
-    for path in paths:
-        name = stem = Path(path).stem.removesuffix(LATENT_SUFFIX)
-        while name in names:
-            name = f"{stem}_{names.count(name) + 1}"
-        names.append(name)
-    return names

@@ -6,8 +6,8 @@ import json
 import os
 import shutil
 from argparse import Namespace
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import Tensor
@@ -20,6 +20,7 @@ from ..sampling.ledger import FOLDER as LEDGER_FOLDER
 from ..sampling.sections import FPS
 
 LATENT_SUFFIX = "_latent"
+OWN_SUFFIXES = (".mp4", ".png", f"{LATENT_SUFFIX}.safetensors")
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Output:
         cls, args: Namespace, name: str, fps: float = FPS, single: bool = False
     ) -> Output:
         ledger = args.ledger or args.save_path / LEDGER_FOLDER
-        return cls(
+        output = cls(
             args.save_path,
             name,
             args.output_type,
@@ -56,6 +57,24 @@ class Output:
             not args.no_metadata,
             None if args.no_ledger else ledger,
         )
+        return output.unused()
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """Everything that it can write: video, picture, folder of pictures and latents."""
+        stem = self.folder / self.name
+        return (*(stem.with_name(f"{self.name}{suffix}") for suffix in OWN_SUFFIXES), stem)
+
+    def unused(self, taken: Collection[str] = ()) -> Output:
+        """The same under the first name, by a number behind it, that writes over no file.
+
+        taken: names that others will use.
+        """
+        found, number = self, 1
+        while found.name in taken or any(map(os.path.lexists, found.paths)):
+            number += 1
+            found = replace(self, name=f"{self.name}_{number}")
+        return found
 
     @property
     def keeps_latents(self) -> bool:

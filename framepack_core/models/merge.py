@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -14,10 +15,9 @@ import torch
 
 from ..lora.apply import LoraUse, MergeLoras
 from ..runtime.errors import FramePackError
-from ..runtime.files import atomic_path, size_text
+from ..runtime.files import atomic_path, is_folder, size_text
 from ..weights.files import SAFETENSORS, TensorInfo, writing_weights
 from ..weights.fp8 import SCALE, Precision
-from ..weights.layouts import find_component
 from ..weights.state import ModelState
 from .build import open_dit
 from .dit import DiTConfig
@@ -56,8 +56,6 @@ def save_dit(
         fp32=(),
         copy=True,
     )
-    for path in find_component(source, "dit").weights:
-        _check_apart(Path(destination), path, max_shard_bytes is not None)
     merged = merged_from(Path(source).name, loras)
     return write_dit(config, state, destination, merged, max_shard_bytes, on_tensor)
 
@@ -77,6 +75,7 @@ def write_dit(
     destination, sharded = Path(destination), max_shard_bytes is not None
     if not sharded and destination.suffix.lower() not in SAFETENSORS:
         raise FramePackError(f"{destination} must be named .safetensors; or ask for shards")
+    _check_free(destination, sharded)
     infos = state.infos()
     _check_space(destination, infos)
     paths = _paths(destination, _shards(infos, max_shard_bytes), sharded)
@@ -146,14 +145,12 @@ def _paths(destination: Path, shards: Sequence[list[str]], sharded: bool) -> dic
     }
 
 
-def _check_apart(destination: Path, source: Path, sharded: bool) -> None:
-    """The model is read while the merged one is written, so they must not be one."""
-    taken = source.parent if sharded else source
-    if taken.resolve() == destination.resolve():
-        raise FramePackError(
-            f"{destination} is where the model itself lies: choose another name, because it is "
-            "read while the merged one is written"
-        )
+def _check_free(destination: Path, sharded: bool) -> None:
+    """Write over nothing: neither the model and LoRAs that are read meanwhile nor another file."""
+    if sharded and is_folder(destination) and any(destination.iterdir()):
+        raise FramePackError(f"{destination} is not empty: choose a new folder for the model")
+    if os.path.lexists(destination) and not (sharded and is_folder(destination)):
+        raise FramePackError(f"{destination} is there already: choose another name for the model")
 
 
 def _check_space(destination: Path, infos: Mapping[str, TensorInfo]) -> None:

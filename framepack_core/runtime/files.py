@@ -26,7 +26,7 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
     """
     path = Path(path)
     # The suffix stays last: writers such as PyAV choose the format by it.
-    temporary = path.with_name(f".{path.stem}.{uuid4().hex[:8]}.part{path.suffix}")
+    temporary = path.with_name(f".{uuid4().hex}.part{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
@@ -67,6 +67,28 @@ def split_lines(text: str) -> list[str]:
     str.splitlines() also cuts at U+2028, form feeds and others, which pasted text can hold.
     """
     return [line.removesuffix("\r") for line in text.split("\n")]
+
+
+NAME_BYTES = 255  # of one part of a path, on most file systems
+
+
+def check_file_name(name: str, what: str) -> None:
+    """Refuse a name that no file can have; `what` is what an error calls it."""
+    room = len(f".{uuid4().hex}.part")  # while it is written
+    if "\0" in name or len(os.fsencode(name)) > NAME_BYTES - room:
+        shown = name if len(name) <= 40 else f"{name[:37]}..."
+        raise FramePackError(
+            f"{what} {shown!r}: no file can have this name; use at most {NAME_BYTES - room} bytes"
+        )
+
+
+def free_path(path: Path) -> Path:
+    """The path, or if something is there the first that is free of stem_2, stem_3 and so on."""
+    found, number = path, 1
+    while os.path.lexists(found):
+        number += 1
+        found = path.with_name(f"{path.stem}_{number}{path.suffix}")
+    return found
 
 
 def is_file(path: Path | str) -> bool:
@@ -131,7 +153,11 @@ def _concerns_another_file(error: OSError, path: Path, temporary: Path) -> bool:
 
 
 def _explain(path: Path, error: OSError) -> str:
-    kept = "the file from before is unchanged" if path.exists() else "nothing was left half-written"
+    kept = (
+        "the file from before is unchanged"
+        if os.path.exists(path)
+        else "nothing was left half-written"
+    )
     reason = error.strerror or str(error)
     if error.errno not in DISK_FULL:
         return f"cannot write {path}: {reason}; {kept}; choose another folder"

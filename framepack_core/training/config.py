@@ -5,12 +5,15 @@ Nothing here needs torch, so that `--help` and the schemas of nodes stay instant
 
 from __future__ import annotations
 
+import os
+import re
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, model_validator
 
 from ..runtime.errors import FramePackError
+from ..runtime.files import check_file_name, is_folder
 from ..runtime.options import Settings, option
 from ..sampling.plan import GUIDANCE, TIME_SCALE
 
@@ -563,10 +566,23 @@ class TrainConfig(
     @property
     def exists(self) -> bool:
         """Whether a run of this name left files, which a new one would replace."""
-        return self.adapter_path.exists() or self.state_path.exists()
+        if any(map(os.path.lexists, (self.adapter_path, self.state_path, self.log_path))):
+            return True
+        numbered = self.numbered
+        folder = self.output_dir if is_folder(self.output_dir) else None
+        return folder is not None and any(
+            path.suffix == ".safetensors" and numbered.fullmatch(path.stem)
+            for path in folder.iterdir()
+        )
+
+    @property
+    def numbered(self) -> re.Pattern[str]:
+        """The stems of what it saves on the way."""
+        return re.compile(rf"{re.escape(self.output_name)}-(step\d{{8}}|\d{{6}})")
 
     def check_name(self) -> None:
-        """Refuse to write over a run; raises FramePackError."""
+        """Refuse to write over a run, and a name that no file can have; raises FramePackError."""
+        check_file_name(f"{self.output_name}-step00000000.safetensors", "output_name")
         if self.exists and not self.resume:
             raise FramePackError(
                 f"{self.adapter_path}: this run is there already; resume it, or give another "

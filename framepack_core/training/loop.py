@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -338,11 +337,10 @@ class _Run:
         """Remove numbered files of this run beyond the last few."""
         if self.config.keep_last is None:
             return
-        numbered = re.compile(rf"{re.escape(self.config.output_name)}-(step\d{{8}}|\d{{6}})")
         files = [
             path
             for path in self.config.output_dir.glob("*.safetensors")
-            if numbered.fullmatch(path.stem)
+            if self.config.numbered.fullmatch(path.stem)
         ]
         files.sort(key=lambda path: path.stat().st_mtime_ns)
         for path in files[: -self.config.keep_last]:

@@ -12,7 +12,7 @@ import folder_paths
 from comfy.cli_args import args as comfy_args
 
 from ...framepack_core.runtime.errors import FramePackError
-from ...framepack_core.runtime.files import natural_key
+from ...framepack_core.runtime.files import check_file_name, natural_key
 from ...framepack_core.toyworld import OPPOSITE_LORA
 from ...framepack_core.weights.layouts import F1_FOLDER, FOLDERS, SHARD, Component
 
@@ -95,12 +95,18 @@ def output_names(
     They are in ComfyUI's output folder, or in another root.
     """
     root = root or output_folder()
+    if "\0" in prefix:
+        raise FramePackError(f"file name {prefix!r}: no file can have this name; choose another")
     place = root / os.path.dirname(os.path.normpath(prefix))
-    if "\0" in prefix or not is_inside(place, root):
+    if not is_inside(place, root):
         raise FramePackError(f"file name {prefix}: outside of {root}; leave the folder out")
-    folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(
-        prefix, str(root), width, height
-    )
+    check_file_name(f"{os.path.basename(os.path.normpath(prefix))}_00001_.safetensors", "file name")
+    try:
+        folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(
+            prefix, str(root), width, height
+        )
+    except OSError as error:
+        raise FramePackError(f"file name {prefix}: {error.strerror}; choose another") from None
     return Path(folder), name, counter, subfolder
 
 
