@@ -248,7 +248,8 @@ for precision in ("full", "fp8_scaled"):
     def watch(number, of):
         used = process.memory_info().rss - start
         peaks[precision] = max(peaks.get(precision, 0), used)
-    save_dit(folder / "base", folder / f"{precision}.safetensors", uses, precision=precision, on_tensor=watch)
+    path = folder / f"{precision}.safetensors"
+    save_dit(folder / "base", path, uses, precision=precision, on_tensor=watch)
 print(json.dumps(peaks))
 """
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from argparse import Namespace
+from pathlib import Path
 
 import torch
 
 from ..headless.models import find_models, precision_of, read_loras
-from ..models.merge import save_dit
+from ..models.merge import check_free, save_dit
 from ..runtime.device import parse_device, parse_dtype
 from ..runtime.display import Bar, say
 from ..runtime.errors import FramePackError
@@ -21,6 +22,7 @@ def run(args: Namespace) -> None:
     dtype = parse_dtype(args.dtype) if args.dtype else torch.bfloat16
     if dtype == torch.float32:
         raise FramePackError("--dtype: a model is saved in bf16 or fp16; choose one of them")
+    check_free(Path(args.save_merged_model), args.shard_size is not None)
     loras = read_loras(args, dit)
     precision = precision_of(args)
     with Bar("writing", unit="tensor") as bar:

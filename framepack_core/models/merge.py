@@ -75,7 +75,7 @@ def write_dit(
     destination, sharded = Path(destination), max_shard_bytes is not None
     if not sharded and destination.suffix.lower() not in SAFETENSORS:
         raise FramePackError(f"{destination} must be named .safetensors; or ask for shards")
-    _check_free(destination, sharded)
+    check_free(destination, sharded)
     infos = state.infos()
     _check_space(destination, infos)
     paths = _paths(destination, _shards(infos, max_shard_bytes), sharded)
@@ -145,7 +145,7 @@ def _paths(destination: Path, shards: Sequence[list[str]], sharded: bool) -> dic
     }
 
 
-def _check_free(destination: Path, sharded: bool) -> None:
+def check_free(destination: Path, sharded: bool) -> None:
     """Write over nothing: neither the model and LoRAs that are read meanwhile nor another file."""
     if sharded and is_folder(destination) and any(destination.iterdir()):
         raise FramePackError(f"{destination} is not empty: choose a new folder for the model")
