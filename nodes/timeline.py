@@ -23,7 +23,7 @@ def encode_timeline(plan: Plan, clip: Any, vae: Any, clip_vision: Any) -> Plan:
     if names:
         _check_connected("an image", vae=vae, clip_vision=clip_vision)
     prompts = {text: Guide(encode_prompt(clip, text), text) for text in texts}
-    pictures = {name: Picture(name, vae, clip_vision) for name in names}
+    pictures = {name: TimelinePicture(name, vae, clip_vision) for name in names}
     return plan.encoded(
         prompt=prompts.__getitem__,
         image=lambda name: FittedGuide(pictures[name].latent, name),
@@ -40,7 +40,7 @@ def _check_connected(what: str, **inputs: Any) -> None:
             )
 
 
-class Picture:
+class TimelinePicture:
     """A picture of ComfyUI's input folder, cropped to the size of the video and encoded."""
 
     def __init__(self, name: str, vae: Any, clip_vision: Any) -> None:

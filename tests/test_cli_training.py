@@ -19,7 +19,7 @@ from cli_runs import failure, parse
 from framepack_core.cli import main
 from framepack_core.cli.training_arguments import train_job
 from framepack_core.headless import models
-from framepack_core.lora.report import MODE
+from framepack_core.lora.report import LORA_MODE
 from framepack_core.runtime.images import save_png
 from framepack_core.runtime.video import VideoWriter, read_video
 from framepack_core.toyworld import OPPOSITE_LORA, SNAPSHOT
@@ -91,7 +91,7 @@ def test_cache_and_train(clips: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     last = capsys.readouterr().out.splitlines()[-1]
     assert last == str(tmp_path / "out" / "x.safetensors")
     metadata = open_weights(last).metadata
-    assert (metadata[MODE], metadata["framepack_window"]) == ("framepack", "1")
+    assert (metadata[LORA_MODE], metadata["framepack_window"]) == ("framepack", "1")
     assert (metadata["ss_training_comment"], metadata["ss_sd_model_name"]) == ("a test", "snapshot")
     frames, _ = read_video(tmp_path / "out" / "sample" / "x_000003_00_7.mp4")
     assert frames.shape == (FRAMES, 32, 32, 3)

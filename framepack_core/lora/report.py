@@ -22,7 +22,7 @@ from .names import (
     stated_family,
 )
 
-MODE = "framepack_mode"  # metadata of our own trainer: framepack, f1 or one_frame
+LORA_MODE = "framepack_mode"  # metadata of our own trainer: framepack, f1 or one_frame
 MODES = {"framepack": FRAMEPACK, "f1": f"{FRAMEPACK} F1", "one_frame": f"{FRAMEPACK} one-frame"}
 _ONLY_FRAMEPACK = ("clean_x_embedder", "image_projection")
 _SHOWN = 5
@@ -206,7 +206,7 @@ def _dialect(keys: Sequence[str], names: Sequence[str], bases: set[str]) -> str:
 
 
 def _base(names: Sequence[str], metadata: Mapping[str, str]) -> str:
-    mode = metadata.get(MODE)
+    mode = metadata.get(LORA_MODE)
     if mode in MODES:
         return f"{MODES[mode]} (says the file)"
     stated = stated_family(metadata)

@@ -14,14 +14,14 @@ from ..weights.files import open_weights, save_weights
 from .plan import FPS
 from .sections import MAX_WINDOW, WINDOW
 
-KEY = "latent"
+LATENT_KEY = "latent"
 
 
 def save_latents(
     path: str | Path, latents: Tensor, metadata: Mapping[str, str] | None = None
 ) -> None:
     """Write scaled latents [1, 16, F, h, w] as one fp32 tensor [16, F, h, w]."""
-    save_weights(path, {KEY: latents[0].float()}, metadata)
+    save_weights(path, {LATENT_KEY: latents[0].float()}, metadata)
 
 
 def window_of(metadata: Mapping[str, str]) -> int:
@@ -46,9 +46,9 @@ def fps_of(metadata: Mapping[str, str]) -> float:
 def load_latents(path: str | Path) -> tuple[Tensor, dict[str, str]]:
     """Scaled latents [1, 16, F, h, w] and the metadata of a latent file."""
     file = open_weights(path)
-    if KEY not in file or file[KEY].ndim != 4:
+    if LATENT_KEY not in file or file[LATENT_KEY].ndim != 4:
         raise FramePackError(
-            f"{path}: not a latent file; it should hold one tensor {KEY!r} [16, frames, h, w], "
-            f"but holds {', '.join(sorted(file)[:3])}"
+            f"{path}: not a latent file; it should hold one tensor {LATENT_KEY!r} "
+            f"[16, frames, h, w], but holds {', '.join(sorted(file)[:3])}"
         )
-    return file[KEY].to(torch.float32, copy=True)[None], dict(file.metadata)
+    return file[LATENT_KEY].to(torch.float32, copy=True)[None], dict(file.metadata)

@@ -23,9 +23,9 @@ from ..runtime.errors import FramePackError
 from ..runtime.files import atomic_path, size_text
 from ..runtime.fingerprint import fingerprint
 from ..weights.files import open_weights, save_weights
+from .latents import LATENT_KEY
 from .plan import Plan
 
-KEY = "latent"
 SUFFIX = ".safetensors"
 DAMAGED = ".damaged"
 RUNS = "runs.json"
@@ -207,7 +207,7 @@ class LedgerRun:
         if not path.is_file():
             return None
         try:
-            latents = open_weights(path)[KEY].to(torch.float32, copy=True)
+            latents = open_weights(path)[LATENT_KEY].to(torch.float32, copy=True)
             if latents.shape != tuple(shape) or not torch.isfinite(latents).all():
                 raise FramePackError(f"{path} holds something else")
         except (FramePackError, KeyError) as error:
@@ -227,7 +227,7 @@ class LedgerRun:
         section = self.plan.sections[order]
         about = {"section": section.index, "order": order, "made": time.strftime("%F %T")}
         metadata = {"ledger": json.dumps(about)}
-        save_weights(self._paths[order], {KEY: latents.detach().float().cpu()}, metadata)
+        save_weights(self._paths[order], {LATENT_KEY: latents.detach().float().cpu()}, metadata)
         self.ledger.prune(keep=frozenset(self._paths))
 
     def _explain(self) -> None:

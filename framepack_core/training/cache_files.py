@@ -24,7 +24,7 @@ ARCHITECTURE = "framepack"
 FORMAT_VERSION = "1.0.1"
 # Our own entries of the metadata, which others pass over: of what, and by which models.
 DIGEST, MODELS = "fpreel_digest", "fpreel_models"
-MODE = "fpreel_mode"
+CACHE_MODE = "fpreel_mode"
 
 LATENTS = "latents"
 CONTEXT = {"latents_clean": "clean", "latents_clean_2x": "clean_2x", "latents_clean_4x": "clean_4x"}
@@ -61,7 +61,7 @@ def save_latent_cache(
     save_weights(
         path,
         {_key(name, tensor, shape): tensor for name, tensor in tensors.items()},
-        {**_common(digest, models), **metadata, MODE: mode},
+        {**_common(digest, models), **metadata, CACHE_MODE: mode},
     )
 
 

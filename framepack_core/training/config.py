@@ -48,7 +48,7 @@ OPTIMIZERS: dict[str, tuple[str, str]] = {
     "adamwschedulefree": ("schedulefree.AdamWScheduleFree", "schedulefree"),
 }
 MAX_STEPS = 1_000_000  # and the ranges below: of widgets, which have to end somewhere
-MAX_SEED = 2**32 - 1
+MAX_TRAINING_SEED = 2**32 - 1
 
 LESS_MEMORY = (
     "add --gradient_checkpointing, a smaller --batch_size, --blocks_to_swap 10 or more, or "
@@ -282,7 +282,7 @@ class RunOptions(Settings):
         advanced=False,
         metadata="ss_seed",
         ge=0,
-        high=MAX_SEED,
+        high=MAX_TRAINING_SEED,
     )
     steps: int = option(
         1600,

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable
 from datetime import datetime, timezone
 
-from ..lora.report import MODE
+from ..lora.report import LORA_MODE
 from ..runtime.options import file_metadata, leaves
 from .config import NETWORK_MODULES, AdapterConfig, TrainConfig
 from .dataset import TrainingSet
@@ -45,7 +45,7 @@ def adapter_metadata(
         "modelspec.implementation": "https://github.com/lllyasviel/FramePack",
         "modelspec.title": config.output_name,
         "modelspec.date": now.isoformat(timespec="seconds"),
-        MODE: config.mode,
+        LORA_MODE: config.mode,
     }
     return {key: str(value) for key, value in values.items()}
 

@@ -30,7 +30,7 @@ from .rng import draw_seed
 
 SIZE = 256  # pixels, where a prompt names none
 STEPS = 20
-FOLDER = "sample"
+SAMPLES_FOLDER = "sample"
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ def sample_writer(
                 stem = f"{name}_{step:06d}_{i:02d}_{sample.seed}"
                 with shown.part(f"sample {stem}"):
                     latents = sample.make(denoiser, device)
-                    path = _save(output_dir / FOLDER / stem, latents, sample.window, decode)
+                    path = _save(output_dir / SAMPLES_FOLDER / stem, latents, sample.window, decode)
                     on_file(path, sample)
 
     return write

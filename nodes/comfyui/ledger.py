@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import comfy.samplers
-import folder_paths
 from comfy.weight_adapter import WeightAdapterBase
 
 from ...framepack_core.runtime.fingerprint import fingerprint
@@ -16,9 +14,10 @@ from ...framepack_core.sampling.plan import Plan
 from ...framepack_core.weights.layouts import find_component
 from .lora import LORA_KEY, applied_loras
 from .model import find_attention, load_model
+from .paths import output_folder
 from .section_run import SectionRun
 
-FOLDER = ".framepack_ledger"  # in ComfyUI's output folder, which outlives a restart
+LEDGER_FOLDER = ".framepack_ledger"  # in ComfyUI's output folder, which outlives a restart
 # What other nodes may have put on a ModelPatcher besides weight patches.
 ADDITIONS = (
     "model_options",
@@ -49,7 +48,7 @@ def open_ledger(
             "stop it starts from the first section"
         )
         return None
-    return Ledger(Path(folder_paths.get_output_directory()) / FOLDER, say=say).open(plan, settings)
+    return Ledger(output_folder() / LEDGER_FOLDER, say=say).open(plan, settings)
 
 
 def _settings(run: SectionRun) -> dict[str, Any]:

@@ -7,10 +7,8 @@ import io
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
-import folder_paths
 import latent_preview
 from torch import Tensor
 
@@ -20,11 +18,12 @@ from ...framepack_core.sampling.generate import SectionDone
 from ...framepack_core.sampling.plan import FPS, Plan
 from ...framepack_core.sampling.sections import LATENT_STRIDE
 from .live import Report
+from .paths import temporary_folder
 from .progress import RunProgress, strip_of
 from .sockets import to_latent, to_uint8
 
 INTERVAL = 0.5  # seconds between messages about steps
-FOLDER = "framepack_reel"  # in ComfyUI's temp folder
+CLIPS_FOLDER = "framepack_reel"  # in ComfyUI's temp folder
 CRF = 20
 
 
@@ -91,7 +90,7 @@ class SectionReport:
     def _clip(self, done: SectionDone) -> dict[str, str]:
         """A file that the page can play."""
         name = f"{self.report.run['run']}_{done.section.index}.mp4"
-        path = Path(folder_paths.get_temp_directory()) / FOLDER / name
+        path = temporary_folder() / CLIPS_FOLDER / name
         path.parent.mkdir(parents=True, exist_ok=True)
         latent = to_latent(done.latents[:1])["samples"]
         frames = to_uint8(self.vae.decode(latent).flatten(0, 1))
@@ -99,7 +98,7 @@ class SectionReport:
         with VideoWriter(path, **size, fps=FPS, crf=CRF) as video:
             for frame in frames:
                 video.write(frame)
-        return {"filename": name, "subfolder": FOLDER, "type": "temp"}
+        return {"filename": name, "subfolder": CLIPS_FOLDER, "type": "temp"}
 
     def _send(self, state: str, **news: Any) -> None:
         self._last_sent = time.monotonic()

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import comfy.model_management
-import folder_paths
 from comfy_api.latest import ui
 from PIL import Image
 
@@ -21,6 +20,7 @@ from ...framepack_core.runtime.video import contact_sheet, read_video
 from ...framepack_core.training.loop import StepReport
 from ...framepack_core.training.samples import PreparedSample
 from .live import Report
+from .paths import output_folder
 from .progress import NodeBar, NodeText, duration
 
 INTERVAL = 0.2  # seconds between messages to the interface
@@ -33,7 +33,7 @@ class TrainingDisplay:
 
     def __init__(self, hidden: Any) -> None:
         self.report = Report("fpreel.training", hidden, gathered=("losses", "samples"))
-        self.root = Path(folder_paths.get_output_directory()) / "loras"
+        self.root = output_folder() / "loras"
         self._text, self._bar = NodeText(hidden.unique_id), NodeBar()
         self._preview = Display("preview of a sample")
         self._step, self._steps = 0, 1
@@ -100,7 +100,7 @@ class TrainingDisplay:
         """A sample is there: shown as a strip of frames, and told to the interface as a file."""
         strip = None
         with self._preview:
-            root = Path(folder_paths.get_output_directory())
+            root = output_folder()
             folder = path.parent.relative_to(root).as_posix()
             file = {"filename": path.name, "subfolder": folder, "type": "output"}
             entry = {"step": self._step, "prompt": sample.prompt, **file}
