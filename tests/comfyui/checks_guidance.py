@@ -377,7 +377,7 @@ def check_single_files_take_the_tokenizers_that_comfyui_brings() -> str:
     try:
         encoders.COMFY_TOKENIZERS |= {"llama": folder / "none", "clip": folder / "none"}
         missing = error_of(load)
-        assert "has no tokenizer: put the folder tokenizer/" in missing, missing
+        assert "has no tokenizer; get it with: hf download" in missing, missing
         encoders.COMFY_TOKENIZERS |= {
             "llama": snapshot / "tokenizer",
             "clip": snapshot / "tokenizer_2",
