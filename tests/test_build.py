@@ -326,8 +326,10 @@ def test_a_shape_that_the_config_contradicts(tmp_path: Path) -> None:
     state = {n: t for n, t in tensors("vae").items() if "conv_shortcut" not in n}
     save_weights(tmp_path / "m.safetensors", state)
     message = error_of(load_vae, tmp_path / "m.safetensors")
-    assert "does not fit this HunyuanVideo VAE: encoder.conv_in.conv.weight is [16, 3, 3, 3, 3] "
-    assert "where the config says [8, 3, 3, 3, 3]; put its own config.json beside it" in message
+    assert (
+        "does not fit this HunyuanVideo VAE: encoder.conv_in.conv.weight is [16, 3, 3, 3, 3] "
+        "where the config says [8, 3, 3, 3, 3]; put its own config.json beside it"
+    ) in message
 
 
 def test_a_damaged_config_inside_the_file(tmp_path: Path) -> None:

@@ -68,6 +68,7 @@ def test_reads_from_left_to_right(workflow: dict[str, Any]) -> None:
 
 def test_links_agree_from_both_ends(workflow: dict[str, Any]) -> None:
     nodes = {node["id"]: node for node in workflow["nodes"]}
+    assert workflow["links"]
     for link, source, slot, target, place, kind in workflow["links"]:
         output, given = nodes[source]["outputs"][slot], nodes[target]["inputs"][place]
         assert link in output["links"] and given["link"] == link

@@ -213,15 +213,29 @@ def branch(up: bool) -> Any:
 
 def test_writers_share_a_folder(tmp_path: Path) -> None:
     plans = [plan_f1(3, WINDOW) for _ in range(4)]
-    runs = [Ledger(tmp_path, limit=1).open(plan, {"run": i}) for i, plan in enumerate(plans)]
+    said: list[str] = []
+    ledger = Ledger(tmp_path, limit=1, say=said.append)
+    runs = [ledger.open(plan, {"run": i}) for i, plan in enumerate(plans)]
+    latents = [torch.full((1, 1, 1, 2, 2), float(i)) for i in range(len(runs))]
 
-    def write(run: LedgerRun) -> None:
+    def write(i: int) -> None:
         for _ in range(20):
             for order in range(3):
-                run.store(order, torch.ones(1, 1, 1, 2, 2))
+                runs[i].store(order, latents[i])
 
+    said.clear()
     with ThreadPoolExecutor(4) as pool:
-        list(pool.map(write, runs))  # raises what a writer raised
+        list(pool.map(write, range(len(runs))))  # raises what a writer raised
+    entries = [path for path in tmp_path.iterdir() if path.name != "runs.json"]
+    assert sorted(entries) == sorted(entry.path for entry in ledger.entries())  # nothing half done
+    assert not any(entry.damaged for entry in ledger.entries())
+    for run, own in zip(runs, latents, strict=True):
+        found = [run.load(order, own.shape) for order in range(3)]
+        assert all(x is None or torch.equal(x, own) for x in found)
+        for order in range(3):
+            run.store(order, own)
+        assert run.finished == 3 and len(ledger.entries()) == 3  # the others' were pruned
+    assert said == []
 
 
 def test_fingerprints_tell_contents_apart(tmp_path: Path) -> None:

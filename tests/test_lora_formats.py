@@ -78,6 +78,7 @@ def test_half_precision_files(tmp_path: Path, dialect: str, dtype: torch.dtype) 
     rounded = {k: x.to(dtype) for k, x in file.tensors.items()}
     half = load_lora(LoraFile(rounded, {}, {}).save(tmp_path), SHAPES)
     base = base_weights()
+    assert found.deltas and found.deltas.keys() == half.deltas.keys()
     for name in found.deltas:
         exact = MergeLoras([LoraUse(found)])(name, base[name])
         near = MergeLoras([LoraUse(half)])(name, base[name])

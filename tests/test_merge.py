@@ -121,7 +121,9 @@ def test_an_fp8_file_merged_to_bf16(tmp_path: Path, source: Path, uses: list[Lor
     save_dit(source, tmp_path / "fp8.safetensors", precision="fp8_scaled")
     save_dit(tmp_path / "fp8.safetensors", tmp_path / "m.safetensors", uses)
     merge, exact = MergeLoras(uses), base_of(source)
-    for name, x in load_file(tmp_path / "m.safetensors").items():
+    merged = load_file(tmp_path / "m.safetensors")
+    assert merged.keys() == exact.keys()
+    for name, x in merged.items():
         assert x.dtype == torch.bfloat16
         expected = merge(name, exact[name].float())
         assert (x - expected).norm() < 0.04 * expected.norm()

@@ -68,6 +68,7 @@ def test_every_dialect_gives_the_same_latents(toy: Toy, tmp_path: Path) -> None:
 
 def test_made_the_same_each_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     one, two = (open_weights(train_lora(tmp_path / n, steps=2, clips=2)) for n in "ab")
+    assert set(one) == set(two)
     assert all(torch.equal(one[name], two[name]) for name in one)
     shipped = open_weights(OPPOSITE_LORA)
     assert {n: (x.dtype, x.shape) for n, x in shipped.items()} == {

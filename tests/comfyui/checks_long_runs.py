@@ -389,9 +389,11 @@ def check_wrong_attention_is_refused_by_name() -> str:
 
     kernels.optimized_attention = fast_attention
     try:
-        return error_of(sample)
+        message = error_of(sample)
     finally:
         kernels.optimized_attention = original
+    assert message.startswith("attention fast_attention: "), message
+    return message
 
 
 # Preflight

@@ -189,6 +189,7 @@ def check_second_patcher_for_comfyui_is_the_same_model() -> None:
     again = make(*arguments, disable_dynamic=True)
     assert again.model is not toy().model.model
     mine, theirs = (p.model.diffusion_model.state_dict() for p in (toy().model, again))
+    assert mine.keys() == theirs.keys()
     assert all(torch.equal(mine[name], theirs[name]) for name in mine)
 
 

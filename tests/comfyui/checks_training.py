@@ -77,6 +77,7 @@ def check_training_is_that_of_the_core() -> float:
     assert made.losses["loss"] == expected.losses
     assert made.steps == STEPS and Path(made.path).parent == BASE / "models" / "loras"
     tensors = pack("framepack_core.weights.files").open_weights(made.path)
+    assert set(tensors) == set(made.lora)
     assert all(torch.equal(tensors[name], made.lora[name]) for name in tensors)
     return expected.losses[-1]
 
@@ -135,6 +136,7 @@ def check_cancelling_loses_nothing() -> None:
     assert (loras / "cancelled-step00000003.safetensors").is_file()
     resumed = small_train("cancelled", steps=6)
     assert resumed.losses == straight.losses
+    assert straight.lora.keys() == resumed.lora.keys()
     assert all(torch.equal(straight.lora[name], resumed.lora[name]) for name in straight.lora)
 
 
