@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from ..headless.jobs import LATENT_BYTES, SMALLER_VIDEO, Job
+from ..headless.jobs import SMALLER_VIDEO, Job
 from ..headless.models import FLAGS, Models, explain_out_of_memory
 from ..headless.scenes import OneFrameEdit
 from ..models.build import dit_config, open_dit
@@ -20,15 +20,20 @@ from ..runtime.display import say
 from ..runtime.errors import FramePackError
 from ..runtime.files import size_text
 from ..runtime.memory import free_device_memory, free_main_memory
-from ..sampling.probe import StepCost, probe_decode, probe_transformer
+from ..sampling.estimate import (
+    OTHER_MEMORY,
+    disk_for_latents,
+    latent_bytes,
+    probe_pass,
+    start_shape,
+    working_memory,
+)
+from ..sampling.probe import StepCost, probe_decode
 from ..sampling.sections import LATENT_STRIDE
 from ..weights.files import open_weights
 from ..weights.fp8 import Precision
 from ..weights.layouts import Component, find_component
 
-IMAGE_TOKENS = 729  # of the released image encoder
-CHARACTERS = 4  # of a prompt that make a token
-OTHER_MEMORY = 10**9  # of Python, torch and their buffers
 VIDEO_BYTES = 0.15  # for each pixel at the quality used by default, with some to spare
 
 
@@ -102,33 +107,23 @@ class Check:
         """Latents twice, for the ledger has them too, and the video."""
         scene = self.job.request.scene
         width, height = scene.size
-        return 2 * self._latent_size + int(VIDEO_BYTES * width * height * scene.frames)
+        video = int(VIDEO_BYTES * width * height * scene.frames)
+        return self.latents_on_disk + video
+
+    @property
+    def latents_on_disk(self) -> int:
+        """Bytes of the latents alone."""
+        return disk_for_latents(self._start, self.job.request.scene.latent_frames)
 
     @cached_property
     def step(self) -> StepCost:
         """One pass of the transformer."""
         scene, models = self.job.request.scene, self.models
-        width, height = (side // LATENT_STRIDE for side in scene.size)
-        start = torch.zeros(1, 16, 1, height, width, device=models.device)
+        start = torch.zeros(self._start, device=models.device)
         mode = "framepack" if isinstance(scene, OneFrameEdit) else scene.plan.mode
+        config = dit_config(models.paths["dit"])
         with explain_out_of_memory(SMALLER_VIDEO):
-            return probe_transformer(
-                dit_config(models.paths["dit"]),
-                mode,
-                scene.latent_frames if isinstance(scene, OneFrameEdit) else scene.window,
-                start,
-                math.ceil(len(scene.prompt) / CHARACTERS),
-                self._image_tokens(),
-                models.dtype,
-                models.attention,
-            )
-
-    def _image_tokens(self) -> int:
-        config = find_component(self.models.paths["image_encoder"], "image_encoder").config or {}
-        config = config.get("vision_config", config)
-        if "image_size" not in config or "patch_size" not in config:
-            return IMAGE_TOKENS
-        return (config["image_size"] // config["patch_size"]) ** 2
+            return probe_pass(config, mode, self._window, start, models.dtype, models.attention)
 
     def _time(self) -> str:
         request, scene = self.job.request, self.job.request.scene
@@ -174,7 +169,7 @@ class Check:
 
     @property
     def _working(self) -> int:
-        return self.step.memory or OTHER_MEMORY
+        return working_memory(self._window, self._start, self.models.dtype, self.step)
 
     @cached_property
     def _sizes(self) -> dict[str, int]:
@@ -237,8 +232,17 @@ class Check:
 
     @property
     def _latent_size(self) -> int:
-        width, height = (side // LATENT_STRIDE for side in self.job.request.scene.size)
-        return self.job.request.scene.latent_frames * height * width * LATENT_BYTES
+        return latent_bytes(self._start, self.job.request.scene.latent_frames)
+
+    @property
+    def _start(self) -> tuple[int, ...]:
+        """The shape of the start image's latents."""
+        return start_shape(*self.job.request.scene.size)
+
+    @property
+    def _window(self) -> int:
+        scene = self.job.request.scene
+        return scene.latent_frames if isinstance(scene, OneFrameEdit) else scene.window
 
     @property
     def _free_main(self) -> str:

@@ -16,20 +16,19 @@ from ..models.dit import FramePackDiT
 from ..runtime.display import Bar, Display, say, warn
 from ..runtime.errors import FramePackError
 from ..sampling.decode import Decode
+from ..sampling.estimate import latent_bytes, start_shape
 from ..sampling.flow import CFG, FlowDenoiser, Guided
 from ..sampling.generate import SectionDone, StepInfo, unipc_sampler
 from ..sampling.latents import load_latents, save_latents
 from ..sampling.ledger import Ledger, LedgerRun, OpenLedger
 from ..sampling.plan import FPS, Plan
 from ..sampling.sanity_checks import Drift
-from ..sampling.sections import LATENT_STRIDE
 from .encodings import Encodings
 from .models import Models, explain_out_of_memory
 from .output import Output
 from .request import Calibration, Request
 from .scenes import OneFrameEdit, SampleContext, Scene
 
-LATENT_BYTES = 16 * 4  # 16 channels in fp32
 FREE_MEMORY = "the encoders need about 16 GB in one piece: close what else uses it"
 SMALLER_VIDEO = "make the video smaller (--video_size) or the window shorter (--latent_window_size)"
 SMALLER_DECODE = "add --vae_chunk_size 16, then --vae_spatial_tile_sample_min_size 128"
@@ -61,9 +60,8 @@ class Job:
         single = isinstance(request.scene, OneFrameEdit)
         name = f"{name or timestamp()}_{request.seed}"
         output = Output.from_args(args, name, fps, single)
-        width, height = request.scene.size
-        latent = (height // LATENT_STRIDE) * (width // LATENT_STRIDE) * LATENT_BYTES
-        output.check(request.scene.latent_frames * latent)
+        scene = request.scene
+        output.check(latent_bytes(start_shape(*scene.size), scene.latent_frames))
         job = cls(request, output, title)
         with Display("summary of the run"):
             say(job.named(request.describe()))

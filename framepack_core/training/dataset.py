@@ -18,7 +18,7 @@ from ..runtime.files import is_folder, list_folder, natural_key, size_text
 from ..runtime.images import BucketSelector, Pixels, Size, load_image
 from ..sampling.one_frame import OneFrame, plan_one_frame
 from ..sampling.plan import HISTORY_LENGTH, Section
-from ..sampling.sections import LATENT_STRIDE, sections_for_frames
+from ..sampling.sections import LATENT_CHANNELS, LATENT_STRIDE, sections_for_frames
 from .config import TrainMode
 from .dataset_config import FRAME_STEP, Dataset, ImageDataset, VideoDataset, load_datasets
 from .media import Clip, kept_frames, open_clip, read_crop
@@ -33,7 +33,6 @@ CACHED_LATENTS = re.compile(
 # For the estimate of the disk: fp16 SigLIP tokens, fp16 LLaMA tokens of a padded prompt.
 IMAGE_BYTES = 729 * 1152 * 2
 TEXT_BYTES = 512 * (4096 * 2 + 1) + 768 * 2
-LATENT_CHANNELS = 16
 
 
 @dataclass(frozen=True)

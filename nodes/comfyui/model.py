@@ -27,6 +27,7 @@ from ...framepack_core.models.dit import DiTConfig, FramePackDiT
 from ...framepack_core.models.packing import Context
 from ...framepack_core.models.prompt import TextCondition
 from ...framepack_core.runtime.errors import FramePackError
+from ...framepack_core.sampling.estimate import IMAGE_TOKENS, MEMORY_FACTOR
 from ...framepack_core.sampling.flow import GUIDANCE, TIME_SCALE
 from ...framepack_core.sampling.sections import Mode
 from ...framepack_core.weights.fp8 import SCALE, Precision
@@ -35,7 +36,6 @@ from .fp8 import ScaledOps
 mm = comfy.model_management
 
 LATENT_SCALE = comfy.latent_formats.HunyuanVideo().scale_factor
-IMAGE_TOKENS = 729  # of a 384 pixel picture in patches of 14
 SECTION_PREFIX = "framepack_"
 CONTEXT_FIELDS = tuple(field.name for field in fields(Context))
 STEP_CACHE = "framepack_step_cache"
@@ -204,7 +204,7 @@ class FramePackModelConfig(comfy.supported_models_base.BASE):
     unet_extra_config: ClassVar[dict[str, Any]] = {}
     sampling_settings: ClassVar[dict[str, float]] = {"shift": 7.0}
     latent_format = comfy.latent_formats.HunyuanVideo
-    memory_usage_factor = 1.25  # 1.09 to 1.13 measured (bf16, H200), and some to spare
+    memory_usage_factor = MEMORY_FACTOR
     supported_inference_dtypes: ClassVar[list[torch.dtype]] = [torch.bfloat16, torch.float32]
     vae_key_prefix: ClassVar[list[str]] = ["vae."]
     text_encoder_key_prefix: ClassVar[list[str]] = ["text_encoders."]

@@ -9,19 +9,18 @@ from typing import Any
 
 import comfy.model_management
 import folder_paths
+import torch
 from torch import Tensor
 
 from ...framepack_core.runtime.files import size_text
 from ...framepack_core.runtime.memory import free_main_memory
-from ...framepack_core.sampling.plan import HISTORY, Plan
-from ...framepack_core.sampling.probe import probe_transformer
+from ...framepack_core.sampling.estimate import disk_for_latents, probe_pass, working_memory
+from ...framepack_core.sampling.plan import Plan
+from ...framepack_core.sampling.probe import StepCost
 from ...framepack_core.sampling.sections import LATENT_STRIDE
-from .model import IMAGE_TOKENS, SECTION_PREFIX
 
 mm = comfy.model_management
-TEXT_TOKENS = 100  # of a usual prompt
 TRIAL_BLOCKS = 0.15  # of the model, which the trials need room for
-LATENT_BYTES = 4
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,8 @@ class Needs:
         height, width = (side * LATENT_STRIDE for side in self.start.shape[3:])
         yield self.plan.describe(width, height).partition("\n")[0]
         device, weights = self.model.load_device, self.model.model_size()
-        total, working = mm.get_total_memory(device), self.working
+        cost = self.pass_cost()
+        total, working = mm.get_total_memory(device), self.working(cost)
         yield (
             f"{device}: {size_text(working)} to work in and {size_text(weights)} of weights, "
             f"{size_text(total)} in all"
@@ -45,64 +45,46 @@ class Needs:
         )
         yield f"main memory: {size_text(free_main_memory())} free"
         yield f"disk: {size_text(self.disk)} for latents, {size_text(_free_disk())} free"
-        seconds = self.pass_seconds()
         passes = len(self.plan.sections) * self.steps
-        minutes = passes * seconds / 60
+        minutes = passes * cost.seconds / 60
         yield (
-            f"about {minutes:.1f} min ({passes} passes of {seconds:.2g} s), twice that with a cfg "
-            "other than 1; and loading and decoding"
+            f"about {minutes:.1f} min ({passes} passes of {cost.seconds:.2g} s), twice that with a "
+            "cfg other than 1; and loading and decoding"
         )
 
     def problems(self) -> Iterator[str]:
         """What keeps a run from ending well, each with the one thing to change."""
         device = self.model.load_device
         total = mm.get_total_memory(device)
-        if self.working > total:
+        working = self.working()
+        if working > total:
             yield (
-                f"{device}: {size_text(self.working)} are needed to work in, of {size_text(total)} "
+                f"{device}: {size_text(working)} are needed to work in, of {size_text(total)} "
                 "in all; make the video smaller with FramePack Canvas"
             )
         if self.disk > _free_disk():
             yield f"disk: {size_text(self.disk)} are needed in ComfyUI's output folder; free some"
 
-    @property
-    def working(self) -> int:
-        """Bytes that ComfyUI wants free for a pass, besides the weights."""
-        batch, channels, _, *size = self.start.shape
-        names = ("clean", "clean_2x", "clean_4x")
-        one, two, four = HISTORY
-        frames = dict(zip(names, (1 + one, two, four), strict=True))
-        shapes = {
-            SECTION_PREFIX + name: [[batch, channels, count, *size]]
-            for name, count in frames.items()
-        }
-        shape = [batch, channels, self.plan.window, *size]
-        return int(self.model.model.memory_required(shape, shapes))
+    def working(self, cost: StepCost | None = None) -> int:
+        """Bytes of the device for a pass, besides the weights."""
+        return working_memory(self.plan.window, self.start.shape, self._dtype, cost)
 
     @property
     def disk(self) -> int:
-        """Latents of the ledger and once more, if they are saved."""
-        return 2 * LATENT_BYTES * self.start.numel() * self.plan.latent_frames
+        """Bytes of the latents."""
+        return disk_for_latents(self.start.shape, self.plan.latent_frames)
 
-    def pass_seconds(self) -> float:
+    def pass_cost(self) -> StepCost:
         """One pass of the model, by models of a few blocks of its size."""
-        model, device = self.model.model, self.model.load_device
-        mm.free_memory(int(TRIAL_BLOCKS * self.model.model_size()) + self.working, device)
-        network = model.diffusion_model
-        passes = self.start.shape[0]  # a batch costs about as much as one after the other
-        return (
-            passes
-            * probe_transformer(
-                network.config,
-                self.plan.mode,
-                self.plan.window,
-                self.start[:1].to(device),
-                TEXT_TOKENS,
-                IMAGE_TOKENS,
-                model.manual_cast_dtype or model.get_dtype(),
-                network.host_attention,
-            ).seconds
-        )
+        network, device = self.model.model.diffusion_model, self.model.load_device
+        mm.free_memory(int(TRIAL_BLOCKS * self.model.model_size()) + self.working(), device)
+        start = self.start.to(device)
+        shape = network.config, self.plan.mode, self.plan.window
+        return probe_pass(*shape, start, self._dtype, network.host_attention)
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return self.model.model.manual_cast_dtype or self.model.model.get_dtype()
 
 
 def _free_disk() -> int:

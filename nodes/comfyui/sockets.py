@@ -12,9 +12,9 @@ from comfy_execution.graph_utils import ExecutionBlocker
 from torch import Tensor
 
 from ...framepack_core.runtime.errors import FramePackError
+from ...framepack_core.sampling.sections import LATENT_CHANNELS
 from .model import LATENT_SCALE
 
-LATENT_CHANNELS = 16
 WINDOW_KEY = "framepack_window"
 
 

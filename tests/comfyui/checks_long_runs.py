@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 import time
@@ -12,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import av
 import comfy.ldm.modules.attention
@@ -421,3 +423,49 @@ def check_the_check_says_what_a_run_will_take() -> Any:
     )
     assert "make the video smaller with FramePack Canvas" in message
     return report
+
+
+def check_both_checks_tell_the_same_figures() -> str:
+    """Of one video the node and `framepack check` measure, estimate and report the same."""
+    estimate, needs = pack("framepack_core.sampling.estimate"), pack("nodes.comfyui.needs")
+    command, measured, told = pack("framepack_core.cli.check"), [], []
+
+    def probe(*settings: Any) -> Any:
+        _, mode, window, start, *rest = settings
+        measured.append((mode, window, tuple(start.shape), *rest[:3]))
+        return pack("framepack_core.sampling.probe").StepCost(2.0, memory)
+
+    def figures(working: int, disk: int, report: str) -> None:
+        passes = re.search(r"\((\d+) passes of 2 s", report)
+        told.append((working, disk, passes and passes[1]))
+
+    def of_node(self: Any) -> Iterator[str]:
+        lines = list(node_lines(self))
+        figures(self.working(self.pass_cost()), self.disk, "\n".join(lines))
+        return iter(lines)
+
+    def of_command(self: Any) -> Iterator[str]:
+        lines = list(command_lines(self))
+        figures(self._working, self.latents_on_disk, "\n".join(lines))
+        return iter(lines)
+
+    node_lines, command_lines = needs.Needs.lines, command.Check.lines
+    picture = BASE / "input" / "check.png"
+    pixels = (scene().image[0] * 255).round().to(torch.uint8).numpy()
+    pack("framepack_core.runtime.images").save_png(picture, pixels)
+    options = f"--image_path {picture} --save_path {BASE / 'output'} --video_size 64 64 --seed 1"
+    options += " --video_sections 3 --latent_window_size 1 --infer_steps 4 --device cpu"
+    with (
+        mock.patch.object(estimate, "probe_transformer", probe),
+        mock.patch.object(needs.Needs, "lines", of_node),
+        mock.patch.object(command.Check, "lines", of_command),
+    ):
+        for device_tells in (False, True):
+            memory = 3 * 10**9 if device_tells else None
+            inputs = {"model": toy().model, "start_latent": scene().start, "steps": 4}
+            run("FPReelCheck", plan=long_plan(), **inputs)
+            arguments = ["check", "--snapshot", "toyworld", "--prompt", "x", *options.split()]
+            assert pack("framepack_core.cli").main(arguments) == 0
+    assert len(set(measured)) == 1, measured
+    assert told[0] == told[1] and told[2] == told[3] and told[0] != told[2], told
+    return str(told)
