@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny import CONFIG, context, guided, randn, tiny_dit
 
-from framepack_core.models.dit import DiTConfig
+from framepack_core.models.dit import DiTConfig, DiTInputs
 from framepack_core.models.packing import Context
 from framepack_core.models.prompt import TextCondition
 from framepack_core.models.rope import apply_rope, pack_rope, rope_table
@@ -16,7 +16,7 @@ from framepack_core.runtime.errors import FramePackError
 def run(dit, x, g, ctx=None, **kwargs):
     timestep = torch.full((x.shape[0],), 500.0)
     guidance = torch.full((x.shape[0],), 1000.0)
-    return dit(x, timestep, g.text, guidance, g.image_embeds, None, ctx, **kwargs)
+    return dit(DiTInputs(x, timestep, g.text, guidance, g.image_embeds, None, ctx, **kwargs))
 
 
 def test_a_batch_with_texts_of_two_lengths_equals_its_rows_alone() -> None:

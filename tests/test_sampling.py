@@ -56,7 +56,7 @@ def test_unipc_converges_to_the_exact_flow(variant: str) -> None:
 def test_denoise_inverts_the_noising_of_a_perfect_model() -> None:
     x0, noise = randn(2, 16, 1, 4, 4), randn(2, 16, 1, 4, 4, seed=1)
 
-    def perfect(*_args, rope_scale):
+    def perfect(_inputs, _transform):
         return noise - x0
 
     sigma = torch.tensor([0.9, 0.3])

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from toyworld.make import captions, make_snapshot
 
 from framepack_core.models.build import Snapshot, load_snapshot
+from framepack_core.models.dit import DiTInputs
 from framepack_core.models.prompt import system_prefix
 from framepack_core.runtime.errors import FramePackError
 from framepack_core.toyworld import SNAPSHOT
@@ -89,13 +90,14 @@ def test_the_whole_chain_runs(snapshot: Snapshot) -> None:
     pixels = torch.from_numpy(image).permute(2, 0, 1)[None, :, None] / 127.5 - 1
     latents = snapshot.vae.encode(pixels)
     assert latents.shape == (1, 16, 1, 8, 8)
-    velocity = snapshot.dit(
+    inputs = DiTInputs(
         latents.repeat(1, 1, 3, 1, 1),
         torch.tensor([500.0]),
         snapshot.text_encoders.encode("a red circle moves right"),
         torch.tensor([10000.0]),
         snapshot.image_encoder.encode(image),
     )
+    velocity = snapshot.dit(inputs)
     assert velocity.shape == (1, 16, 3, 8, 8) and 0.1 < velocity.std() < 10
     decoded = snapshot.vae.decode(latents)
     assert decoded.shape == pixels.shape and decoded.isfinite().all()

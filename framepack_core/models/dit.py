@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from typing import Any, NamedTuple
 
@@ -70,6 +71,20 @@ class DiTConfig:
         return self.num_attention_heads * self.attention_head_dim
 
 
+@dataclass(frozen=True)
+class DiTInputs:
+    """What one pass of the model is given."""
+
+    latents: Tensor  # [B, C, T, h, w], h and w even
+    timestep: Tensor  # [B], 1000 sigma
+    text: TextCondition
+    guidance: Tensor | None = None  # [B], 1000 times the distilled scale
+    image_embeds: Tensor | None = None  # [B, N, image_proj_dim]
+    latent_indices: Tensor | None = None  # [B or 1, T], by default 0, 1, ...
+    context: Context | None = None
+    rope_scale: float = 1.0  # multiplies the height and width coordinates
+
+
 class Tokens(NamedTuple):
     """What flows between embedding, blocks and output."""
 
@@ -78,6 +93,10 @@ class Tokens(NamedTuple):
     condition: Tensor  # [B, dim]
     rope: Rope  # over L + N tokens
     key_mask: Tensor | None  # [B, L + N], None where every token is real
+
+
+Transform = Callable[[Tokens], Tensor]
+"""Latent tokens [B, L, dim] after the blocks, as `FramePackDiT.transform` gives them."""
 
 
 class FramePackDiT(nn.Module):
@@ -133,55 +152,33 @@ class FramePackDiT(nn.Module):
             dim, PATCH * PATCH * config.out_channels, dtype=torch.float32, device=device
         )
 
-    def forward(
-        self,
-        latents: Tensor,
-        timestep: Tensor,
-        text: TextCondition,
-        guidance: Tensor | None = None,
-        image_embeds: Tensor | None = None,
-        latent_indices: Tensor | None = None,
-        context: Context | None = None,
-        rope_scale: float = 1.0,
-    ) -> Tensor:
+    def forward(self, inputs: DiTInputs, transform: Transform | None = None) -> Tensor:
         """Velocity (noise minus latents) [B, C, T, h, w], fp32.
 
-        latents [B, C, T, h, w], h and w even; timestep [B] is 1000 sigma; guidance [B] is 1000
-        times the distilled scale; image_embeds [B, N, image_proj_dim]; latent_indices [B or 1, T],
-        default 0, 1, ...; rope_scale multiplies the height and width coordinates.
+        transform: stands in for the blocks.
         """
-        tokens = self.embed(
-            latents, timestep, text, guidance, image_embeds, latent_indices, context, rope_scale
-        )
-        return self.unembed(self.transform(tokens), tokens.condition, latents.shape)
+        tokens = self.embed(inputs)
+        latent = (transform or self.transform)(tokens)
+        return self.unembed(latent, tokens.condition, inputs.latents.shape)
 
-    def embed(
-        self,
-        latents: Tensor,
-        timestep: Tensor,
-        text: TextCondition,
-        guidance: Tensor | None = None,
-        image_embeds: Tensor | None = None,
-        latent_indices: Tensor | None = None,
-        context: Context | None = None,
-        rope_scale: float = 1.0,
-    ) -> Tokens:
-        """Everything before the blocks; arguments as for `forward`."""
+    def embed(self, inputs: DiTInputs) -> Tokens:
+        """Everything before the blocks."""
+        latents, text = inputs.latents, inputs.text
         latent, tables = pack(
             self.x_embedder,
             self.clean_x_embedder,
             latents,
-            latent_indices,
-            context,
+            inputs.latent_indices,
+            inputs.context,
             self.config.rope_axes_dim,
             self.config.rope_theta,
-            rope_scale,
+            inputs.rope_scale,
         )
         words, mask = _crop_padding(text.text.to(latents), text.mask)
-        condition = self.time_text_embed(timestep, text.pooled.to(latents), guidance)
-        words = self.context_embedder(words, timestep, mask)
+        condition = self.time_text_embed(inputs.timestep, text.pooled.to(latents), inputs.guidance)
+        words = self.context_embedder(words, inputs.timestep, mask)
         if self.image_projection is not None:
-            words, mask = self._prepend_image(words, mask, image_embeds)
+            words, mask = self._prepend_image(words, mask, inputs.image_embeds)
         key_mask = None if mask is None else _prepend_true(mask, latent.shape[1])
         return Tokens(latent, words, condition, pack_rope(tables, words.shape[1]), key_mask)
 

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
-from ..models.dit import FramePackDiT
+from ..models.dit import DiTInputs, FramePackDiT
 from ..models.packing import Context
 from ..models.prompt import TextCondition
 from .plan import GUIDANCE, TIME_SCALE
-from .step_cache import StepCache
+from .step_cache import StepCache, transform_with
 
 
 class Guided(NamedTuple):
@@ -130,13 +130,18 @@ class FlowDenoiser:
         timestep = TIME_SCALE * sigma
         guidance = torch.full_like(timestep, TIME_SCALE * guided.guidance)
         scale = self.rope_scaling.at(timestep) if self.rope_scaling else 1.0
-        x = x.to(self.dtype)
-        inputs = (timestep, guided.text, guidance, guided.image_embeds, latent_indices, context)
-        if step_cache is None:
-            return self.dit(x, *inputs, rope_scale=scale).float()
-        tokens = self.dit.embed(x, *inputs, rope_scale=scale)
-        latent = step_cache.transform(self.dit, tokens, float(sigma.max()), pass_name)
-        return self.dit.unembed(latent, tokens.condition, x.shape).float()
+        inputs = DiTInputs(
+            x.to(self.dtype),
+            timestep,
+            guided.text,
+            guidance,
+            guided.image_embeds,
+            latent_indices,
+            context,
+            scale,
+        )
+        transform = transform_with(step_cache, self.dit, sigma, pass_name)
+        return self.dit(inputs, transform).float()
 
 
 def _per_sample(sigma: Tensor, x: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from ..models.dit import FramePackDiT, Tokens
+from ..models.dit import FramePackDiT, Tokens, Transform
 from ..runtime.errors import FramePackError
 
 # fitted by TeaCache's authors for HunyuanVideo: relative change of input to change of output
@@ -39,6 +39,15 @@ class StepCache(Protocol):
 
     def transform(self, dit: FramePackDiT, tokens: Tokens, sigma: float, pass_name: str) -> Tensor:
         """Latent tokens after the blocks, computed or approximated."""
+
+
+def transform_with(
+    cache: StepCache | None, dit: FramePackDiT, sigma: Tensor, pass_name: str
+) -> Transform | None:
+    """What stands in for the blocks of a DiT in one pass at sigma [B]; None without a cache."""
+    if cache is None:
+        return None
+    return lambda tokens: cache.transform(dit, tokens, float(sigma.max()), pass_name)
 
 
 StepCacheFactory = Callable[[Tensor], StepCache]

@@ -23,13 +23,14 @@ import torch
 from torch import Tensor, nn
 
 from ...framepack_core.models import build
-from ...framepack_core.models.dit import DiTConfig, FramePackDiT
+from ...framepack_core.models.dit import DiTConfig, DiTInputs, FramePackDiT
 from ...framepack_core.models.packing import Context
 from ...framepack_core.models.prompt import TextCondition
 from ...framepack_core.runtime.errors import FramePackError
 from ...framepack_core.sampling.estimate import IMAGE_TOKENS, MEMORY_FACTOR
 from ...framepack_core.sampling.flow import GUIDANCE, TIME_SCALE
 from ...framepack_core.sampling.sections import Mode
+from ...framepack_core.sampling.step_cache import transform_with
 from ...framepack_core.weights.fp8 import SCALE, Precision
 from .fp8 import ScaledOps
 
@@ -155,7 +156,8 @@ class FramePackTransformer(FramePackDiT):
         **section: Any,
     ) -> Tensor:
         values = {name: section.get(SECTION_PREFIX + name) for name in CONTEXT_FIELDS}
-        inputs = (
+        scaling = transformer_options.get(ROPE_SCALING)
+        inputs = DiTInputs(
             x,
             timestep,
             self._text(x, context, y, attention_mask),
@@ -163,18 +165,14 @@ class FramePackTransformer(FramePackDiT):
             self._image_embeds(x, section.get(SECTION_PREFIX + "image_embeds")),
             section.get(SECTION_PREFIX + "latent_indices"),
             Context(**values),
+            scaling.at(timestep) if scaling else 1.0,
         )
-        scaling = transformer_options.get(ROPE_SCALING)
-        rope_scale = scaling.at(timestep) if scaling else 1.0
+        cache, name = transformer_options.get(STEP_CACHE), transformer_options.get("cond_or_uncond")
         self.host_attention.transformer_options = transformer_options
         try:
-            cache = transformer_options.get(STEP_CACHE)
-            if cache is None:
-                return super().forward(*inputs, rope_scale)
-            tokens = self.embed(*inputs, rope_scale)
-            name = str(transformer_options.get("cond_or_uncond"))
-            latent = cache.transform(self, tokens, float(timestep.max()) / TIME_SCALE, name)
-            return self.unembed(latent, tokens.condition, x.shape)
+            return super().forward(
+                inputs, transform_with(cache, self, timestep / TIME_SCALE, str(name))
+            )
         finally:
             self.host_attention.transformer_options = {}
 

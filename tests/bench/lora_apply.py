@@ -24,7 +24,7 @@ from training_files import TINY
 from framepack_core.lora.apply import apply_loras, open_loras
 from framepack_core.lora.names import underscored
 from framepack_core.models.build import dit_shapes
-from framepack_core.models.dit import DiTConfig, FramePackDiT
+from framepack_core.models.dit import DiTConfig, DiTInputs, FramePackDiT
 from framepack_core.models.prompt import TextCondition
 from framepack_core.runtime.device import parse_device
 from framepack_core.runtime.files import size_text
@@ -77,7 +77,8 @@ def step(model: FramePackDiT, side: int) -> Callable[[], Tensor]:
     image = random(1, 729, config.image_proj_dim)
     levels = torch.tensor([500.0], device=device), torch.tensor([10000.0], device=device)
     latents = random(1, 16, 9, side, side)
-    return lambda: model(latents, levels[0], text, levels[1], image)
+    inputs = DiTInputs(latents, levels[0], text, levels[1], image)
+    return lambda: model(inputs)
 
 
 def measured(device: torch.device, work: Callable[[], Any]) -> tuple[float, int, Any]:

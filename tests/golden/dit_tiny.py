@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from framepack_core.models.dit import DiTConfig, FramePackDiT, Tokens
+from framepack_core.models.dit import DiTConfig, DiTInputs, FramePackDiT, Tokens
 from framepack_core.models.packing import Context
 from framepack_core.models.prompt import TextCondition
 
@@ -77,17 +77,18 @@ def text_of(given: dict[str, Tensor]) -> TextCondition:
     )
 
 
-def arguments_of(given: dict[str, Tensor]) -> dict[str, object]:
-    """The keyword arguments of our forward from the tensors of a case."""
-    return {
-        "latents": given["hidden_states"],
-        "timestep": given["timestep"],
-        "text": text_of(given),
-        "guidance": given["guidance"],
-        "image_embeds": given.get("image_embeddings"),
-        "latent_indices": given.get("latent_indices"),
-        "context": context_of(given),
-    }
+def dit_inputs(given: dict[str, Tensor], rope_scale: float = 1.0) -> DiTInputs:
+    """What our forward takes, from the tensors of a case."""
+    return DiTInputs(
+        latents=given["hidden_states"],
+        timestep=given["timestep"],
+        text=text_of(given),
+        guidance=given["guidance"],
+        image_embeds=given.get("image_embeddings"),
+        latent_indices=given.get("latent_indices"),
+        context=context_of(given),
+        rope_scale=rope_scale,
+    )
 
 
 def check(folder: Path) -> Iterator[Case]:
@@ -99,7 +100,7 @@ def check(folder: Path) -> Iterator[Case]:
         if "in.hidden_states" not in tensors:
             given = inputs_of(load_file(folder / _inputs_file(name))) | given
         scale = _rope_scale(case, given)
-        run = partial(model, **arguments_of(given), rope_scale=scale)
+        run = partial(model, dit_inputs(given, scale))
         yield compare(name, run(), tensors["out"], RTOL, ATOL + noise_floor(run))
         intermediates = folder / f"dit_tiny_{name}_intermediates.safetensors"
         if intermediates.exists():
@@ -149,7 +150,7 @@ def _intermediates(model: FramePackDiT, given: dict[str, Tensor]) -> dict[str, T
             (model.single_transformer_blocks[-1], keep("single.last.hidden", hidden_part)),
         )
     ]
-    tokens: Tokens = model.embed(**arguments_of(given))
+    tokens: Tokens = model.embed(dit_inputs(given))
     seen["sequence"], seen["temb"] = tokens.latent, tokens.condition
     length = tokens.latent.shape[1]
     cos = tokens.rope.cos[:, :length, 0]

@@ -32,7 +32,7 @@ from framepack_core.weights.fp8 import (
     scale_shape,
 )
 
-from .dit_tiny import ATOL, RTOL, arguments_of, inputs_of, noise_floor
+from .dit_tiny import ATOL, RTOL, dit_inputs, inputs_of, noise_floor
 from .result import Case, compare, exact, exact_ours, summary
 
 MODES = {"block": "block", "channel": "row", "tensor": "tensor"}
@@ -126,9 +126,9 @@ def _model(
     merge = MergeLoras([LoraUse(lora, strength)])
     for name, transform in (("model_fp32", None), (f"model_fp32_lora{strength}", merge)):
         model = load(precision="fp8_scaled", transform=transform)
-        run = partial(model, **arguments_of(given))
+        run = partial(model, dit_inputs(given))
         yield compare(f"{name}.out", run(), tensors[f"{name}.out"], RTOL, ATOL + noise_floor(run))
-    plain, scaled = (load(precision=p)(**arguments_of(given)) for p in ("full", "fp8_scaled"))
+    plain, scaled = (load(precision=p)(dit_inputs(given)) for p in ("full", "fp8_scaled"))
     expected = torch.tensor(spec["max_abs_change_of_output"])
     yield compare("model.change", (scaled - plain).abs().max(), expected, RTOL, 1e-3)
 

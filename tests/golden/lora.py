@@ -30,7 +30,7 @@ from framepack_core.training.adapters import (
 )
 from framepack_core.training.config import AdapterConfig
 
-from .dit_tiny import ATOL, RTOL, arguments_of, inputs_of, load_model, noise_floor
+from .dit_tiny import ATOL, RTOL, dit_inputs, inputs_of, load_model, noise_floor
 from .result import Case, compare, compare_ours, exact, exact_ours, refusal, refused, summary
 
 BF16_ATOL = 5e-2
@@ -253,14 +253,14 @@ def _models(goldens: Goldens) -> Iterator[Case]:
             continue
         name = entry.removeprefix("model_out.")
         lora, model = goldens.load(name), load_model(goldens.folder)
-        plain = model(**arguments_of(given))
+        plain = model(dit_inputs(given))
         applied = apply_loras(model, [LoraUse(lora)])
-        run = partial(model, **arguments_of(given))
+        run = partial(model, dit_inputs(given))
         atol = ATOL + noise_floor(run)
         beside = run()
         yield compare(f"{entry}.beside", beside, expected, RTOL, atol)
         applied.remove()
-        merged = _merged(model, lora)(**arguments_of(given))
+        merged = _merged(model, lora)(dit_inputs(given))
         yield compare(f"{entry}.merged", merged, expected, RTOL, atol)
         yield compare(f"{entry}.beside-merged", beside, merged, RTOL, ATOL)
         effect = goldens.spec["formats"][name]["max_abs_effect_on_model"]

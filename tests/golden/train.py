@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
-from framepack_core.models.dit import FramePackDiT
+from framepack_core.models.dit import DiTInputs, FramePackDiT
 from framepack_core.models.packing import Context
 from framepack_core.models.prompt import TextCondition
 from framepack_core.runtime.errors import FramePackError
@@ -265,16 +265,11 @@ def _noising(tensors: dict[str, Tensor]) -> Iterator[Case]:
 class Recorder:
     """Stands in the model's place and keeps what it is given."""
 
-    def __call__(self, x: Tensor, *inputs: Any, **_: Any) -> Tensor:
-        self.given = dict(
-            zip(
-                ("timestep", "text", "guidance", "image", "latent_indices", "context"),
-                inputs,
-                strict=True,
-            ),
-            x=x,
-        )
-        return x
+    given: DiTInputs
+
+    def __call__(self, inputs: DiTInputs, _transform: Any) -> Tensor:
+        self.given = inputs
+        return inputs.latents
 
 
 def _call(name: str, case: dict[str, Any], tensors: dict[str, Tensor]) -> Iterator[Case]:
@@ -300,22 +295,22 @@ def _call(name: str, case: dict[str, Any], tensors: dict[str, Tensor]) -> Iterat
         batch_context(cached),
     )
     given = recorder.given
-    yield from _compare_context(name, given["context"], passed)
+    yield from _compare_context(name, given.context, passed)
     expected = torch.tensor(passed["timestep"]["values"])
-    yield compare(f"{name}.timestep", given["timestep"], expected, RTOL, 0)
+    yield compare(f"{name}.timestep", given.timestep, expected, RTOL, 0)
     yield compare_ours(
         f"{name}.guidance",
         "bf16-sigma",
-        given["guidance"],
+        given.guidance,
         rule=torch.full((batch,), TIME_SCALE * scale),
         reference=torch.tensor(passed["guidance"]["values"]),
         inputs=[case["network_dtype"], passed["guidance"]],
         rtol=0,
         atol=0,
     )
-    yield exact(f"{name}.x", _about(given["x"]), passed["hidden_states"])
-    yield exact(f"{name}.image", _about(given["image"])["shape"], list(image.shape))
-    indices = _about(given["latent_indices"])
+    yield exact(f"{name}.x", _about(given.latents), passed["hidden_states"])
+    yield exact(f"{name}.image", _about(given.image_embeds)["shape"], list(image.shape))
+    indices = _about(given.latent_indices)
     yield exact(f"{name}.latent_indices", indices, passed["latent_indices"])
 
 
@@ -456,7 +451,7 @@ class _Step:
     def _by_hand(self) -> Tensor:
         """The rule: noise mixed in at the level, and the model asked at 1000 times the level."""
         level = self.sigma.view(-1, 1, 1, 1, 1)
-        v = self.dit(
+        inputs = DiTInputs(
             (1 - level) * self.x0 + level * self.noise,
             1000 * self.sigma,
             self.guided.text,
@@ -465,6 +460,7 @@ class _Step:
             self.given["latent_indices"],
             context_of(self.given),
         )
+        v = self.dit(inputs)
         return (v - (self.noise - self.x0)).square().flatten(1).mean(1)
 
 

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from framepack_core.models.dit import DiTInputs
 from framepack_core.models.prompt import TextCondition
 from framepack_core.sampling.flow import CFG, FlowDenoiser, Guided
 from framepack_core.sampling.unipc import sample_unipc
@@ -67,9 +68,8 @@ class _AnalyticModel:
         self.weight, self.dtype = weight, dtype
         self.timesteps: list[Tensor] = []
 
-    def __call__(
-        self, x: Tensor, timestep: Tensor, text: TextCondition, *_: Any, rope_scale: float
-    ) -> Tensor:
+    def __call__(self, inputs: DiTInputs, _transform: Any) -> Tensor:
+        x, timestep, text = inputs.latents, inputs.timestep, inputs.text
         self.timesteps.append(timestep)
         mixed = torch.einsum("ij,bj...->bi...", self.weight.to(self.dtype), x)
         time = (timestep / 1000).to(self.dtype).view(-1, *[1] * (x.ndim - 1))
