@@ -31,29 +31,53 @@ logger = logging.getLogger(__name__)
 PACKAGE = __name__.removesuffix(".runtime.display")  # inside a host it is part of another package
 REPLACED = "backslashreplace"  # as on Python's stderr: what was meant stays recognisable
 
-_stopping: list[type[BaseException]] = []
+
+class _Host:
+    """What the one who runs this code says of its runs."""
+
+    def __init__(self) -> None:
+        self.stopping: tuple[type[BaseException], ...] = ()
+        self.run: Callable[[], object] = lambda: None
+        self._run: object = None
+        self._reported: set[tuple[str, type[BaseException]]] = set()
+
+    def is_new(self, display: str, kind: type[BaseException]) -> bool:
+        """Whether a display has not yet failed like this in the run that is under way."""
+        if self.run() != self._run:
+            self.begin()
+        known = (display, kind) in self._reported
+        self._reported.add((display, kind))
+        return not known
+
+    def begin(self) -> None:
+        self._run = self.run()
+        self._reported.clear()
 
 
-def stops_a_run(kind: type[BaseException]) -> None:
-    """Let exceptions of this kind through every display: a host's way to cancel a run."""
-    if kind not in _stopping:
-        _stopping.append(kind)
+_host = _Host()
+
+
+def hosted(
+    stopping: tuple[type[BaseException], ...] = (), run: Callable[[], object] = lambda: None
+) -> None:
+    """Say how a host cancels a run and how it tells its runs apart.
+
+    stopping: exceptions that pass through every display. run: names the run that is under way; in
+    another one all failures are reported again.
+    """
+    _host.stopping, _host.run = stopping, run
 
 
 class Display:
     """Something that is shown: a `with` block that no failure leaves.
 
-    name: says in the warning what failed. One warning is given for each type of exception, so
-    that a display that fails at each of ten thousand steps is heard of once.
+    name: says in the warning what failed. In a run one warning is given for each type of exception,
+    so that a display that fails at each of ten thousand steps is heard of once. kind: shared by
+    displays of which one speaks for all; the name, by default.
     """
 
-    def __init__(self, name: str, reported: set[type[BaseException]] | None = None) -> None:
-        self.name = name
-        self._reported = set() if reported is None else reported
-
-    def part(self, name: str) -> Display:
-        """One of several under its own name, reported no more often than all of them."""
-        return Display(name, self._reported)
+    def __init__(self, name: str, kind: str = "") -> None:
+        self.name, self.kind = name, kind or name
 
     def __enter__(self) -> Display:
         return self
@@ -64,16 +88,15 @@ class Display:
         error: BaseException | None,
         _traceback: TracebackType | None,
     ) -> bool:
-        if not isinstance(error, Exception) or isinstance(error, tuple(_stopping)):
+        if not isinstance(error, Exception) or isinstance(error, _host.stopping):
             return False
         self.report(error)
         return True
 
     def report(self, error: Exception) -> None:
         """Warn of a failure, unless one of its type was reported before."""
-        if type(error) in self._reported:
+        if not _host.is_new(self.kind, type(error)):
             return
-        self._reported.add(type(error))
         first = next(iter(str(error).splitlines()), "")
         reason = f"{type(error).__name__}: {first}" if first else type(error).__name__
         warn(f"{self.name} failed, the run continues without it ({reason})")
@@ -87,7 +110,6 @@ def warn(message: str) -> None:
 
 # --- lines and bars -------------------------------------------------------------------------------
 
-_streams: dict[str, Display] = {}
 _bars: list[Bar] = []
 
 
@@ -101,8 +123,7 @@ def say(text: str, stream: TextIO | None = None) -> None:
         return
     for bar in list(_bars):
         bar.clear()
-    name = f"printing to {getattr(stream, 'name', 'a stream')}"
-    with _streams.setdefault(name, Display(name)):
+    with Display(f"printing to {getattr(stream, 'name', 'a stream')}"):
         _write_line(text, stream)
     for bar in list(_bars):
         bar.refresh()
@@ -135,7 +156,7 @@ class Bar:
         done: int = 0,
         disable: bool = False,
     ) -> None:
-        self._display = Display(f"progress bar {title!r}")
+        self._display = Display(f"progress bar {title!r}", "progress bars")
         self._bar: tqdm | None = None
         if disable or sys.stderr is None:
             return
@@ -210,7 +231,7 @@ class _Lines(logging.Handler):
 @contextmanager
 def console() -> Iterator[None]:
     """Around a command: warnings are lines on stderr, and a reader that left changes nothing."""
-    _streams.clear()
+    _host.begin()
     package, lines = logging.getLogger(PACKAGE), _Lines()
     propagated, package.propagate = package.propagate, False
     package.addHandler(lines)

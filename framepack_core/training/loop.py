@@ -151,7 +151,7 @@ class _Run:
         self.progress = self._start()
         self._saved = self.progress.step
         self._pace: float | None = None
-        self._samples, self._loss_log = Display("samples"), Display("log of losses")
+        self._loss_log = Display("log of losses")
         self._between_updates = True  # what the weights are now may be saved
 
     def _start(self) -> Progress:
@@ -350,7 +350,7 @@ class _Run:
         if callbacks.on_sample is None or not self.workers.is_main:
             return
         _set_mode(self.optimizer, training=False)
-        with torch.no_grad(), self._samples.part(f"samples of step {self.progress.step}"):
+        with torch.no_grad(), Display(f"samples of step {self.progress.step}", "samples"):
             callbacks.on_sample(self.progress.step)
         _set_mode(self.optimizer, training=True)
 

@@ -119,13 +119,12 @@ def sample_writer(
     decoder: gives what decodes, which is there only meanwhile. A sample that fails is reported, and
     the others are made.
     """
-    shown = Display("sample")
 
     def write(step: int) -> None:
         with decoder() as decode:
             for i, sample in enumerate(samples):
                 stem = f"{name}_{step:06d}_{i:02d}_{sample.seed}"
-                with shown.part(f"sample {stem}"):
+                with Display(f"sample {stem}", "samples"):
                     latents = sample.make(denoiser, device)
                     path = _save(output_dir / SAMPLES_FOLDER / stem, latents, sample.window, decode)
                     on_file(path, sample)

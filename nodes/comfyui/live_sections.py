@@ -37,7 +37,6 @@ class SectionReport:
     def __init__(self, hidden: Any, plan: Plan, start: Tensor, vae: Any = None) -> None:
         self.report = Report("fpreel.section", hidden, gathered=("done",))
         self.plan, self.vae = plan, vae
-        self._clips = Display("preview of a section")
         self.height, self.width = (side * LATENT_STRIDE for side in start.shape[3:])
         self._began = self._section_began = time.monotonic()
         self._last_sent = 0.0
@@ -76,7 +75,7 @@ class SectionReport:
         """A section is finished."""
         clip = None
         if self.vae is not None:
-            with self._clips.part(f"preview of section {done.section.index}"):
+            with Display(f"preview of section {done.section.index}", "previews of sections"):
                 clip = self._clip(done)
         entry = {
             "section": done.section.index,

@@ -13,15 +13,20 @@ from PIL import Image
 from server import PromptServer
 from torch import Tensor
 
-from ...framepack_core.runtime.display import Display, stops_a_run
+from ...framepack_core.runtime.display import Display, hosted
 from ...framepack_core.training.cache import (
     CacheProgress,
 )
 
 PREVIEW_FRAMES = 3
 Interrupted = comfy.model_management.InterruptProcessingException
-# In ComfyUI before 0.33 it is an Exception like any other, and would be taken for a failed display.
-stops_a_run(Interrupted)
+
+# Before ComfyUI 0.33 it is an Exception, as those of displays that fail.
+hosted(
+    stopping=(Interrupted,),
+    run=lambda: getattr(getattr(PromptServer, "instance", None), "last_prompt_id", None),
+)
+
 Preview = tuple[str, Image.Image, int]  # file format, picture and the largest side to show it with
 
 

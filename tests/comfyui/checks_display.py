@@ -1,0 +1,179 @@
+"""A display that fails on a node never ends its run: the result is there, and one warning."""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from functools import cache
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+
+import comfy.model_management
+import comfy.utils
+import latent_preview
+import torch
+from inside import pack, run, sample, scene, toy
+from tqdm import tqdm
+from training_cases import few, train
+
+Broken = dict[str, Any]  # the name in the warning -> what is replaced, by what
+
+
+def broken(*_: Any, **__: Any) -> Any:
+    raise RuntimeError("it is broken")
+
+
+def out_of_memory(*_: Any, **__: Any) -> Any:
+    raise comfy.model_management.OOM_EXCEPTION("out of memory")
+
+
+class Server:
+    """What nodes tell, in place of ComfyUI's server; each has a prompt of its own."""
+
+    def __init__(self) -> None:
+        self.last_prompt_id = uuid.uuid4().hex
+
+    def send_sync(self, *_: Any) -> None: ...
+
+    def send_progress_text(self, *_: Any) -> None: ...
+
+
+def part(module: str, name: str) -> tuple[Any, str]:
+    return pack(module), name
+
+
+def check_no_display_ends_the_sampling() -> int:
+    vae = mock.Mock(wraps=toy().vae)
+    vae.decode = out_of_memory
+    displays = {
+        "text on the node": (Server, "send_progress_text", broken),
+        "messages of fpreel.section to the page": (Server, "send_sync", broken),
+        "progress bar": (comfy.utils, "PROGRESS_BAR_HOOK", broken),
+        "progress bar 'section'": (tqdm, "update", broken),
+        "preview of the section in progress": (latent_preview, "get_previewer", broken),
+        "picture of the section in progress": (
+            *part("nodes.comfyui.live_sections", "strip_of"),
+            broken,
+        ),
+        "measuring drift": (*part("framepack_core.sampling.generate", "measure_drift"), broken),
+        "log of the run": (pack("nodes.sample").logger, "info", broken),
+        "preview of section 0": (*part("nodes.comfyui.live_sections", "VideoWriter"), broken),
+        "preview of section 1": (pack("nodes.comfyui.live_sections").VideoWriter, "write", broken),
+    }
+    whole = sample()
+    for name, (owner, attribute, replaced) in displays.items():
+        with mock.patch.object(owner, attribute, replaced), warnings() as said:
+            made = sample(vae=toy().vae if name.startswith("preview of section") else None)
+        _reported_once(said, {name, "preview of section 0", "preview of section 1"})
+        assert torch.equal(made, whole), name
+    with warnings() as said:
+        made = sample(vae=vae)
+    _reported_once(said, {"preview of section 0", "preview of section 1"})
+    assert torch.equal(made, whole)
+    return len(displays)
+
+
+def check_no_display_ends_a_training() -> int:
+    samples = pack("framepack_core.training.samples")
+    displays = {
+        "text on the node": (Server, "send_progress_text", broken),
+        "messages of fpreel.training to the page": (Server, "send_sync", broken),
+        "progress bar": (comfy.utils, "PROGRESS_BAR_HOOK", broken),
+        "preview of a sample": (*part("nodes.comfyui.train_display", "_strip"), broken),
+        "log of losses": (*part("framepack_core.training.loop", "append_log"), broken),
+        "sample decoded": (pack("nodes.comfyui.train_samples").Samples, "decode", out_of_memory),
+        "sample made": (samples.PreparedSample, "make", out_of_memory),
+        "sample written": (samples, "VideoWriter", broken),
+    }
+    whole = _trained("displayed")
+    for number, (name, (owner, attribute, replaced)) in enumerate(displays.items()):
+        with mock.patch.object(owner, attribute, replaced), warnings() as said:
+            made = _trained(f"display_{number}")
+        sample_name = f"sample display_{number}_000000_00_3"
+        _reported_once(said, {sample_name if name.startswith("sample ") else name})
+        assert made.steps == whole.steps
+        assert all(torch.equal(made.lora[key], whole.lora[key]) for key in whole.lora), name
+    return len(displays)
+
+
+def check_a_cancel_in_a_display_ends_the_run() -> None:
+    """Also as ComfyUI raised it before 0.33, as an Exception like any other."""
+
+    class Cancelled(Exception):
+        pass
+
+    def cancelled(*_: Any, **__: Any) -> Any:
+        raise comfy.model_management.InterruptProcessingException
+
+    def cancelled_before(*_: Any, **__: Any) -> Any:
+        raise Cancelled
+
+    display = pack("framepack_core.runtime.display")
+    make = pack("framepack_core.training.samples").PreparedSample
+    stopping = (*display._host.stopping, Cancelled)
+    for kind, replaced in (
+        (comfy.model_management.InterruptProcessingException, cancelled),
+        (Cancelled, cancelled_before),
+    ):
+        with ExitStack() as patches:
+            patches.enter_context(mock.patch.object(display._host, "stopping", stopping))
+            patches.enter_context(mock.patch.object(make, "make", replaced))
+            said = patches.enter_context(warnings())
+            try:
+                _trained(f"cancelled_{kind.__name__}")
+            except kind:
+                assert not said, said
+                continue
+            raise AssertionError(f"{kind} did not end the run")
+
+
+@contextmanager
+def warnings() -> Iterator[list[str]]:
+    """What is warned of meanwhile, by any part of the pack."""
+    said: list[str] = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: said.append(record.getMessage())
+    logger = pack("framepack_core.runtime.display").logger
+    logger.addHandler(handler)
+    server = SimpleNamespace(instance=Server())
+    try:
+        with (
+            mock.patch.object(*part("nodes.comfyui.progress", "PromptServer"), server),
+            mock.patch.object(*part("nodes.comfyui.live", "PromptServer"), server),
+        ):
+            yield said
+    finally:
+        logger.removeHandler(handler)
+
+
+def _reported_once(said: list[str], names: set[str]) -> None:
+    assert len(said) == 1, (names, said)
+    failed, _, reason = said[0].partition(" failed, the run continues without it ")
+    assert failed in names and reason, (names, said)
+
+
+@cache
+def _samples() -> Any:
+    (samples,) = run(
+        "FPReelSamplePrompts",
+        clip=toy().clip,
+        vae=toy().vae,
+        clip_vision=toy().vision,
+        prompts=f"{scene().prompt} --s 1 --d 3",
+        every_steps=2,
+        at_first=True,
+        width=64,
+        height=64,
+        sections=1,
+        image=scene().image,
+    )
+    return samples
+
+
+def _trained(name: str) -> Any:
+    """A LoRA of two steps, with samples before and after."""
+    settings = {"steps": 2, "rank": 2, "alpha": 2.0, "folder": "output/loras"}
+    return train(name=name, data=few(), samples=_samples(), **settings)
