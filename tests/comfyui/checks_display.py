@@ -64,8 +64,9 @@ def check_no_display_ends_the_sampling() -> int:
         "preview of section 1": (pack("nodes.comfyui.live_sections").VideoWriter, "write", broken),
     }
     whole = sample()
+    always = mock.patch.object(*part("nodes.comfyui.live_sections", "INTERVAL"), 0)
     for name, (owner, attribute, replaced) in displays.items():
-        with mock.patch.object(owner, attribute, replaced), warnings() as said:
+        with mock.patch.object(owner, attribute, replaced), always, warnings() as said:
             made = sample(vae=toy().vae if name.startswith("preview of section") else None)
         _reported_once(said, {name, "preview of section 0", "preview of section 1"})
         assert torch.equal(made, whole), name
