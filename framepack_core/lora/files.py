@@ -15,12 +15,19 @@ import torch
 from torch import Tensor
 
 from ..runtime.errors import FramePackError
+from ..runtime.files import is_file, is_folder
 from ..weights.files import WeightFiles, open_weights
 from .delta import Decomposed, Delta, Replacement
 from .names import Part, Shapes, part_table, resolve, split_key, underscored
 from .patterns import select_names
 from .readers import LoraModule, MalformedModule, ModuleReader, Scaling, ShapeMismatch
 from .report import LoraReport, Provenance
+
+# Of a folder as PEFT's and diffusers' save_pretrained() write it.
+ADAPTER_FILES = (
+    *("adapter_model.safetensors", "pytorch_lora_weights.safetensors"),
+    *("adapter_model.bin", "pytorch_lora_weights.bin"),
+)
 
 
 @dataclass(frozen=True)
@@ -74,14 +81,16 @@ def inspect_lora(path: Path | str, shapes: Shapes) -> LoraReport:
 
 
 def _read(path: Path, shapes: Shapes) -> Lora:
+    path = _adapter_file(path)
     files = open_weights(path)
     table = part_table(shapes)
     scaling = Scaling.of(path, files.metadata)
     modules: dict[str, LoraModule] = {}
     unmatched: dict[str, None] = {}
-    for key in files:
-        base, slot = split_key(key) or (key, None)
-        name = resolve(base, table) if slot else None
+    keys = {key: split_key(key) or (key, None) for key in files}
+    ignored = {resolve(base, table)[1] for base, slot in keys.values() if slot} - {""}
+    for key, (base, slot) in keys.items():
+        name = resolve(base, table, ignored)[0] if slot else None
         if name is None or not _has_target(slot, table[name], shapes):
             unmatched[base] = None
         else:
@@ -90,7 +99,20 @@ def _read(path: Path, shapes: Shapes) -> Lora:
     for module in modules.values():
         reading.add(module)
     provenance = Provenance.of(files, modules, [m.base for m in modules.values()])
-    return Lora(reading.report(path, provenance, list(unmatched)), reading.deltas)
+    report = reading.report(path, provenance, list(unmatched), sorted(ignored))
+    return Lora(report, reading.deltas)
+
+
+def _adapter_file(path: Path) -> Path:
+    """The file of a path; of a folder as PEFT and diffusers write them, the one inside."""
+    if not is_folder(path):
+        return path
+    found = [file for name in ADAPTER_FILES if is_file(file := path / name)]
+    if not found:
+        raise FramePackError(
+            f"{path} is a folder without {' or '.join(ADAPTER_FILES)}: give a LoRA file"
+        )
+    return found[0]
 
 
 def _has_target(slot: str | None, parts: tuple[Part, ...], shapes: Shapes) -> bool:
@@ -126,7 +148,9 @@ class _Reading:
             return
         self.deltas |= deltas
 
-    def report(self, path: Path, provenance: Provenance, unmatched: list[str]) -> LoraReport:
+    def report(
+        self, path: Path, provenance: Provenance, unmatched: list[str], ignored: list[str]
+    ) -> LoraReport:
         return LoraReport(
             path=path,
             provenance=provenance,
@@ -139,6 +163,7 @@ class _Reading:
             misfit=self.misfit,
             keys=list(self.files),
             foreign=provenance.foreign(self.shapes, unmatched),
+            ignored=ignored,
         )
 
     def _deltas(self, module: LoraModule) -> dict[str, Delta]:

@@ -8,7 +8,7 @@ projections are fused: such a name stands for rows of several modules.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from .delta import Rows
@@ -18,11 +18,12 @@ Shapes = Mapping[str, tuple[int, ...]]
 # --- keys -----------------------------------------------------------------------------------------
 
 _LORA = r"[._]lora(?:_linear_layer)?[._]"
-_ADAPTER = r"(?:\.(?!bias$|weight$)\w+)?(?:\.weight)?"  # PEFT writes the adapter's name in between
+_NAME = r"(?:\.(?!bias$|weight$)[^.]+)?"  # PEFT writes the adapter's name in between
+_ADAPTER = rf"{_NAME}(?:\.weight)?"
 _SLOTS = {
     "down": rf"{_LORA}(?:down|A){_ADAPTER}",
     "up": rf"{_LORA}(?:up|B){_ADAPTER}",
-    "up_bias": rf"{_LORA}(?:up|B)(?:\.\w+)?\.bias",
+    "up_bias": rf"{_LORA}(?:up|B){_NAME}\.bias",
     "mid": rf"{_LORA}mid(?:\.weight)?",
     "magnitude": rf"\.(?:dora_scale|lora_magnitude_vector{_ADAPTER})",
     "wd_for_diff": r"\.wd_for_diff",
@@ -62,6 +63,10 @@ def other_method(keys: Iterable[str]) -> str | None:
 
 # --- modules --------------------------------------------------------------------------------------
 
+# Parts of names that wrappers of modules add anywhere: compiling, DDP, FSDP, checkpointing.
+_WRAPPERS = "_orig_mod|module|_fsdp_wrapped_module|_checkpoint_wrapped_module"
+_DOTTED_WRAPPER = re.compile(rf"(?:^|(?<=\.))(?:{_WRAPPERS})\.")
+_WRAPPER = re.compile(rf"(?:^|(?<=_))(?:{_WRAPPERS.replace('module|_', '_')})_")
 _DOTTED_PREFIX = re.compile(
     r"(?:(?:base_model|model|diffusion_model|transformer|unet|module|_orig_mod)\.)+"
 )
@@ -208,15 +213,49 @@ def underscored(name: str) -> str:
     return name.replace(".", "_")
 
 
-def resolve(base: str, table: PartTable) -> str | None:
-    """The entry of the table that a file's module name means, whatever its prefix."""
-    return next((name for name in _unprefixed(base) if name in table), None)
+def resolve(base: str, table: PartTable, prefixes: Collection[str] = ()) -> tuple[str | None, str]:
+    """The entry of the table that a file's module name means, and what was ignored before it.
+
+    Known prefixes are taken off, which is not worth telling. Before the name of a block any other
+    text is ignored too, and before that of another layer one of `prefixes`: those that the blocks
+    of the file have.
+    """
+    name = next((name for name in _unprefixed(base) if name in table), None)
+    if name is not None:
+        return name, ""
+    whole = _plain(base)
+    for match in _BLOCK_NAME.finditer(whole):
+        prefix, tail = whole[: match.start()], whole[match.start() :]
+        if tail in table and not (_OF_ANOTHER.search(prefix) or _family(base)):
+            return tail, prefix
+    for prefix in prefixes:
+        tail = whole.removeprefix(prefix)
+        if tail != whole and tail in table:
+            return tail, prefix
+    return None, ""
+
+
+_BLOCK_NAME = re.compile(
+    r"(?:(?<=_)|^)(?:(?:single_)?transformer_blocks|single_blocks|double_blocks"
+    r"|txt_in_individual_token_refiner_blocks|context_embedder_token_refiner_refiner_blocks)_\d+_"
+)
+# Before the name of a block these say that it is another kind of block, or of another model.
+_OF_ANOTHER = re.compile(
+    r"(?:^|_)(?:joint|visual|text|audio|single|double|control\w*|\w*encoders?|te\d?|refiner)_$"
+    r"|controlnet"
+)
+
+
+def _plain(base: str) -> str:
+    """The underscore spelling of a name without what wrappers add."""
+    return _WRAPPER.sub("", underscored(_DOTTED_WRAPPER.sub("", base)))
 
 
 def _unprefixed(base: str) -> Iterable[str]:
     """The underscore spelling of a name with more and more of its prefixes gone."""
+    base = _DOTTED_WRAPPER.sub("", base)
     prefix = _DOTTED_PREFIX.match(base)
-    name = underscored(base[prefix.end() :] if prefix else base)
+    name = _plain(base[prefix.end() :] if prefix else base)
     yield name
     while prefix := _PREFIX.match(name):
         name = name[prefix.end() :]

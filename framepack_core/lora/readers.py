@@ -16,6 +16,7 @@ from typing import Any
 from torch import Tensor
 
 from ..runtime.errors import FramePackError
+from ..runtime.files import is_file
 from ..weights.files import WeightFiles
 from .delta import (
     Decomposed,
@@ -87,7 +88,7 @@ class Scaling:
         try:
             if PEFT_METADATA in metadata:
                 return cls._from_dict(json.loads(metadata[PEFT_METADATA]))
-            if path.stem.startswith(PEFT_STEM) and config.is_file():
+            if path.stem.startswith(PEFT_STEM) and is_file(config):
                 return cls._from_dict(json.loads(config.read_text(encoding="utf-8")))
         except (ValueError, TypeError, AttributeError, OSError, re.error) as error:
             raise FramePackError(

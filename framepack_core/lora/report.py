@@ -70,6 +70,7 @@ class LoraReport:
     broken: Mapping[str, str]  # names in the file and what is damaged about them
     keys: Sequence[str]
     foreign: str | None
+    ignored: Sequence[str] = ()  # what stands before the names of modules and says nothing
 
     @property
     def text_encoder(self) -> list[str]:
@@ -106,6 +107,7 @@ class LoraReport:
             f"  {_counts(self.kinds) or 'nothing usable'}",
             *([f"  rank {_ranks(self.ranks)}"] if self.ranks else []),
             f"  fits {len(self.matched)} modules of the model",
+            *_listed("ignored before its names", self.ignored),
             *_listed("with no place in the model", others),
             *_listed("of a text encoder, ignored", encoder),
             *_listed("without effect (zero)", self.zero),
