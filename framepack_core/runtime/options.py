@@ -227,8 +227,20 @@ def parse_pairs(words: Iterable[str], place: str) -> dict[str, Any]:
         try:
             pairs[name] = ast.literal_eval(value)
         except (ValueError, SyntaxError):
+            _check_quotes(value, f"{place}: {name}")
             pairs[name] = value
     return pairs
+
+
+def _check_quotes(value: str, place: str) -> None:
+    """Refuse text in brackets that is no list: a shell takes quotes away that were not quoted."""
+    if (value[:1], value[-1:]) in {("[", "]"), ("(", ")"), ("{", "}")}:
+        inside = value[1:-1].split(",")
+        written = value[0] + ", ".join(f"'{part.strip()}'" for part in inside) + value[-1]
+        raise FramePackError(
+            f"{place}: {value} is no list, as its quotes are missing; write "
+            f'"{place.rpartition(": ")[2]}={written}" with quotes around all of it'
+        )
 
 
 def _declared_by(kind: type[Settings], name: str) -> type[Settings]:
