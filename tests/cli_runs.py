@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from torch import Tensor
 
-from framepack_core.cli import build_parser, main, with_values
+from framepack_core.cli import build_parser, main
 from framepack_core.runtime.images import save_png
 from framepack_core.sampling.latents import load_latents
 
@@ -30,7 +30,7 @@ def small(command: str, out: Path, *options: str) -> list[str]:
 
 
 def parse(command: list[str]) -> Namespace:
-    return build_parser().parse_args(with_values(command))
+    return build_parser().parse_args(command)
 
 
 def files(command: list[str], capsys: pytest.CaptureFixture[str]) -> list[Path]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from cli_runs import picture
 
-from framepack_core.cli import main, with_values
+from framepack_core.cli import main
 from framepack_core.toyworld import OPPOSITE_LORA, SNAPSHOT
 
 MODELS = f"""
@@ -49,7 +49,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def made(options: str) -> list[str]:
     """The endings of the files that a command of `framepack generate` makes."""
     words = shlex.split(f"generate {MODELS} {options} {SMALLER} --device cpu")
-    assert main(with_values([" ".join(word.split()) for word in words])) == 0
+    assert main([" ".join(word.split()) for word in words]) == 0
     return sorted(path.suffix for path in Path("out").iterdir() if path.is_file())
 
 

@@ -7,7 +7,7 @@ import importlib
 import re
 import sys
 from collections.abc import Sequence
-from typing import NoReturn, TextIO
+from typing import Any, NoReturn, TextIO
 
 from ..runtime.display import console, say, say_error
 from ..runtime.errors import FramePackError
@@ -41,7 +41,12 @@ COMMANDS = (
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse whose errors are one line."""
+    """argparse whose errors are one line, and which takes values such as -0.5 and -1:walks."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        # What argparse takes for a negative number, and so for a value; its own does not know 1e-3.
+        self._negative_number_matcher = re.compile(r"-\.?\d")
 
     def error(self, message: str) -> NoReturn:
         say_error(message)
@@ -65,18 +70,6 @@ def build_parser() -> Parser:
     return parser
 
 
-def with_values(argv: Sequence[str]) -> list[str]:
-    """Bind values such as "-1:walks" to the option before them: argparse takes them for options."""
-    bound: list[str] = []
-    for word in argv:
-        option = bound and bound[-1].startswith("--") and "=" not in bound[-1]
-        if option and re.match(r"-\d", word):
-            bound[-1] += f"={word}"
-        else:
-            bound.append(word)
-    return bound
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit code is 0, or 2 after an `error:` line for what can be mended."""
     with console():
@@ -84,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: Sequence[str]) -> int:
-    args = build_parser().parse_args(with_values(argv))
+    args = build_parser().parse_args(argv)
     # Loaded only now: torch takes seconds, which --help and a mistyped option need not wait for.
     saving = getattr(args, "save_merged_model", None)  # which ends there, as in musubi-tuner
     command = importlib.import_module(f".{'merge' if saving else args.command}", __name__)
