@@ -12,7 +12,6 @@ from torch import Tensor
 
 from ..runtime.errors import FramePackError
 from ..runtime.images import (
-    SIZE_STEP,
     Pixels,
     Size,
     load_image,
@@ -119,8 +118,5 @@ def _size_of_edit(args: Namespace, controls: Sequence[Pixels]) -> Size | None:
     height, width = controls[0].shape[:2]
     try:
         return size_for_area(width, height, given[0] * given[1] if given else AREA)
-    except ValueError:  # no size at all has that shape
-        raise FramePackError(
-            f"--one_frame_auto_resize: {width}x{height} is too narrow for {SIZE_STEP} pixels in "
-            "each direction; give a larger --video_size"
-        ) from None
+    except FramePackError as error:
+        raise FramePackError(f"--one_frame_auto_resize, --video_size: {error}") from None

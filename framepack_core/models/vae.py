@@ -392,12 +392,14 @@ class AutoencoderKL(nn.Module):
                 f"[batch, {self.config.in_channels}, frames, height, width] is needed"
             )
         frames, height, width = pixels.shape[2:]
+        if not pixels.numel():
+            raise FramePackError("there is no picture to encode: the batch is empty; connect one")
         time, space = self.config.temporal_compression_ratio, self.config.spatial_compression_ratio
         if frames % time != 1 % time:
             below = (frames - 1) // time * time + 1
             raise FramePackError(
                 f"a clip of {frames} frames cannot be encoded: its length must be {time}k+1, "
-                f"trim it to {max(below, 1)} frames"
+                f"trim it to {below} frames"
             )
         if height % space or width % space:
             raise FramePackError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from PIL import Image, ImageOps, PngImagePlugin
 from torch import Tensor
 
 from .errors import FramePackError
-from .files import atomic_path
+from .files import atomic_path, is_file
 
 Size = tuple[int, int]
 Pixels = NDArray[np.uint8]
@@ -50,10 +51,10 @@ def load_image_rgba(path: str | Path) -> Pixels:
 
 def _open_upright(path: str | Path) -> Image.Image:
     path = Path(path)
-    if not path.is_file():
+    if not is_file(path):
         raise FramePackError(f"image {path}: no such file")
     try:
-        with Image.open(path) as image:
+        with Image.open(_without_texts(path)) as image:
             image.load()
             return ImageOps.exif_transpose(image)
     except (*UNREADABLE, Image.DecompressionBombError) as error:
@@ -63,7 +64,38 @@ def _open_upright(path: str | Path) -> Image.Image:
         ) from error
 
 
+PNG = b"\x89PNG\r\n\x1a\n"
+# Colour profiles and texts, which are not used here: Pillow refuses them from 1 MB on.
+PNG_TEXTS = {b"iCCP", b"tEXt", b"zTXt", b"iTXt"}
+
+
+def _without_texts(path: Path) -> Path | io.BytesIO:
+    """A PNG without its profile and texts; any other file as it is."""
+    with path.open("rb") as file:
+        if file.read(len(PNG)) != PNG:
+            return path
+        data, kept = memoryview(file.read()), [PNG]
+    place = 0
+    while place + 8 <= len(data):
+        length = int.from_bytes(data[place : place + 4], "big")
+        end = place + length + 12  # length, kind, content, checksum
+        if bytes(data[place + 4 : place + 8]) not in PNG_TEXTS:
+            kept.append(data[place:end])
+        place = end
+    return io.BytesIO(b"".join(kept))
+
+
+def _from_floats(image: Image.Image) -> Image.Image:
+    """A float grey as 8 bits: of 0..1, of 0..255 or of 0..65535, by what its brightest pixel is."""
+    levels = np.nan_to_num(np.asarray(image, np.float64), posinf=0.0, neginf=0.0)
+    brightest = levels.max(initial=0.0)
+    factor = 255.0 if brightest <= 1 else 1.0 if brightest <= 255 else 1 / 257
+    return Image.fromarray((levels * factor).clip(0, 255).round().astype(np.uint8))
+
+
 def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "F":  # which convert("RGB") would take for 0..255
+        image = _from_floats(image)
     if image.mode.startswith("I"):  # 16-bit greys, which convert("RGB") would clip at 255
         image = Image.fromarray((np.asarray(image) / 257).clip(0, 255).round().astype(np.uint8))
     if image.has_transparency_data:
@@ -146,12 +178,27 @@ def _round_down(length: int, step: int = SIZE_STEP) -> int:
 
 
 def size_for_area(width: int, height: int, area: int, step: int = SIZE_STEP) -> Size:
-    """(width, height) in multiples of step, of about that area, closest to the shape given."""
-    aspect = width / height
-    middle = _round_down(int((area * aspect) ** 0.5), step)
+    """(width, height) in multiples of step, of about that area, closest to the shape given.
+
+    Raises FramePackError for an area that holds no square of a step.
+    """
+    sizes = _sizes_of_area(width, height, area, step)
+    # Of very wide shapes the widths in question leave no height; their heights leave a width.
+    sizes = sizes or [(w, h) for h, w in _sizes_of_area(height, width, area, step)]
+    if not sizes:
+        raise FramePackError(
+            f"an image of {width}x{height} at an area of {area} pixels is less than {step}x{step}; "
+            "take a larger area"
+        )
+    return min(sizes, key=lambda size: abs(size[0] / size[1] - width / height))
+
+
+def _sizes_of_area(width: int, height: int, area: int, step: int) -> list[Size]:
+    """Sizes of about an area whose widths are nearest to that of a shape."""
+    middle = _round_down(int((area * width / height) ** 0.5), step)
     widths = [middle + step * i for i in range(-2, 3)]
     sizes = [(w, _round_down(area // w, step)) for w in widths if w > 0]
-    return min((s for s in sizes if s[1] > 0), key=lambda size: abs(size[0] / size[1] - aspect))
+    return [size for size in sizes if size[1] > 0]
 
 
 @dataclass(frozen=True)

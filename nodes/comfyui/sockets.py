@@ -19,7 +19,9 @@ WINDOW_KEY = "framepack_window"
 
 
 def to_uint8(image: Tensor) -> np.ndarray:
-    """IMAGE [N, H, W, C] in 0..1 to uint8 [N, H, W, 3]."""
+    """IMAGE [N, H, W, C] in 0..1 to uint8 [N, H, W, 3]; refuses a batch without any."""
+    if not image.numel():
+        raise FramePackError("image: the batch is empty; check the node that it comes from")
     levels = (image[..., :3].float() * 255).round().clamp(0, 255)
     return levels.to("cpu", torch.uint8).numpy()
 
