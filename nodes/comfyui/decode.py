@@ -65,8 +65,7 @@ def clip_decoder(
 
     longest: as many latents as one call decodes at most; tile: side in pixels, 0 chooses.
     """
-    vae = copy.copy(vae)
-    vae.process_output = lambda pixels: pixels  # clipped after the cross-fades, not before
+    vae, to_pixels = _unclipped(vae)
     bar, whole, own = NodeBar(calls), _without_fallback(vae), _own_vae(vae)
     done = 0
 
@@ -81,12 +80,29 @@ def clip_decoder(
                 pixels = whole.decode(latents)
         done += 1
         bar.move_to(done, calls)
-        return pixels.movedim(-1, 1)
+        return to_pixels(pixels).movedim(-1, 1)
 
     # Of VAEs that are not ours no chunks can be made smaller.
     chunk = CHUNKS[-1] if own is None else own.chunk_size
     first = DecodeMemory(chunk, tile or _tile_that_fits(vae, longest) or None)
     return RetryingDecode(decode, first, say, mm.soft_empty_cache, _is_out_of_memory)
+
+
+def _unclipped(vae: Any) -> tuple[Any, Callable[[Tensor], Tensor]]:
+    """A copy that gives its network's own pixels, and what turns those into -1..1.
+
+    Pixels are clipped after the cross-fades of sections, not before. What the network's range is
+    the VAE tells by how it makes 0..1 of it; most have -1..1, TAEHV has 0..1.
+    """
+    probe = torch.tensor([0.25, 0.5, 0.75])
+    low, middle, high = vae.process_output(probe.clone()).tolist()
+    if abs(low + high - 2 * middle) > 1e-5 or low == high:  # not linear: only it knows
+        return copy.copy(vae), lambda pixels: 2 * pixels - 1
+    slope = 2 * (high - low)
+    offset = middle - slope / 2
+    vae = copy.copy(vae)
+    vae.process_output = lambda pixels: pixels
+    return vae, lambda pixels: pixels.mul(2 * slope).add_(2 * offset - 1)
 
 
 def _own_vae(vae: Any) -> AutoencoderKL | None:
