@@ -11,6 +11,7 @@ from typing import Any
 from comfy_api.latest import io, ui
 
 from ..framepack_core.runtime.errors import FramePackError
+from ..framepack_core.runtime.files import is_folder
 from ..framepack_core.toyworld.concept import WORD, write_lessons, write_pairs
 from ..framepack_core.training.cache_files import is_cache
 from ..framepack_core.training.config import TrainMode
@@ -179,9 +180,9 @@ def _placed(dataset: VideoDataset | ImageDataset) -> VideoDataset | ImageDataset
 
 def _listing(place: Path) -> list[tuple[str, int, int]] | str:
     """Names, sizes and times of what is in a folder, or of a file."""
-    if not place.exists():
+    if not os.path.exists(place):
         return "nothing"
-    files = sorted(place.iterdir()) if place.is_dir() else [place]
+    files = sorted(place.iterdir()) if is_folder(place) else [place]
     states = [(file.name, file.stat()) for file in files if not is_cache(file)]
     return [(name, state.st_size, state.st_mtime_ns) for name, state in states]
 

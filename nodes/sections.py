@@ -9,6 +9,7 @@ from comfy_api.latest import io
 
 from ..framepack_core.parsing.timeline import parse_timeline
 from ..framepack_core.runtime.errors import FramePackError
+from ..framepack_core.runtime.files import is_file
 from ..framepack_core.sampling.plan import FPS, Mode
 from ..framepack_core.sampling.sections import (
     MAX_WINDOW,
@@ -148,7 +149,7 @@ class PlanVideo(io.ComfyNode):
         """Refuse a timeline before anything runs; None is one that comes by a link."""
         try:
             for name in parse_timeline(timeline or "").images:
-                if not input_path(name).is_file():
+                if not is_file(input_path(name)):
                     return f"timeline: there is no image {name} in ComfyUI's input folder"
         except FramePackError as error:
             return str(error)

@@ -9,6 +9,7 @@ from comfy_api.latest import io
 
 from ..framepack_core.runtime.device import parse_dtype
 from ..framepack_core.runtime.errors import FramePackError
+from ..framepack_core.runtime.files import is_file
 from ..framepack_core.training.config import TrainConfig
 from .comfyui.paths import lora_folder, output_folder
 from .comfyui.section_run import check_mode, check_model
@@ -133,5 +134,5 @@ def _placed(
     place = {"output_dir": roots[folder], "output_name": name.strip(), "mode": dataset.mode}
     config = config.model_copy(update=place)
     if if_it_exists == RESUME:
-        return config.model_copy(update={"resume": config.state_path.is_file()})
+        return config.model_copy(update={"resume": is_file(config.state_path)})
     return config.renamed()

@@ -32,6 +32,7 @@ from ..models.vae_tiling import tiled_decode, tiled_encode
 from ..runtime.device import default_device, parse_device, parse_dtype
 from ..runtime.display import say, warn
 from ..runtime.errors import FramePackError
+from ..runtime.files import is_folder
 from ..runtime.images import Pixels, to_tensor
 from ..sampling.decode import Decode, DecodeMemory, RetryingDecode
 from ..toyworld import SNAPSHOT
@@ -69,7 +70,7 @@ def find_models(args: Namespace, needed: Sequence[Component]) -> dict[Component,
     if missing:
         raise FramePackError(f"{', '.join(missing)} missing; name it, or give a --snapshot")
     paths = {c: Path(given[c]) if given[c] else root for c in needed}
-    if "dit" in needed and args.f1 and not args.dit and (root / F1_FOLDER).is_dir():
+    if "dit" in needed and args.f1 and not args.dit and is_folder(root / F1_FOLDER):
         paths["dit"] = root / F1_FOLDER
     for component, path in paths.items():
         _check_files(component, path)

@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ..models.prompt import check_prompt
 from ..parsing.section_spec import SectionSpec, parse_spec
 from ..runtime.device import cpu_generator
 from ..runtime.display import warn
@@ -57,6 +58,8 @@ class Request:
 
         The scene is the one that the options describe, unless it is given.
         """
+        for name in ("prompt", "negative_prompt", "custom_system_prompt"):
+            check_prompt(getattr(args, name) or "", f"--{name}")
         _warn_of_unused(args)
         threshold = args.rope_scaling_timestep_threshold
         sampler = SamplerConfig(

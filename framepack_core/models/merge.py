@@ -154,7 +154,7 @@ def check_free(destination: Path, sharded: bool) -> None:
 
 
 def _check_space(destination: Path, infos: Mapping[str, TensorInfo]) -> None:
-    folder = next(parent for parent in destination.resolve().parents if parent.is_dir())
+    folder = next(parent for parent in destination.resolve().parents if is_folder(parent))
     needed = sum(info.nbytes for info in infos.values())
     free = shutil.disk_usage(folder).free
     if free < needed:

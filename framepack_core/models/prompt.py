@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..runtime.errors import FramePackError
+
 SYSTEM_PROMPT = (
     "Describe the video by detailing the following aspects: "
     "1. The main content and theme of the video."
@@ -24,6 +26,17 @@ SYSTEM_TEMPLATE = (
 END_OF_PROMPT = "<|eot_id|>"
 # What the DiT was trained with; the end-of-turn token counts as one of them.
 MAX_PROMPT_TOKENS = 256
+
+
+def check_prompt(text: str, name: str = "prompt") -> None:
+    """Refuse a text with bytes that were no UTF-8, as some shells and hosts hand them on."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise FramePackError(
+            f"{name}: {text[:60]!a} holds bytes that are not UTF-8; type it again, or put it "
+            "into a file that is saved as UTF-8"
+        ) from None
 
 
 def system_prefix(system_prompt: str | None = None) -> str:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, LlamaConfig, LlamaModel
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from .prompt import END_OF_PROMPT, MAX_PROMPT_TOKENS, TextCondition, system_prefix
+from .prompt import END_OF_PROMPT, MAX_PROMPT_TOKENS, TextCondition, check_prompt, system_prefix
 
 # The released encoders, for files that come without a config.json.
 LLAMA_CONFIG: dict[str, Any] = {
@@ -138,6 +138,8 @@ class TextEncoders:
 
     def tokenize(self, prompt: str, system_prompt: str | None = None) -> PromptTokens:
         """The ids of the templated prompt for LLaMA, and of the bare prompt for CLIP."""
+        check_prompt(prompt)
+        check_prompt(system_prompt or "", "system prompt")
         prefix = system_prefix(system_prompt)
         crop = len(self.llama_tokenizer(prefix).input_ids)
         llama_ids = self.llama_tokenizer(

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ..runtime.errors import FramePackError
-from ..runtime.files import atomic_path, size_text
+from ..runtime.files import atomic_path, is_file, size_text
 from ..runtime.fingerprint import fingerprint
 from ..weights.files import open_weights, save_weights
 from .latents import LATENT_KEY
@@ -195,7 +195,7 @@ class LedgerRun:
     def finished(self) -> int:
         """How many sections, from the first made, are stored."""
         return next(
-            (i for i, path in enumerate(self._paths) if not path.is_file()), len(self._paths)
+            (i for i, path in enumerate(self._paths) if not is_file(path)), len(self._paths)
         )
 
     def load(self, order: int, shape: torch.Size | tuple[int, ...]) -> Tensor | None:
@@ -204,7 +204,7 @@ class LedgerRun:
         A damaged entry is set aside under another name, and a message says so.
         """
         path = self._paths[order]
-        if not path.is_file():
+        if not is_file(path):
             return None
         try:
             latents = open_weights(path)[LATENT_KEY].to(torch.float32, copy=True)

@@ -10,6 +10,7 @@ from .plan import FPS, HISTORY, HISTORY_LENGTH, Mode, Plan, Section, index_run
 WINDOW = 9
 MAX_WINDOW = 33
 SIZE_MULTIPLE = 16
+MAX_SIDE = 8192  # pixels, so that a slip of the finger does not take all memory
 LATENT_STRIDE = 8
 LATENT_CHANNELS = 16
 MAX_DIGITS = 6  # of a number in a text
@@ -103,6 +104,11 @@ def plan_video(
 
 def check_size(width: int, height: int) -> None:
     """Refuse a frame size that the patchifier cannot cut, naming the nearest one it can."""
+    if max(width, height) > MAX_SIDE:
+        raise FramePackError(
+            f"size: {width}x{height} (width x height) is more than {MAX_SIDE} pixels on a side; "
+            "FramePack was made for about 640x640"
+        )
     if all(size > 0 and size % SIZE_MULTIPLE == 0 for size in (width, height)):
         return
     nearest = [max(1, round(size / SIZE_MULTIPLE)) * SIZE_MULTIPLE for size in (width, height)]

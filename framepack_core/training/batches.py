@@ -15,6 +15,7 @@ from torch import Tensor
 from ..models.packing import Context
 from ..models.prompt import TextCondition
 from ..runtime.errors import FramePackError
+from ..runtime.files import is_file
 from ..weights.files import open_weights, read_header
 from .cache import empty_path, text_path
 from .cache_files import IMAGE, POOLED, TEXT, TEXT_MASK, end_path, load_cache, show_end
@@ -93,7 +94,7 @@ def find_samples(
                 empty_path(item),
                 item.dataset.batch_size,
                 item.dataset.num_repeats,
-                end_path(path) if end_path(path).is_file() else None,
+                end_path(path) if is_file(end_path(path)) else None,
             )
             samples.append(sample)
     return samples
@@ -157,7 +158,7 @@ def _load(sample: Sample, dropped: bool, ended: bool) -> dict[str, Tensor]:
 
 
 def _load_text(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
+    if not is_file(path):
         raise FramePackError(f"{path} is not there: cache the captions of this data set again")
     return load_cache(path)
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..models.prompt import TextCondition, fit_length
 from ..runtime.errors import FramePackError
+from ..runtime.files import is_folder
 from ..runtime.fingerprint import fingerprint
 from ..runtime.images import Pixels, load_image, resize_and_crop, to_tensor
 from ..sampling.history import History
@@ -136,7 +137,7 @@ def source_digest(item: Item, mode: TrainMode, options: OneFrameOptions) -> str:
     source = item.source
     about = {"mode": mode, "window": item.dataset.window, "size": item.size}
     if isinstance(item, VideoItem):
-        frames = pictures(source.path) if source.path.is_dir() else [source.path]
+        frames = pictures(source.path) if is_folder(source.path) else [source.path]
         crop = (item.first, item.frames, item.dataset.source_fps)
         shown = item.clip.traits
         return fingerprint({**about, "shown": shown, "frames": frames, "crop": crop})

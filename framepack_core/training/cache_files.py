@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..runtime.errors import FramePackError
+from ..runtime.files import is_file
 from ..runtime.images import Size
 from ..sampling.plan import HISTORY
 from ..weights.files import Header, open_weights, read_header, save_weights
@@ -132,7 +133,7 @@ def is_cache(path: Path) -> bool:
 
 def cached_header(path: Path) -> Header | None:
     """The header of a whole cache file; None where there is none to go on from."""
-    if not path.is_file():
+    if not is_file(path):
         return None
     try:
         return read_header(path)

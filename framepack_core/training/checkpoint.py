@@ -12,7 +12,7 @@ import torch
 from torch.optim import Optimizer
 
 from ..runtime.errors import FramePackError
-from ..runtime.files import atomic_path
+from ..runtime.files import atomic_path, is_file
 from ..runtime.options import merged, mutable_on_resume
 from .adapters import Adapters
 from .config import TrainConfig
@@ -59,7 +59,7 @@ def load_state(
     path: Path, adapters: Adapters, optimizer: Optimizer, settings: dict[str, Any]
 ) -> Progress:
     """Take a run's state over; raises FramePackError if it is of another run or damaged."""
-    if not path.is_file():
+    if not is_file(path):
         raise FramePackError(
             f"{path} is not there: there is nothing to resume; start without resume, or give the "
             "output_dir and output_name of the run"

@@ -13,6 +13,7 @@ from pydantic import BeforeValidator, Field, PositiveInt, model_validator
 
 from ..parsing.json_toml import parse_toml, read_table
 from ..runtime.errors import FramePackError
+from ..runtime.files import is_folder
 from ..runtime.options import Settings, option, validate
 from ..sampling.sections import MAX_WINDOW, SIZE_MULTIPLE, WINDOW
 from .config import TrainMode
@@ -293,7 +294,7 @@ def load_datasets(path: Path | str, defaults: Mapping[str, Any] | None = None) -
     `defaults` is for keys that the file leaves out. Raises FramePackError naming file and key.
     """
     path = Path(path)
-    if path.is_dir():
+    if is_folder(path):
         found = {**FOLDER_DEFAULTS, "video_directory": path, **(defaults or {})}
         return [validate(VideoDataset, found, f"{path}")]
     if not path.suffix:

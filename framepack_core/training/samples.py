@@ -14,6 +14,7 @@ from ..models.prompt import TextCondition
 from ..parsing.sample_prompts import SamplePrompt
 from ..runtime.display import Display
 from ..runtime.errors import FramePackError
+from ..runtime.files import is_file
 from ..runtime.images import load_image, resize_and_crop, save_png, to_tensor, to_uint8
 from ..runtime.video import VideoWriter
 from ..sampling.decode import Decode, decode_sections
@@ -72,7 +73,7 @@ def check_prompts(prompts: Sequence[SamplePrompt], mode: TrainMode, window: int)
             prompt.check()
             _plan(prompt, mode, window)
         for path in _images(prompt):
-            if not Path(path).is_file():
+            if not is_file(Path(path)):
                 raise FramePackError(f"sample {prompt.prompt!r}: image {path}: no such file")
 
 

@@ -35,7 +35,7 @@ class Source:
     @property
     def stem(self) -> str:
         """What the cache files of it begin with."""
-        return self.path.name if self.path.is_dir() else self.path.stem
+        return self.path.name if is_folder(self.path) else self.path.stem
 
 
 def find_sources(dataset: Dataset) -> list[Source]:
@@ -72,17 +72,17 @@ def _from_folder(dataset: Dataset) -> Iterator[Source]:
     pictures = isinstance(dataset, ImageDataset)
 
     def wanted(path: Path) -> bool:
-        if pictures or not path.is_dir():
+        if pictures or not is_folder(path):
             return is_image(path) if pictures else is_video(path)
         # Other folders of pictures, such as samples, lie here too: a caption tells a clip.
         caption = folder / f"{path.name}{dataset.caption_extension}"
         return is_file(caption) and is_frames(path)
 
     paths = list(filter(wanted, list_folder(folder)))
-    _check_kinds(dataset, folder, {path.name if path.is_dir() else path.stem for path in paths})
+    _check_kinds(dataset, folder, {path.name if is_folder(path) else path.stem for path in paths})
     controls = _match_controls(dataset, [path.stem for path in paths]) if pictures else {}
     for path in paths:
-        stem = path.name if path.is_dir() else path.stem
+        stem = path.name if is_folder(path) else path.stem
         extension = dataset.caption_extension
         caption = _read_caption(path, folder / f"{stem}{extension}")
         own = folder / f"{stem}{SECTION_CAPTIONS}{extension}"

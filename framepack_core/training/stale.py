@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..runtime.errors import FramePackError
+from ..runtime.files import is_folder
 from ..weights.files import Header
 from .cache import OneFrameOptions, check_cached, source_digest, text_digest, text_path
 from .cache_files import DIGEST, MODELS, cached_header, end_path
@@ -82,7 +83,7 @@ def _changed_source(item: Item, header: Header, mode: TrainMode) -> bool:
 def _why_missing(item: Item) -> str:
     """Told by what else is cached of the same clip."""
     folder = item.dataset.cache
-    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    names = [path.name for path in folder.iterdir()] if is_folder(folder) else []
     found = [match for name in names if (match := CACHED_LATENTS.fullmatch(name))]
     sizes = {match["size"] for match in found if match["stem"] == item.source.stem}
     wanted = CACHED_LATENTS.fullmatch(item.paths[0].name)

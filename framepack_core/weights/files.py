@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from ..runtime.errors import FramePackError
-from ..runtime.files import atomic_path, size_text
+from ..runtime.files import atomic_path, is_file, size_text
 
 MAX_HEADER = 100_000_000
 MAP_NORESERVE = 0x4000  # older Pythons have no name for it
@@ -319,7 +319,7 @@ def _is_torch(start: bytes) -> bool:
 
 
 def _size(path: Path) -> int:
-    if not path.is_file():
+    if not is_file(path):
         raise FramePackError(f"{path} does not exist: check the path")
     return path.stat().st_size
 

@@ -8,12 +8,14 @@ leave several candidates, that is an error which names them.
 from __future__ import annotations
 
 import json
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from ..runtime.errors import FramePackError
+from ..runtime.files import is_file, is_folder
 from .files import SAFETENSORS, TORCH
 
 Component = Literal["dit", "vae", "llama", "clip", "image_encoder"]
@@ -67,9 +69,9 @@ def find_component(path: Path | str, component: Component) -> ComponentFiles:
     Raises FramePackError that names the missing shard, the candidates, or the wrong config.json.
     """
     path = Path(path).expanduser()
-    if path.is_dir():
+    if is_folder(path):
         folder = _cached_snapshot(path)
-        if (folder / FOLDERS[component]).is_dir():
+        if is_folder(folder / FOLDERS[component]):
             folder = folder / FOLDERS[component]
         weights = _weights_in(folder)
     else:
@@ -87,7 +89,7 @@ def find_snapshot(path: Path | str, *, f1: bool = False) -> dict[Component, Path
     """
     root = _cached_snapshot(Path(path).expanduser())
     names = FOLDERS | ({"dit": F1_FOLDER} if f1 else {})
-    missing = [name for name in names.values() if not (root / name).is_dir()]
+    missing = [name for name in names.values() if not is_folder(root / name)]
     if missing:
         raise FramePackError(
             f"{root} is not a complete snapshot: it has no folder {', '.join(missing)}; "
@@ -99,12 +101,12 @@ def find_snapshot(path: Path | str, *, f1: bool = False) -> dict[Component, Path
 def _cached_snapshot(path: Path) -> Path:
     """The snapshot inside a `models--owner--name` folder of the Hugging Face cache, else `path`."""
     snapshots = path / "snapshots"
-    if not (path.name.startswith("models--") and snapshots.is_dir()):
+    if not (path.name.startswith("models--") and is_folder(snapshots)):
         return path
     current = path / "refs" / "main"
-    if current.is_file() and (snapshots / current.read_text().strip()).is_dir():
+    if is_file(current) and is_folder(snapshots / current.read_text().strip()):
         return snapshots / current.read_text().strip()
-    found = sorted(p for p in snapshots.iterdir() if p.is_dir())
+    found = sorted(p for p in snapshots.iterdir() if is_folder(p))
     if len(found) != 1:
         raise FramePackError(
             f"{path} holds {len(found)} snapshots ({', '.join(p.name for p in found)}): "
@@ -174,8 +176,8 @@ def _shards(path: Path) -> list[Path]:
 
 
 def _check_complete(given: Path, folder: Path, weights: list[Path]) -> None:
-    missing = [path.name for path in weights if not path.is_file()]
-    if missing and not given.exists() and len(missing) == len(weights):
+    missing = [path.name for path in weights if not is_file(path)]
+    if missing and not os.path.exists(given) and len(missing) == len(weights):
         raise FramePackError(f"{given} does not exist: check the path")
     if missing:
         raise FramePackError(
@@ -187,7 +189,7 @@ def _check_complete(given: Path, folder: Path, weights: list[Path]) -> None:
 def _config(folder: Path, component: Component) -> dict[str, Any] | None:
     """config.json, if there is one, checked to be of this kind of model."""
     path = folder / "config.json"
-    if not path.is_file():
+    if not is_file(path):
         return None
     config = _read_json(path)
     if tower := config.get(CONFIG_TOWERS.get(component, "")):
@@ -213,8 +215,8 @@ def _tokenizer(folder: Path, component: Component, own_folder: bool) -> Path | N
 
 def is_tokenizer(folder: Path) -> bool:
     """Whether the folder holds a tokenizer, in either of the two forms that transformers reads."""
-    byte_pairs = (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file()
-    return byte_pairs or (folder / "tokenizer.json").is_file()
+    byte_pairs = is_file(folder / "vocab.json") and is_file(folder / "merges.txt")
+    return byte_pairs or is_file(folder / "tokenizer.json")
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from ...framepack_core.models.prompt import (
     END_OF_PROMPT,
     MAX_PROMPT_TOKENS,
     TextCondition,
+    check_prompt,
     system_prefix,
 )
 from ...framepack_core.runtime.errors import FramePackError
@@ -27,6 +28,8 @@ from .sockets import to_image, to_latents
 
 def encode_prompt(clip: Any, text: str, system_prompt: str = "") -> list[Any]:
     """CONDITIONING of a prompt, by our CLIP or ComfyUI's own."""
+    check_prompt(text)
+    check_prompt(system_prompt, "system prompt")
     system = system_prompt or None
     tokens = clip.tokenize(
         text,

@@ -148,7 +148,7 @@ def _find(name: str, *folders: str) -> Path:
     for folder in folders:
         for root in map(os.path.abspath, folder_paths.get_folder_paths(folder)):
             path = Path(os.path.normpath(os.path.join(root, name)))
-            if path.exists() and path.is_relative_to(root):
+            if os.path.exists(path) and path.is_relative_to(root):
                 return path
     raise FramePackError(f"{name} is not in models/{' or models/'.join(folders)}")
 
