@@ -91,6 +91,10 @@ DIFFERENCES: dict[str, str] = {
     "sample-control-video": (
         "the reference reads --cn, a control video, which FramePack cannot use; here it is an error"
     ),
+    "sample-more": (
+        "the reference drops --vs and --cim of training samples, which its other lines have; here "
+        "they are read"
+    ),
     "sample-number": (
         "the reference drops, cuts or clamps numbers that it cannot use; here they are errors, and "
         "any number of steps is taken"
@@ -100,8 +104,8 @@ DIFFERENCES: dict[str, str] = {
         "only -- begins an option"
     ),
     "sample-blanks": (
-        "the reference drops a number behind two blanks and keeps those after a negative prompt; "
-        "here blanks around a value do not count"
+        "the reference drops a number behind two blanks and keeps those around a prompt and after "
+        "a negative one; here blanks around a text do not count"
     ),
     "sample-comment": (
         "the reference takes a comment with a blank before it for a prompt; here it is a comment"

@@ -324,6 +324,8 @@ def accident(line: str, known: Mapping[str, Any], of_sample: bool = False) -> st
         return "prompt-first-option"
     if not of_sample and {"f", "vs"} <= {part.partition(" ")[0] for part in parts}:
         return "prompt-length-twice"
+    if of_sample and first != first.strip():
+        return "sample-blanks"
     prose = of_sample and re.match(r"(w|h|f|d|s|g|fs|l|n|i|ei|cn|ci|of) ", first, re.IGNORECASE)
     return (
         "sample-prose"
@@ -342,6 +344,8 @@ def _accident_of_option(part: str, known: Mapping[str, Any], of_sample: bool) ->
         return "sample-control-video"
     if name.lower() not in known:
         return "prompt-unknown"
+    if of_sample and name.lower() in ("cim", "vs"):
+        return "sample-more"
     if name != name.lower() and not of_sample:
         return "prompt-case"
     if name == "im":

@@ -25,8 +25,10 @@ def check(folder: Path) -> Iterator[Case]:
         try:
             actual: Any = texts_of(text)
         except FramePackError as error:
-            actual = refusal(error, *(rule.names if isinstance(rule, Refused) else ()))
-        rule = str(rule) if isinstance(rule, Refused) else rule
+            names = named_fault(error, rule.faults) if isinstance(rule, Refused) else ()
+            actual = refusal(error, *names)
+            rule = refused(*names) if names else rule
+        rule = refused(rule.faults[0]) if isinstance(rule, Refused) else rule
         if tag:
             yield exact_ours(str(i), tag, actual, rule=rule, reference=expected, inputs=text)
         else:
@@ -44,35 +46,38 @@ def texts_of(text: str | None) -> dict[int, str]:
 
 
 class Refused:
-    """What our grammar makes of a malformed spec: an error that names these."""
+    """What our grammar makes of a malformed spec: an error that names one of its faults."""
 
-    def __init__(self, *names: str) -> None:
-        self.names = names
+    def __init__(self, *faults: str) -> None:
+        self.faults = faults
 
-    def __str__(self) -> str:
-        return refused(*self.names)
+
+def named_fault(error: Exception, faults: tuple[str, ...]) -> tuple[str]:
+    """The first fault that an error names; the first of all if it names none."""
+    return (next((fault for fault in faults if fault in str(error)), faults[0]),)
 
 
 def documented(text: str) -> dict[int, str] | Refused:
     """The texts that our grammar gives a spec, read by this file's own means."""
     parts = text.replace(ESCAPED, HIDDEN).split(";;;")
-    if len(parts) == 1 and _head(parts[0]) is None:
+    heads = [_head(part) for part in parts]
+    if heads == [None]:
         return {0: parts[0].replace(HIDDEN, ";;;")}
+    keys = [[0] if head is None else _keys(head) for head in heads]
+    faults = [
+        repr(str(h).strip())[1:-1] for h, of_head in zip(heads, keys, strict=True) if not of_head
+    ]
     if not all(map(str.strip, parts)) or any(part.startswith(";") for part in parts[1:]):
-        return Refused(";;;")
+        faults.append(";;;")
+    if faults:
+        return Refused(*faults)
     texts: dict[int, tuple[int, str]] = {}
-    first_keys = []
-    for place, part in enumerate(map(str.strip, parts)):
-        head = _head(part)
-        keys = [0] if head is None else _keys(head)
-        if not keys:
-            return Refused(repr(str(head).strip())[1:-1])
-        body = part if head is None else part.removeprefix(f"{head}:").strip()
-        first_keys.append(keys[0])
-        texts |= dict.fromkeys(keys, (place, body.replace(HIDDEN, ";;;")))
-    for place, key in enumerate(first_keys):
-        if place not in {owner for owner, _ in texts.values()}:
-            return Refused(str(key))
+    for place, (part, head) in enumerate(zip(parts, heads, strict=True)):
+        body = part if head is None else part.removeprefix(f"{head}:")
+        texts |= dict.fromkeys(keys[place], (place, body.strip().replace(HIDDEN, ";;;")))
+    owners = {place for place, _ in texts.values()}
+    if replaced := [str(of_part[0]) for i, of_part in enumerate(keys) if i not in owners]:
+        return Refused(*replaced)
     found = {key: body for key, (_, body) in texts.items()}
     forward = [key for key in found if key >= 0]
     return {0: found[min(forward or found)], **found}

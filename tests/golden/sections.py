@@ -37,7 +37,7 @@ from framepack_core.sampling.sections import (
 )
 
 from .result import Case, exact, exact_ours, refusal, refused
-from .section_spec import Refused, accident, documented
+from .section_spec import Refused, accident, documented, named_fault
 
 END, CONTROL, IMAGE = -1.0, -1000.0, -100.0  # control i is -1000 - i, the image of key k -100 - k
 CONTEXT = ("clean_latents", "clean_latents_2x", "clean_latents_4x")
@@ -284,11 +284,11 @@ def _known_defect(
         return "sections-by-fps", ()
     if args.f1 and end_image:
         return "f1-end-image", ("end image", "F1")
-    for text in filter(None, (args.prompt, args.image_path)):
-        if tag := accident(text):
-            meant = documented(text)
-            return tag, meant.names if isinstance(meant, Refused) else ()
-    for text in filter(None, (args.prompt, args.image_path)):
+    texts = [text for text in (args.prompt, args.image_path) if text]
+    if tags := [tag for tag in map(accident, texts) if tag]:
+        meant = map(documented, texts)
+        return tags[0], sum((x.faults for x in meant if isinstance(x, Refused)), ())
+    for text in texts:
         if outside := [x for x in parse_spec(text).texts if not -sections <= x < sections]:
             return "spec-no-section", (f"section {outside[0]}", f"of {sections}")
     return "", ()
@@ -355,6 +355,8 @@ def _refusal(
     if not names:
         reference = "refused" if "error" in case else "accepted"
         return exact(f"{name}.error", "refused", reference)
+    if tag.startswith("spec-") and tag != "spec-no-section":
+        names = named_fault(error, names)
     rule = refused(*names)
     reference = rule if "error" in case else "accepted"
     actual = refusal(error, *names)
