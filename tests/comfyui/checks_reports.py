@@ -86,3 +86,125 @@ def check_choices_are_in_natural_order_without_hidden_files() -> Any:
     found = pack("nodes.comfyui.paths").input_files(".txt")
     assert [name for name in found if name.startswith(("p", "._"))] == ["p9.txt", "p10.txt"], found
     return found
+
+
+def tiny_vae() -> Any:
+    """TAEHV of ComfyUI's own VAE list, with weights of noise: what it decodes to is 0..1."""
+    import comfy.sd
+    from comfy.taesd.taehv import TAEHV
+
+    torch.manual_seed(0)
+    weights = TAEHV(16).state_dict()
+    vae = comfy.sd.VAE(sd={name: tensor.clone() for name, tensor in weights.items()})
+    assert vae.process_output(torch.tensor([0.25])).tolist() == [0.25]
+    return vae
+
+
+def check_a_host_vae_is_asked_for_its_range() -> float:
+    """FramePack Decode is ComfyUI's VAE Decode, where both decode all at once."""
+    worst = 0.0
+    for vae in (tiny_vae(), toy().vae):
+        torch.manual_seed(1)
+        latent = {"samples": torch.randn(1, 16, 3, 8, 8)}
+        (expected,) = run("VAEDecode", samples=latent, vae=vae)
+        (images,) = run("FPReelDecode", latent=latent, vae=vae, mode="whole", tile_size=0, window=0)
+        assert images.shape == expected.reshape(images.shape).shape
+        worst = max(worst, float((images - expected.reshape(images.shape)).abs().max()))
+    assert worst < 1e-3, worst
+    return worst
+
+
+def check_the_range_of_any_vae_is_asked_for() -> list[str]:
+    """Linear ones are clipped after cross-fades; of others only their own word counts."""
+    unclipped = pack("nodes.comfyui.decode")._unclipped
+    raw = torch.tensor([-2.0, -1.0, 0.0, 0.3, 1.0, 2.0])
+    outputs = {
+        "-1..1": lambda x: x.add_(1.0).div_(2.0).clamp_(0.0, 1.0),
+        "0..1": lambda x: x,
+        "0..255": lambda x: x / 255,
+        "gamma": lambda x: x.clamp(0, 1) ** 2.2,
+    }
+    for name, output in outputs.items():
+
+        class Host:
+            process_output = staticmethod(output)
+
+        vae, to_pixels = unclipped(Host())
+        made = to_pixels(vae.process_output(raw.clone()))
+        torch.testing.assert_close((made.clamp(-1, 1) + 1) / 2, output(raw.clone()).clamp(0, 1))
+        assert (float(made.min()) < -1) == (name in ("-1..1", "0..1", "0..255")), name
+    return list(outputs)
+
+
+def check_empty_batches_and_extreme_shapes_are_told() -> str:
+    empty = torch.zeros(0, 64, 64, 3)
+    errors = [
+        error_of(
+            lambda: run("FPReelStartFrame", image=empty, vae=toy().vae, clip_vision=toy().vision)
+        ),
+        error_of(
+            lambda: run("FPReelCanvas", image=empty, fit="area", resolution=64, width=64, height=64)
+        ),
+    ]
+    assert all("the batch is empty" in error for error in errors), errors
+    image, _, width, height = run(
+        "FPReelCanvas",
+        image=torch.zeros(1, 9, 900, 3),
+        fit="area",
+        resolution=64,
+        width=64,
+        height=64,
+    )
+    assert (width, height) == (256, 16) and image.shape == (1, 16, 256, 3)
+    return errors[0]
+
+
+def check_prompts_that_are_not_utf8_are_told() -> str:
+    """A workflow's JSON can hold half of a character."""
+    error = error_of(lambda: run("FPReelTextEncode", clip=toy().clip, text="caf\udce9"))
+    assert "holds bytes that are not UTF-8" in error
+    return error
+
+
+def check_training_refuses_caches_that_changed() -> str:
+    """Captions, clips and models, by the node as by the command line."""
+    dataset = pack("nodes.dataset")
+    folder = BASE / "input" / "stale"
+    inputs = pack("framepack_core.runtime.video")
+    folder.mkdir(parents=True)
+    with inputs.VideoWriter(folder / "a.mp4", width=64, height=64, fps=30) as video:
+        for level in range(37):
+            video.write((torch.full((64, 64, 3), level * 6)).to(torch.uint8).numpy())
+    (folder / "a.txt").write_text("a ball")
+    found, _ = run("FPReelDataset", path="stale", resolution=64, batch_size=1)
+    cached, _ = run(
+        "FPReelCacheLatents",
+        dataset=found,
+        vae=toy().vae,
+        clip_vision=toy().vision,
+        mode="framepack",
+    )
+    cached, _ = run("FPReelCacheText", dataset=cached, clip=toy().clip)
+    samples = pack("framepack_core.training.batches").find_samples
+    assert len(samples(cached.found, "framepack", cached.models)) == 1
+    (folder / "a.txt").write_text("a cube")
+    changed, _ = run("FPReelDataset", path="stale", resolution=64, batch_size=1)
+    stale = dataset.Dataset(changed.found, "framepack", cached.models)
+    import training_cases
+
+    error = error_of(
+        lambda: run(
+            "FPReelTrainLora",
+            model=toy().model,
+            dataset=stale,
+            config=training_cases.config(steps=1),
+            output_name="stale",
+            folder="models/loras",
+            if_it_exists="resume",
+        )
+    )
+    assert "a.mp4: its caption has changed since it was cached" in error, error
+    other = pack("framepack_core.training.stale").CacheModels(latents="weights:another")
+    error = error_of(lambda: samples(cached.found, "framepack", other))
+    assert "cached with another VAE or image encoder than this run uses" in error, error
+    return error
