@@ -20,7 +20,7 @@ from ..weights.files import WeightFiles, open_weights
 from .delta import Decomposed, Delta, Replacement
 from .names import Part, Shapes, part_table, resolve, split_key, underscored
 from .patterns import select_names
-from .readers import LoraModule, MalformedModule, ModuleReader, Scaling, ShapeMismatch
+from .readers import AlphaScaling, LoraModule, MalformedModule, ModuleReader, ShapeMismatch
 from .report import LoraReport, Provenance
 
 # Of a folder as PEFT's and diffusers' save_pretrained() write it.
@@ -84,7 +84,7 @@ def _read(path: Path, shapes: Shapes) -> Lora:
     path = _adapter_file(path)
     files = open_weights(path)
     table = part_table(shapes)
-    scaling = Scaling.of(path, files.metadata)
+    scaling = AlphaScaling.of(path, files.metadata)
     modules: dict[str, LoraModule] = {}
     unmatched: dict[str, None] = {}
     keys = {key: split_key(key) or (key, None) for key in files}
@@ -125,7 +125,7 @@ class _Reading:
 
     files: WeightFiles
     shapes: Shapes
-    scaling: Scaling
+    scaling: AlphaScaling
     deltas: dict[str, Delta] = field(default_factory=dict)
     kinds: dict[str, int] = field(default_factory=dict)
     ranks: dict[int, int] = field(default_factory=dict)

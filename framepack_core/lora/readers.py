@@ -75,7 +75,7 @@ class ShapeMismatch(Exception):
 
 
 @dataclass(frozen=True)
-class Scaling:
+class AlphaScaling:
     """How a file without stored alphas is scaled: PEFT keeps it in a config."""
 
     alpha: float | None = None
@@ -83,7 +83,7 @@ class Scaling:
     root: bool = False  # rs-LoRA (arXiv 2312.03732): divided by the root of the rank
 
     @classmethod
-    def of(cls, path: Path, metadata: Mapping[str, str]) -> Scaling:
+    def of(cls, path: Path, metadata: Mapping[str, str]) -> AlphaScaling:
         config = path.with_name(PEFT_CONFIG)
         try:
             if PEFT_METADATA in metadata:
@@ -97,7 +97,7 @@ class Scaling:
         return cls()
 
     @classmethod
-    def _from_dict(cls, values: dict[str, Any]) -> Scaling:
+    def _from_dict(cls, values: dict[str, Any]) -> AlphaScaling:
         values = {key.removeprefix("transformer."): value for key, value in values.items()}
         alpha = values.get("lora_alpha")
         patterns = values.get("alpha_pattern") or {}
@@ -120,7 +120,7 @@ class ModuleReader:
     """The tensors of one module of a file, checked against a weight of `shape`, as deltas."""
 
     def __init__(
-        self, module: LoraModule, files: WeightFiles, shape: tuple[int, ...], scaling: Scaling
+        self, module: LoraModule, files: WeightFiles, shape: tuple[int, ...], scaling: AlphaScaling
     ) -> None:
         self.module, self.files, self.shape, self.scaling = module, files, shape, scaling
         self.rows, self.columns = shape[0], math.prod(shape[1:])

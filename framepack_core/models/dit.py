@@ -95,7 +95,7 @@ class Tokens(NamedTuple):
     key_mask: Tensor | None  # [B, L + N], None where every token is real
 
 
-Transform = Callable[[Tokens], Tensor]
+RunBlocks = Callable[[Tokens], Tensor]
 """Latent tokens [B, L, dim] after the blocks, as `FramePackDiT.transform` gives them."""
 
 
@@ -152,7 +152,7 @@ class FramePackDiT(nn.Module):
             dim, PATCH * PATCH * config.out_channels, dtype=torch.float32, device=device
         )
 
-    def forward(self, inputs: DiTInputs, transform: Transform | None = None) -> Tensor:
+    def forward(self, inputs: DiTInputs, transform: RunBlocks | None = None) -> Tensor:
         """Velocity (noise minus latents) [B, C, T, h, w], fp32.
 
         transform: stands in for the blocks.

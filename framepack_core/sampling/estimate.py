@@ -15,7 +15,7 @@ from .plan import HISTORY, Mode
 from .probe import StepCost, probe_transformer
 from .sections import LATENT_CHANNELS, LATENT_STRIDE
 
-TEXT_TOKENS = 100  # of a usual prompt
+PROBED_TEXT_TOKENS = 100  # of a usual prompt
 IMAGE_TOKENS = 729  # of a 384 pixel picture in patches of 14
 NUMBER_BYTES = 4  # latents are kept in fp32
 COPIES = 2  # of latents on disk: in the ledger, and once more as a file or in a video's place
@@ -35,7 +35,7 @@ def probe_pass(
     attention: Attention = sdpa,
 ) -> StepCost:
     """Time one pass for start latents [B, 16, 1, h, w], which are on the device to be used."""
-    tokens = TEXT_TOKENS, IMAGE_TOKENS
+    tokens = PROBED_TEXT_TOKENS, IMAGE_TOKENS
     cost = probe_transformer(config, mode, window, start[:1], *tokens, dtype, attention)
     batch = len(start)  # it costs about as much as one after the other
     memory = None if cost.memory is None else batch * cost.memory

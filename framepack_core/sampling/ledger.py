@@ -30,7 +30,7 @@ SUFFIX = ".safetensors"
 DAMAGED = ".damaged"
 RUNS = "runs.json"
 FOLDER = ".ledger"  # beside the results, where nothing else was asked for
-FORMAT = 1  # of keys and entries; another number starts afresh
+LEDGER_FORMAT = 1  # of keys and entries; another number starts afresh
 LIMIT = 2 * 10**9  # bytes of all entries; latents are small, so this is months of runs
 KEPT_RUNS = 50
 HALF_WRITTEN = ".*.part.*"  # the names of atomic_path
@@ -249,7 +249,7 @@ class LedgerRun:
 def _record(plan: Plan, settings: Mapping[str, Any]) -> RunRecord:
     run = {f.name: getattr(plan, f.name) for f in fields(Plan) if f.name != "sections"}
     digests = {name: fingerprint(value) for name, value in settings.items()}
-    before = fingerprint([FORMAT, run, digests])
+    before = fingerprint([LEDGER_FORMAT, run, digests])
     keys = []
     for section in plan.sections:
         before = fingerprint([before, section])

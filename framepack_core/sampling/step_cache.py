@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from ..models.dit import FramePackDiT, Tokens, Transform
+from ..models.dit import FramePackDiT, RunBlocks, Tokens
 from ..runtime.errors import FramePackError
 
 # fitted by TeaCache's authors for HunyuanVideo: relative change of input to change of output
@@ -43,7 +43,7 @@ class StepCache(Protocol):
 
 def transform_with(
     cache: StepCache | None, dit: FramePackDiT, sigma: Tensor, pass_name: str
-) -> Transform | None:
+) -> RunBlocks | None:
     """What stands in for the blocks of a DiT in one pass at sigma [B]; None without a cache."""
     if cache is None:
         return None

@@ -28,7 +28,6 @@ DIGEST, MODELS = "fpreel_digest", "fpreel_models"
 CACHE_MODE = "fpreel_mode"
 
 LATENTS = "latents"
-CONTEXT = {"latents_clean": "clean", "latents_clean_2x": "clean_2x", "latents_clean_4x": "clean_4x"}
 INDICES = {
     "latent_indices": "latent",
     "clean_latent_indices": "clean",

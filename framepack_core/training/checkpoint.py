@@ -17,7 +17,7 @@ from ..runtime.options import merged, mutable_on_resume
 from .adapters import Adapters
 from .config import TrainConfig
 
-FORMAT = 1
+STATE_FORMAT = 1
 # What states of version 0.1 call settings that have another name now.
 RENAMED = {"accumulation": "gradient_accumulation_steps", "end_frame": "end_frame_prob"}
 # What settings that are digests stand for, and how a resumed run gets the same again.
@@ -44,7 +44,7 @@ def save_state(
 ) -> None:
     """Write a run's state."""
     state = {
-        "format": FORMAT,
+        "format": STATE_FORMAT,
         "step": progress.step,
         "log": progress.log,
         "adapter": {name: p.detach().cpu() for name, p in adapters.named_tensors().items()},
@@ -66,7 +66,7 @@ def load_state(
         )
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-        if state["format"] != FORMAT:
+        if state["format"] != STATE_FORMAT:
             raise FramePackError(f"{path} is of another version; start without resume")
         earlier = _with_current_names(json.loads(state["settings"]))
     except (RuntimeError, KeyError, EOFError, ValueError, pickle.UnpicklingError) as error:
