@@ -59,13 +59,13 @@ export class SectionEditor {
       this.labels[name] = h("span", {});
       return h("label", { class: `fpreel-field fpreel-${name}` }, this.labels[name], ...controls);
     };
-    const { padding, seed, guidance, lora_strength } = this.numbers;
+    const number = ([name, field]) =>
+      name === "seed"
+        ? h("div", { class: "fpreel-pair" }, label(name, field), this.dice)
+        : label(name, field);
     return [
       h("div", { class: "fpreel-pair" }, label("image", this.image), this.upload, this.file),
-      label("padding", padding),
-      h("div", { class: "fpreel-pair" }, label("seed", seed), this.dice),
-      label("guidance", guidance),
-      label("lora_strength", lora_strength),
+      ...Object.entries(this.numbers).map(number),
     ];
   }
 

@@ -305,7 +305,7 @@ export class TimelineView {
 
 /** What a section has of its own, for a screen reader and a tooltip. */
 function ownWords(own) {
-  const names = ["prompt", "image", "padding", "seed", "guidance", "lora_strength"];
+  const names = ["prompt", "image", ...Object.keys(edits.LIMITS)];
   return names
     .filter((name) => own[name] !== undefined)
     .map((name) => `${t(`timeline.${name}`)}: ${own[name]}`);

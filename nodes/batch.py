@@ -9,44 +9,28 @@ from typing import Any
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..framepack_core.parsing.prompt_lines import (
-    LINE_OPTIONS,
-    PromptLine,
-    given_fields,
-    number_prompts,
-    parse_prompt_line,
-)
-from ..framepack_core.runtime.device import MAX_SEED
+from ..framepack_core.headless.job import LINE_OPTIONS, AnyJob, parse_prompt_line
+from ..framepack_core.parsing.prompt_lines import number_prompts
 from ..framepack_core.runtime.errors import FramePackError
 from ..framepack_core.runtime.files import read_text
 from ..framepack_core.runtime.images import load_image
-from ..framepack_core.sampling.sections import SIZE_MULTIPLE, check_size, sections_for_seconds
+from ..framepack_core.sampling.sections import check_size, sections_for_seconds
 from .comfyui.paths import input_files, input_path
 from .comfyui.sockets import blocked, to_image
-from .condition import MAX_SIZE
+from .option_inputs import option_inputs
 from .types import CATEGORY, schema
 
 TEXT = "the lines below"
-FIELDS = {
-    "prompt",
-    "negative_prompt",
-    "width",
-    "height",
-    "video_seconds",
-    "video_sections",
-    "seed",
-    "infer_steps",
-    "guidance_scale",
-    "flow_shift",
-    "image_path",
-    "end_image_path",
-}
+DEFAULTS = {"negative_prompt": "", "guidance_scale": 1.0, "flow_shift": 0.0}
+SETTINGS = ("width", "height", "video_sections", "seed", "infer_steps")
+PICTURES = ("image_path", "end_image_path")
+FIELDS = {"prompt", "video_seconds", *DEFAULTS, *SETTINGS, *PICTURES}
+Line = dict[str, Any]
 
 
 class PromptFile(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        size = {"min": SIZE_MULTIPLE, "max": MAX_SIZE, "step": SIZE_MULTIPLE}
         return schema(
             node_id="FPReelPromptFile",
             display_name="FramePack Prompt File",
@@ -70,25 +54,11 @@ class PromptFile(io.ComfyNode):
                     "steps, --l cfg, --fs shift, --i image, --ei end image. Lines that begin with "
                     "# are left out.",
                 ),
-                io.Int.Input("width", default=640, **size, tooltip="Where a line has no --w."),
-                io.Int.Input("height", default=640, **size, tooltip="Where a line has no --h."),
-                io.Int.Input(
-                    "sections",
-                    default=4,
-                    min=1,
-                    max=500,
-                    tooltip="Where a line has neither --vs nor --f.",
-                ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=MAX_SEED,
-                    control_after_generate=True,
-                    tooltip="Where a line has no --d.",
-                ),
-                io.Int.Input(
-                    "steps", default=25, min=1, max=1000, tooltip="Where a line has no --s."
+                *option_inputs(
+                    AnyJob,
+                    ("width", "height", "sections", "seed", "steps"),
+                    optional=False,
+                    control=("seed",),
                 ),
                 io.Image.Input("image", optional=True, tooltip="Where a line has no --i."),
                 io.Image.Input("end_image", optional=True, tooltip="Where a line has no --ei."),
@@ -125,23 +95,13 @@ class PromptFile(io.ComfyNode):
         image: Tensor | None = None,
         end_image: Tensor | None = None,
     ) -> io.NodeOutput:
-        defaults = PromptLine(
-            prompt="",
-            negative_prompt="",
-            width=width,
-            height=height,
-            video_sections=sections,
-            seed=seed,
-            infer_steps=steps,
-            guidance_scale=1.0,
-            flow_shift=0.0,
-        )
-
+        widgets = dict(zip(SETTINGS, (width, height, sections, seed, steps), strict=True))
         parsed = {number: _of_line(number, _read, text) for number, text in _lines(source, lines)}
-        rows = [_of_line(number, _settings, line, defaults) for number, line in parsed.items()]
+        rows = [_of_line(number, _settings, line, widgets) for number, line in parsed.items()]
         prompt, negative, *numbers = (list(column) for column in zip(*rows, strict=True))
-        images = _pictures({n: line.image_path for n, line in parsed.items()}, "i", image)
-        ends = _pictures({n: line.end_image_path for n, line in parsed.items()}, "ei", end_image)
+        images = _pictures({n: line.get("image_path") for n, line in parsed.items()}, "i", image)
+        names = {n: line.get("end_image_path") for n, line in parsed.items()}
+        ends = _pictures(names, "ei", end_image)
         return io.NodeOutput(prompt, negative, images, ends, *numbers)
 
     @classmethod
@@ -151,7 +111,7 @@ class PromptFile(io.ComfyNode):
             return []
         found = _lines(source, lines)
         parsed = [_of_line(number, _read, text) for number, text in found]
-        names = [name for line in parsed for name in (line.image_path, line.end_image_path) if name]
+        names = [line[option] for line in parsed for option in PICTURES if option in line]
         return [found, [os.path.getmtime(input_path(name)) for name in names]]
 
 
@@ -168,19 +128,19 @@ def _of_line(number: int, read: Callable[..., Any], *args: Any) -> Any:
         raise FramePackError(f"line {number}: {error}") from None
 
 
-def _read(text: str) -> PromptLine:
+def _read(text: str) -> Line:
     line = parse_prompt_line(text)
-    for name, option in LINE_OPTIONS.items():
-        if option.field in given_fields(line).keys() - FIELDS:
+    for name, leaf in LINE_OPTIONS.items():
+        if leaf.flag in line.keys() - FIELDS:
             raise FramePackError(
                 f"--{name}: this node has no output for it; take it out, or use framepack batch"
             )
     return line
 
 
-def _settings(line: PromptLine, defaults: PromptLine) -> tuple[Any, ...]:
+def _settings(line: Line, widgets: Line) -> tuple[Any, ...]:
     """The node's outputs for one line but for its pictures."""
-    given = given_fields(defaults) | given_fields(line)
+    given = {**DEFAULTS, **widgets, **line}
     check_size(given["width"], given["height"])
     return (
         given["prompt"],
@@ -195,7 +155,7 @@ def _settings(line: PromptLine, defaults: PromptLine) -> tuple[Any, ...]:
     )
 
 
-def _sections(line: dict[str, Any]) -> int:
+def _sections(line: Line) -> int:
     """Seconds are only there if the line said them, so they win over the node's sections."""
     if "video_seconds" in line:
         return sections_for_seconds(line["video_seconds"])

@@ -8,12 +8,14 @@ from comfy_api.latest import io, ui
 
 from ..framepack_core.runtime.errors import FramePackError
 from ..framepack_core.runtime.video import probe_encoder
+from ..framepack_core.sampling.options import SamplingOptions
 from ..framepack_core.sampling.plan import Plan
 from .comfyui.lora import check_section_loras
 from .comfyui.needs import Needs
 from .comfyui.progress import show_text
 from .comfyui.section_run import check_model, check_model_attention
 from .comfyui.sockets import to_image_latent
+from .option_inputs import option_inputs
 from .types import CATEGORY, PlanSocket, schema
 
 
@@ -32,9 +34,7 @@ class Check(io.ComfyNode):
                 io.Model.Input("model", tooltip="The model that will make the video."),
                 PlanSocket.Input("plan", tooltip="From FramePack Plan and the guides."),
                 io.Latent.Input("start_latent", tooltip="The start image, for the video's size."),
-                io.Int.Input(
-                    "steps", default=25, min=1, max=1000, tooltip="As in FramePack Sampler."
-                ),
+                *option_inputs(SamplingOptions, ("steps",), optional=False),
             ],
             outputs=[
                 PlanSocket.Output(display_name="plan"),

@@ -9,14 +9,13 @@ from comfy_api.latest import io, ui
 from torch import Tensor
 
 from ..framepack_core.runtime.images import nearest_bucket, resize_and_crop, size_for_area
-from ..framepack_core.sampling.sections import SIZE_MULTIPLE, check_size
+from ..framepack_core.sampling.sections import MAX_SIZE, SIZE_MULTIPLE, check_size
 from .comfyui.encode import encode_prompt
 from .comfyui.progress import show_text
 from .comfyui.sockets import to_image, to_latents, to_uint8
 from .types import CATEGORY, advanced, schema
 
 BUCKET, AREA, EXACT = "FramePack's sizes (640)", "area", "exact"
-MAX_SIZE = 4096
 
 
 class TextEncode(io.ComfyNode):

@@ -8,12 +8,11 @@ from typing import Any
 import torch
 from comfy_api.latest import io, ui
 
+from ..framepack_core.headless.options import DecodingOptions
 from ..framepack_core.runtime.files import natural_key
-from ..framepack_core.sampling.decode import (
-    TILES,
-)
+from ..framepack_core.runtime.options import Settings, option
 from ..framepack_core.sampling.latents import load_latents, save_latents, window_of
-from ..framepack_core.sampling.sections import LATENT_STRIDE, WINDOW
+from ..framepack_core.sampling.sections import LATENT_STRIDE, MAX_WINDOW, WINDOW
 from .comfyui.decode import (
     SECTIONS,
     WHOLE,
@@ -22,10 +21,24 @@ from .comfyui.decode import (
 )
 from .comfyui.paths import input_files, input_path, metadata_of, output_folder, output_names
 from .comfyui.sockets import WINDOW_KEY, to_latent, to_latents
-from .types import CATEGORY, advanced, schema
+from .option_inputs import option_inputs
+from .types import CATEGORY, schema
 
 SAVED = "latents"  # folder in ComfyUI's output
 OUTPUT_TAG = " [output]"
+
+
+class MadeWith(Settings):
+    """What finished latents say themselves."""
+
+    window: int | None = option(
+        None,
+        "Latent window size: latent frames of a section.",
+        none=0,
+        absent="what the latents were made with",
+        ge=1,
+        le=MAX_WINDOW,
+    )
 
 
 class Decode(io.ComfyNode):
@@ -48,27 +61,8 @@ class Decode(io.ComfyNode):
                     tooltip="sections: as FramePack does. whole: all in one call, for latents of "
                     "another origin; memory grows with the length.",
                 ),
-                advanced(
-                    io.Int.Input(
-                        "tile_size",
-                        default=0,
-                        min=0,
-                        max=4096,
-                        step=32,
-                        tooltip="Side of square tiles in pixels. 0 decodes the frame whole where "
-                        f"memory allows and in tiles of {TILES[0]} or less elsewhere. Smaller "
-                        "tiles need less memory and can show as faint blocks.",
-                    )
-                ),
-                advanced(
-                    io.Int.Input(
-                        "window",
-                        default=0,
-                        min=0,
-                        max=33,
-                        tooltip="Latent frames a section. 0 is what the latents were made with.",
-                    )
-                ),
+                *option_inputs(DecodingOptions, ("tile_size",), optional=False),
+                *option_inputs(MadeWith, ("window",), optional=False),
             ],
             outputs=[io.Image.Output(display_name="images")],
         )

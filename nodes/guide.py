@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any
 
 from comfy_api.latest import io, ui
 
-from ..framepack_core.parsing.section_spec import MAX_LORA_STRENGTH, parse_spec
-from ..framepack_core.runtime.device import MAX_SEED
+from ..framepack_core.parsing.overrides import Overrides
+from ..framepack_core.parsing.section_spec import parse_spec
+from ..framepack_core.sampling.options import EndImageOptions
 from ..framepack_core.sampling.plan import EndPolicy, Plan
 from .comfyui.encode import encode_prompt
 from .comfyui.progress import show_text
 from .comfyui.sockets import to_image_latent
 from .condition import system_prompt_input
+from .option_inputs import option_inputs, other_names, read_inputs
 from .types import CATEGORY, PlanSocket, schema
 
-KEEP = -1  # the number that leaves what the plan or the run has
+NEEDED = ("padding", "seed", "guidance")
+LATER = other_names(Overrides, NEEDED)  # optional, as workflows of before do not have them
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,42 +86,8 @@ class GuideSections(io.ComfyNode):
                     tooltip="What the model recognises in that image, from the same FramePack "
                     "Start Frame.",
                 ),
-                io.Int.Input(
-                    "padding",
-                    default=KEEP,
-                    min=KEEP,
-                    max=1000,
-                    tooltip="How many windows lie between these sections and the image they start "
-                    f"from; only for framepack. {KEEP} leaves the plan's.",
-                ),
-                io.Int.Input(
-                    "seed",
-                    default=KEEP,
-                    min=KEEP,
-                    max=MAX_SEED,
-                    control_after_generate=False,  # the interface adds it to all that is named so
-                    tooltip="Noise of these sections; sections made before them stay the same to "
-                    f"the bit. {KEEP} leaves the run's.",
-                ),
-                io.Float.Input(
-                    "guidance",
-                    default=float(KEEP),
-                    min=float(KEEP),
-                    max=100.0,
-                    step=0.1,
-                    tooltip="How strongly these sections follow their prompt; 10 is usual. "
-                    f"{KEEP} leaves the run's.",
-                ),
-                io.Float.Input(
-                    "lora_strength",
-                    default=float(KEEP),
-                    min=float(KEEP),
-                    max=float(MAX_LORA_STRENGTH),
-                    step=0.05,
-                    optional=True,
-                    tooltip="Times the strengths of FramePack Apply LoRA in these sections: 0 is "
-                    f"without its LoRAs, 0.5 half of them, 1 or {KEEP} as they are applied.",
-                ),
+                *option_inputs(Overrides, NEEDED, optional=False),
+                *option_inputs(Overrides, LATER),
             ],
             outputs=[PlanSocket.Output(display_name="plan")],
             hidden=[io.Hidden.unique_id],
@@ -129,13 +98,10 @@ class GuideSections(io.ComfyNode):
         cls,
         plan: Plan,
         sections: str,
-        padding: int,
-        seed: int,
-        guidance: float,
         conditioning: list[Any] | None = None,
         start_image: dict[str, Any] | None = None,
         clip_vision_output: Any = None,
-        lora_strength: float = KEEP,
+        **overrides: Any,
     ) -> io.NodeOutput:
         image = None if start_image is None else to_image_latent(start_image, "start_image")
         plan = plan.with_overrides(
@@ -143,10 +109,7 @@ class GuideSections(io.ComfyNode):
             prompt=guide(conditioning),
             image=guide(image),
             image_embeds=guide(clip_vision_output),
-            padding=None if padding == KEEP else padding,
-            seed=None if seed == KEEP else seed,
-            guidance=None if guidance == KEEP else guidance,
-            lora_strength=None if lora_strength == KEEP else lora_strength,
+            **read_inputs(Overrides, overrides, "FramePack Guide Sections").given(),
         )
         return show_plan(plan, cls.hidden.unique_id)
 
@@ -216,21 +179,7 @@ class EndFrame(io.ComfyNode):
                     tooltip="The image to end with, from FramePack Start Frame at the video's "
                     "size (FramePack Canvas fits both).",
                 ),
-                io.Float.Input(
-                    "strength",
-                    default=1.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="How much of the image the model sees; 0 is none of it.",
-                ),
-                io.Combo.Input(
-                    "policy",
-                    options=list(get_args(EndPolicy)),
-                    default="persistent",
-                    tooltip="persistent: all sections see the image, behind what follows them. "
-                    "first_section: only the section made first, the last of the video, sees it.",
-                ),
+                *option_inputs(EndImageOptions, ("strength", "policy"), optional=False),
                 io.ClipVisionOutput.Input(
                     "clip_vision_output",
                     optional=True,

@@ -18,11 +18,13 @@ from ..framepack_core.sampling.one_frame import (
     generate_one_frame,
     plan_one_frame,
 )
-from ..framepack_core.sampling.sections import LATENT_STRIDE, MAX_WINDOW, WINDOW
+from ..framepack_core.sampling.options import WindowOption
+from ..framepack_core.sampling.sections import LATENT_STRIDE, WINDOW
 from .comfyui.progress import RunProgress, show_text
-from .comfyui.section_run import Settings, check_mode, section_run
+from .comfyui.section_run import check_mode, section_run
 from .comfyui.sockets import to_image_latent, to_latent
-from .sampler_inputs import setting_inputs
+from .option_inputs import option_inputs
+from .sampler_inputs import read_settings, setting_inputs
 from .types import CATEGORY, ControlsSocket, advanced, schema
 
 HIDDEN, KEPT = "hidden", "kept"
@@ -180,17 +182,7 @@ class MakeOneFrame(io.ComfyNode):
                         f"{AFTER_WINDOW} is window + 1.",
                     )
                 ),
-                advanced(
-                    io.Int.Input(
-                        "window",
-                        default=WINDOW,
-                        min=1,
-                        max=MAX_WINDOW,
-                        optional=True,
-                        tooltip="Places the blank context behind so many frames; "
-                        f"{WINDOW} is what the models know.",
-                    )
-                ),
+                *option_inputs(WindowOption, ("window",)),
             ],
             outputs=[io.Latent.Output(display_name="latent")],
             hidden=[io.Hidden.unique_id],
@@ -210,6 +202,8 @@ class MakeOneFrame(io.ComfyNode):
         negative: list[Any] | None = None,
         post_index: int = AFTER_WINDOW,
         window: int = WINDOW,
+        sampler: Any = None,
+        sigmas: Tensor | None = None,
         **settings: Any,
     ) -> io.NodeOutput:
         indices = tuple(control.index for control in controls)
@@ -223,7 +217,7 @@ class MakeOneFrame(io.ComfyNode):
         run = section_run(
             model,
             positive,
-            Settings(**settings),
+            read_settings(settings, "FramePack One Frame", sampler, sigmas),
             (1, *latents.shape[3:]),
             partial(RunProgress, cls.hidden.unique_id, 1),
             clip_vision_output,

@@ -9,6 +9,7 @@ from typing import Any, get_origin
 from comfy_api.latest import io
 
 from ..framepack_core.runtime.options import (
+    OFF,
     SAME,
     Leaf,
     S,
@@ -65,6 +66,12 @@ def _by_input(kind: type[Settings]) -> dict[str, Leaf]:
     return {input_name(leaf): leaf for leaf in leaves(kind) if leaf.option.node != ""}
 
 
+def default_inputs(kind: type[Settings], names: Collection[str]) -> dict[str, Any]:
+    """What widgets hold before anybody changes them."""
+    found = _by_input(kind)
+    return {name: _initial(found[name]) for name in names}
+
+
 def input_name(leaf: Leaf) -> str:
     """What an option is called as an input."""
     return leaf.option.node or leaf.name
@@ -105,8 +112,10 @@ def _range(leaf: Leaf) -> tuple[float, float]:
 
 def _tooltip(leaf: Leaf) -> str:
     unit = f" In {leaf.option.unit}." if leaf.option.unit else ""
-    none = leaf.option.none
-    off = "" if none in (None, "") else f" {none:g} is {leaf.option.absent}."
+    none, absent = leaf.option.none, leaf.option.absent
+    off = "" if none in (None, "") else f" {none:g} is {absent}."
+    if _initial(leaf) == "" and leaf.optional and absent != OFF:
+        off = f" Empty is {absent}."
     return f"{leaf.option.help}{unit}{off}"
 
 

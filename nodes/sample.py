@@ -16,9 +16,9 @@ from ..framepack_core.sampling.sections import LATENT_STRIDE
 from .comfyui.ledger import open_ledger
 from .comfyui.live_sections import ReportedProgress, SectionReport
 from .comfyui.lora import check_section_loras
-from .comfyui.section_run import Settings, check_mode, image_embeds, section_run
+from .comfyui.section_run import check_mode, image_embeds, section_run
 from .comfyui.sockets import WINDOW_KEY, to_image_latent, to_latent, to_latents
-from .sampler_inputs import setting_inputs
+from .sampler_inputs import read_settings, setting_inputs
 from .types import CATEGORY, PlanSocket, advanced, schema
 
 logger = logging.getLogger(__name__)
@@ -119,6 +119,8 @@ class Sampler(io.ComfyNode):
         direction: Direction = "forward",
         ledger: bool = True,
         vae: Any = None,
+        sampler: Any = None,
+        sigmas: Tensor | None = None,
         **settings: Any,
     ) -> io.NodeOutput:
         start = to_image_latent(start_latent, "start_latent")
@@ -129,7 +131,7 @@ class Sampler(io.ComfyNode):
         run = section_run(
             model,
             positive,
-            Settings(**settings),
+            read_settings(settings, "FramePack Sampler", sampler, sigmas),
             (plan.window, *start.shape[3:]),
             partial(ReportedProgress, report, cls.hidden.unique_id),
             clip_vision_output,

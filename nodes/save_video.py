@@ -9,19 +9,21 @@ from typing import Any
 from comfy_api.latest import InputImpl, io, ui
 from torch import Tensor
 
+from ..framepack_core.headless.job import OutputOptions
+from ..framepack_core.headless.options import DecodingOptions
 from ..framepack_core.runtime.errors import FramePackError
 from ..framepack_core.runtime.files import free_path
 from ..framepack_core.runtime.images import to_uint8
-from ..framepack_core.runtime.video import ENCODERS, VideoWriter, probe_encoder
+from ..framepack_core.runtime.video import VideoWriter, probe_encoder
 from ..framepack_core.sampling.latents import save_latents
-from ..framepack_core.sampling.plan import FPS
-from ..framepack_core.sampling.sections import LATENT_STRIDE, MAX_WINDOW, WINDOW
+from ..framepack_core.sampling.sections import LATENT_STRIDE, WINDOW
 from .comfyui.decode import SECTIONS, decode_video
 from .comfyui.paths import metadata_of, output_folder, output_names
 from .comfyui.progress import Interrupted
 from .comfyui.sockets import WINDOW_KEY, to_latents
-from .decode import SAVED
-from .types import CATEGORY, advanced, schema
+from .decode import SAVED, MadeWith
+from .option_inputs import option_inputs
+from .types import CATEGORY, schema
 
 RESCUED = "rescued.safetensors"
 
@@ -44,48 +46,9 @@ class SaveVideo(io.ComfyNode):
                     default="video/framepack",
                     tooltip="Folder and start of the name, in ComfyUI's output folder.",
                 ),
-                io.Float.Input(
-                    "fps",
-                    default=float(FPS),
-                    min=1.0,
-                    max=240.0,
-                    step=1.0,
-                    tooltip=f"Frames a second; FramePack makes motion of {FPS}.",
-                ),
-                io.Int.Input(
-                    "crf",
-                    default=16,
-                    min=1,
-                    max=51,
-                    tooltip="Quality, lower is better and larger; 16 shows no loss.",
-                ),
-                advanced(
-                    io.Combo.Input(
-                        "codec",
-                        options=list(ENCODERS),
-                        default="libx264",
-                        tooltip="Video encoder; libx264 plays everywhere.",
-                    )
-                ),
-                advanced(
-                    io.Int.Input(
-                        "tile_size",
-                        default=0,
-                        min=0,
-                        max=4096,
-                        step=32,
-                        tooltip="As in FramePack Decode; 0 chooses by memory.",
-                    )
-                ),
-                advanced(
-                    io.Int.Input(
-                        "window",
-                        default=0,
-                        min=0,
-                        max=MAX_WINDOW,
-                        tooltip="Latent frames a section. 0 is what the latents were made with.",
-                    )
-                ),
+                *option_inputs(OutputOptions, ("fps", "crf", "codec"), optional=False),
+                *option_inputs(DecodingOptions, ("tile_size",), optional=False),
+                *option_inputs(MadeWith, ("window",), optional=False),
             ],
             outputs=[io.Video.Output(display_name="video")],
             is_output_node=True,

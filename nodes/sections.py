@@ -10,18 +10,14 @@ from comfy_api.latest import io
 from ..framepack_core.parsing.timeline import parse_timeline
 from ..framepack_core.runtime.errors import FramePackError
 from ..framepack_core.runtime.files import is_file
-from ..framepack_core.sampling.plan import FPS, Mode
-from ..framepack_core.sampling.sections import (
-    MAX_WINDOW,
-    WINDOW,
-    parse_paddings,
-    plan_video,
-    sections_for_seconds,
-)
+from ..framepack_core.sampling.options import LengthOptions, PaddingOption, WindowOption
+from ..framepack_core.sampling.plan import Mode
+from ..framepack_core.sampling.sections import parse_paddings, plan_video, sections_for_seconds
 from .comfyui.paths import input_path
 from .guide import show_plan
+from .option_inputs import option_inputs
 from .timeline import encode_timeline
-from .types import CATEGORY, PlanSocket, advanced, schema, shown_as
+from .types import CATEGORY, PlanSocket, schema, shown_as
 
 SECTIONS, SECONDS = "sections", "seconds"
 
@@ -59,41 +55,9 @@ class PlanVideo(io.ComfyNode):
                     default=SECONDS,
                     tooltip="Which of the next two numbers says how long the video is.",
                 ),
-                io.Float.Input(
-                    "seconds",
-                    default=5.0,
-                    min=0.1,
-                    max=600.0,
-                    step=0.1,
-                    tooltip=f"Length at {FPS} frames a second, rounded to whole sections.",
-                ),
-                io.Int.Input(
-                    "sections",
-                    default=4,
-                    min=1,
-                    max=500,
-                    tooltip="Number of sections; each is 4 x window frames (36, or 1.2 seconds).",
-                ),
-                advanced(
-                    io.Int.Input(
-                        "window",
-                        default=WINDOW,
-                        min=1,
-                        max=MAX_WINDOW,
-                        tooltip=f"Latent frames a section. The models were trained at {WINDOW}; "
-                        "more needs more memory and can give smoother motion.",
-                    )
-                ),
-                advanced(
-                    io.String.Input(
-                        "paddings",
-                        optional=True,
-                        default="",
-                        tooltip="Only for framepack: how far each section stands from the start "
-                        "image, in windows, in the order made, such as 3,2,1,0. Empty is "
-                        "FramePack's own rule. All 0 gives more motion at the start.",
-                    )
-                ),
+                *option_inputs(LengthOptions, ("seconds", "sections"), optional=False),
+                *option_inputs(WindowOption, ("window",), optional=False),
+                *option_inputs(PaddingOption, ("paddings",)),
                 shown_as(
                     "FPREEL_TIMELINE",
                     io.String.Input(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 from comfy_api.latest import io
@@ -18,11 +17,10 @@ from ..framepack_core.parsing.sample_prompts import (
 from ..framepack_core.runtime.errors import FramePackError
 from ..framepack_core.runtime.files import split_lines
 from ..framepack_core.runtime.images import save_png
-from ..framepack_core.sampling.sections import SIZE_MULTIPLE
+from ..framepack_core.sampling.sections import MAX_SIZE, SIZE_MULTIPLE
 from .comfyui.paths import input_path, temporary_folder
 from .comfyui.sockets import to_uint8
 from .comfyui.train_samples import Samples
-from .condition import MAX_SIZE
 from .dataset import TRAINING
 from .types import SamplePromptsSocket, advanced, schema
 
@@ -123,15 +121,9 @@ def _placed(prompt: SamplePrompt) -> SamplePrompt:
     several = {
         name: getattr(prompt, name) for name in ("control_image_path", "control_image_mask_path")
     }
-    return replace(
-        prompt,
-        **{name: str(input_path(path)) for name, path in single.items() if path},
-        **{
-            name: tuple(str(input_path(p)) for p in paths)
-            for name, paths in several.items()
-            if paths
-        },
-    )
+    placed = {name: str(input_path(path)) for name, path in single.items() if path}
+    many = {name: tuple(str(input_path(p)) for p in paths) for name, paths in several.items()}
+    return prompt.model_copy(update={**placed, **many})
 
 
 def _completed(
@@ -141,13 +133,14 @@ def _completed(
     length = prompt.video_sections
     if length is None and prompt.frame_count is None:
         length = sections
-    return replace(
-        prompt,
-        width=prompt.width or width,
-        height=prompt.height or height,
-        video_sections=length,
-        image_path=prompt.image_path or start,
-        control_image_path=prompt.control_image_path or (start and (start,)),
+    return prompt.model_copy(
+        update={
+            "width": prompt.width or width,
+            "height": prompt.height or height,
+            "video_sections": length,
+            "image_path": prompt.image_path or start,
+            "control_image_path": prompt.control_image_path or ((start,) if start else ()),
+        }
     )
 
 

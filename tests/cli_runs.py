@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from argparse import Namespace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from torch import Tensor
 
-from framepack_core.cli import build_parser, main
+from framepack_core.cli import main, read_command
 from framepack_core.runtime.images import save_png
 from framepack_core.sampling.latents import load_latents
 
@@ -29,8 +29,9 @@ def small(command: str, out: Path, *options: str) -> list[str]:
     return [command, *SMALL.split(), "--save_path", str(out), *options]
 
 
-def parse(command: list[str]) -> Namespace:
-    return build_parser().parse_args(command)
+def parse(command: list[str]) -> Any:
+    """The options of a command line as a value."""
+    return read_command(command)[1]
 
 
 def files(command: list[str], capsys: pytest.CaptureFixture[str]) -> list[Path]:

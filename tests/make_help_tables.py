@@ -14,14 +14,21 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from framepack_core.cli.options import shown_default  # noqa: E402
+from framepack_core.cli.commands import Extend, Generate, Merge  # noqa: E402
+from framepack_core.cli.options import default_of, shown_default  # noqa: E402
 from framepack_core.headless.training_options import CacheJob, TrainJob  # noqa: E402
 from framepack_core.runtime.options import SAME, Leaf, Settings, leaves  # noqa: E402
 
 PAGES = ROOT / "js" / "docs"
 OPTIONS = ROOT / "docs" / "options.md"
 INPUTS = re.compile(r"\| Input \| \|\n\|---\|---\|\n(?:\|.*\n)*")
-COMMANDS: dict[str, type[Settings]] = {"framepack cache": CacheJob, "framepack train": TrainJob}
+COMMANDS: dict[str, type[Settings]] = {
+    "framepack generate": Generate,
+    "framepack extend": Extend,
+    "framepack merge": Merge,
+    "framepack cache": CacheJob,
+    "framepack train": TrainJob,
+}
 ABOUT = """\
 # Options of the command line
 
@@ -59,7 +66,7 @@ def _command(name: str) -> Iterator[str]:
 
 
 def _row(leaf: Leaf) -> tuple[str, ...]:
-    own, theirs = shown_default(leaf.default), leaf.option.reference
+    own, theirs = default_of(leaf), leaf.option.reference
     return (
         "<br>".join(f"`{name}`" for name in _flags(leaf)),
         own and f"`{own}`",

@@ -12,9 +12,10 @@ import torch
 from cli_runs import failure, files, parse
 
 from framepack_core.cli import demo, main
-from framepack_core.cli.arguments import ratios
-from framepack_core.headless.models import FLAGS, Models, find_models
-from framepack_core.headless.request import Request
+from framepack_core.headless.model_files import find_models
+from framepack_core.headless.models import Models
+from framepack_core.headless.options import FLAGS, ModelOptions
+from framepack_core.headless.request import Request, decide
 from framepack_core.runtime.errors import FramePackError
 from framepack_core.runtime.images import load_image, save_png
 from framepack_core.runtime.video import read_video
@@ -56,8 +57,8 @@ def bad(tmp_path: Path) -> dict[str, Path]:
 
 def read(image: Path, *options: str) -> Request:
     """The request of a command line with a prompt and an image."""
-    return Request.from_args(
-        parse(["generate", "--prompt", "x", "--image_path", str(image), *options])
+    return Request.of(
+        decide(parse(["generate", "--prompt", "x", "--image_path", str(image), *options]))
     )
 
 
@@ -145,8 +146,10 @@ def test_sampling_options_reach_the_request(image: Path) -> None:
     sampler = request.sampler
     assert (sampler.steps, sampler.shift, sampler.variant) == (3, 3, "bh2")
     assert isinstance(sampler.step_cache(sampler.sigmas((1, 2, 2))), TeaCache)
-    assert (request.cfg_scale, request.cfg_rescale, request.guidance) == (2, 0.5, 6)
-    assert (request.negative_prompt, request.system_prompt) == ("n", "s")
+    guided = request.guided(None, None)
+    cfg = request.cfg(guided)
+    assert (cfg.scale, cfg.rescale, guided.guidance) == (2, 0.5, 6)
+    assert (request.negative_prompt, request.job.prompt.custom_system_prompt) == ("n", "s")
     assert request.rope_scaling == RopeScaling(800, 0.7)
 
 
@@ -165,7 +168,7 @@ def test_calibration_prints_ratios_that_can_be_given_back(
 ) -> None:
     assert main([*command, "--output_type", "latent", "--magcache_calibration"]) == 0
     [line] = [x for x in capsys.readouterr().out.splitlines() if x.startswith("--magcache")]
-    assert len(ratios(line.split()[1])) == STEPS
+    assert len(line.split()[1].split(",")) == STEPS
     assert main([*command, "--output_type", "latent", *line.split()]) == 0
 
 
@@ -193,13 +196,13 @@ def test_a_disk_that_fills_up_in_the_video_leaves_the_latents(
     ("options", "message"),
     [
         ("--video_size 30 40", "size: 40x30 .* use 32x32"),
-        ("--video_sections 0", "sections: 0 is not"),
-        ("--latent_window_size 0", "window: 0 is not"),
-        ("--latent_window_size 9x", "--latent_window_size: invalid int value: '9x'"),
-        ("--infer_steps 0", "--infer_steps: '0' is not a whole number above 0"),
-        ("--seed -1", "seed -1 is out of range"),
-        ("--crf 0", "--crf: '0' is not a whole number from 1"),
-        ("--codec libx999", "codec 'libx999' is not available; this PyAV has .*libx264"),
+        ("--video_sections 0", "--video_sections: '0' must be at least 1"),
+        ("--latent_window_size 0", "--latent_window_size: '0' must be at least 1"),
+        ("--latent_window_size 9x", "--latent_window_size: '9x' is not a whole number"),
+        ("--infer_steps 0", "--infer_steps: '0' must be at least 1"),
+        ("--seed -1", "--seed: '-1' must be at least 0"),
+        ("--crf 0", "--crf: '0' must be at least 1"),
+        ("--codec libx999", "--codec: 'libx999' is unknown; use 'libx264'"),
         ("--device cuda:99", "device 'cuda:99' cannot be used"),
         ("--dtype int3", "dtype 'int3' is unknown"),
         ("--image_path none.png", "image none.png: no such file"),
@@ -256,17 +259,16 @@ def test_no_command(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_options_replace_parts_of_a_snapshot() -> None:
     folder = str(SNAPSHOT)
-    assert find_models(parse(["generate"]), list(FLAGS)) == dict.fromkeys(FLAGS, SNAPSHOT)
-    assert find_models(parse(["generate", "--f1"]), ["dit", "vae"]) == {
+    assert find_models(ModelOptions(), list(FLAGS)) == dict.fromkeys(FLAGS, SNAPSHOT)
+    assert find_models(ModelOptions(), ["dit", "vae"], f1=True) == {
         "dit": SNAPSHOT / "transformer_f1",
         "vae": SNAPSHOT,
     }
     dit = SNAPSHOT / "transformer" / "diffusion_pytorch_model-00002-of-00002.safetensors"
-    args = parse(["generate", "--snapshot", folder, "--f1", "--dit", str(dit)])
-    mixed = find_models(args, ["dit", "clip"])
+    mixed = find_models(ModelOptions(snapshot=folder, dit=dit), ["dit", "clip"], f1=True)
     assert mixed == {"dit": dit, "clip": SNAPSHOT}
     with pytest.raises(FramePackError, match="--vae, --image_encoder missing"):
-        find_models(parse(["generate", "--dit", folder]), ["dit", "vae", "image_encoder"])
+        find_models(ModelOptions(dit=folder), ["dit", "vae", "image_encoder"])
 
 
 @pytest.mark.parametrize(
@@ -284,14 +286,13 @@ def test_length(options: list[str], sections: int, image: Path) -> None:
 
 
 def test_sections_win_over_seconds_with_a_warning(
-    image: Path, capsys: pytest.CaptureFixture[str]
+    image: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     options = ["--video_seconds", "5", "--video_sections", "1", "--negative_prompt", "n"]
     assert read(image, *options).scene.sections == 1
-    warnings = capsys.readouterr().err.splitlines()
-    assert [line.split()[:2] for line in warnings] == [
-        ["warning:", "--negative_prompt"],
-        ["warning:", "--video_seconds"],
+    assert caplog.messages == [
+        "--negative_prompt has no effect while --guidance_scale is 1",
+        "--video_seconds has no effect with --video_sections; give one of them",
     ]
 
 

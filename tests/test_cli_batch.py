@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from argparse import Namespace
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -12,11 +11,11 @@ import pytest
 import torch
 from cli_runs import failure, files, parse, paths, picture, small
 
-from framepack_core.cli import batch, interactive, main
+from framepack_core.cli import interactive, main
 from framepack_core.headless import models as cli_models
-from framepack_core.headless.request import Request
+from framepack_core.headless.job import parse_prompt_line
+from framepack_core.headless.request import Request, decide
 from framepack_core.models.text import TextEncoders
-from framepack_core.parsing.prompt_lines import parse_prompt_line
 from framepack_core.runtime.errors import FramePackError
 from framepack_core.sampling import generate
 from framepack_core.sampling.latents import load_latents
@@ -127,8 +126,8 @@ def test_a_line_that_fails_in_the_model_stops_no_other(
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("x --zz 3", "line 2: --zz: unknown option; known are --w,"),
-        ("x --w 4x", "line 2: --w: '4x' is not a whole number of 1 or more"),
+        ("x --zz 3", "line 2: --zz: unknown option; known are --n,"),
+        ("x --w 4x", "line 2: --w: '4x' is not a whole number"),
         ("x --f 5 --vs 2", "line 2: --f and --vs both say how long"),
     ],
 )
@@ -166,11 +165,11 @@ def test_mistakes_that_concern_all_lines(
 def test_the_file_has_to_be_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert "--from_file" in failure(["batch"], capsys)
     both = ["generate", "--from_file", "p.txt", "--interactive"]
-    assert "not allowed with argument" in failure(both, capsys)
+    assert "--from_file and --interactive cannot be combined" in failure(both, capsys)
 
 
-def line_args(command: list[str], line: str) -> Namespace:
-    return batch.with_line(parse(command), parse_prompt_line(line))
+def request_of(command: list[str], line: str) -> Request:
+    return Request.of(decide(parse(command).with_line(parse_prompt_line(line))))
 
 
 def test_every_inline_option_reaches_the_request(
@@ -180,30 +179,30 @@ def test_every_inline_option_reaches_the_request(
     given = [*command, "--magcache_mag_ratios", "0"]
     line = f"a;;;1:b --w 48 --h 64 --f 0.3 --d 9 --s 7 --l 2 --fs 3 --n n --i {other} --ei {image}"
     line += f" --im {other} --mcrr 0.5 --mct 0.2 --mck 3"
-    request = Request.from_args(line_args(given, line))
+    request = request_of(given, line)
     scene = request.scene
     assert (scene.size, scene.sections, request.seed) == ((48, 64), 2, 9)
     assert (scene.prompt, scene.plan.sections[0].prompt) == ("a", "b")
     assert (scene.image.label, scene.plan.end.image.label) == (other, image)
     assert 0 < scene.start_mask.mean() < 1
     assert (request.sampler.steps, request.sampler.shift) == (7, 3)
-    assert (request.cfg_scale, request.negative_prompt) == (2, "n")
-    config = request.sampler.step_cache.keywords["config"]
+    assert (request.cfg(None).scale, request.negative_prompt) == (2, "n")
+    config = request.step_cache.keywords["config"]
     assert (config.retention, config.threshold, config.max_skips) == (0.5, 0.2, 3)
-    assert len(Request.from_args(line_args(command, "x --vs 3 --g 2")).scene.plan.sections) == 3
+    assert len(request_of(command, "x --vs 3 --g 2").scene.plan.sections) == 3
 
 
 def test_a_line_of_options_takes_the_prompt_of_the_command_line(command: list[str]) -> None:
-    request = Request.from_args(line_args([*command, "--prompt", "a cat"], "--d 5"))
+    request = request_of([*command, "--prompt", "a cat"], "--d 5")
     assert (request.scene.prompt, request.seed) == ("a cat", 5)
     with pytest.raises(FramePackError, match="--prompt is missing"):
-        Request.from_args(line_args(command, "--d 5"))
+        request_of(command, "--d 5")
 
 
 def test_an_inline_edit(tmp_path: Path, command: list[str], image: str) -> None:
     other = picture(tmp_path / "b.png", 1)
     line = f"x --of target_index=2,no_post --ci {image} --ci {other} --cim {other}"
-    scene = Request.from_args(line_args([*command, "--control_image_path", other], line)).scene
+    scene = request_of([*command, "--control_image_path", other], line).scene
     assert scene.section.latent_indices == (2,) and scene.section.clean_indices == (0, 0)
     assert [c.picture.label for c in scene.controls] == [image, other]
     assert [c.mask is None for c in scene.controls] == [False, True]

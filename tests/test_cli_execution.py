@@ -11,7 +11,8 @@ from cli_runs import failure, latents, parse, picture, small
 
 from framepack_core.cli import check, main
 from framepack_core.headless.jobs import Job
-from framepack_core.headless.models import FLAGS, Models
+from framepack_core.headless.models import open_job_models
+from framepack_core.headless.request import decide
 from framepack_core.models.offload import blocks_of
 from framepack_core.sampling.probe import StepCost
 from framepack_core.toyworld import OPPOSITE_LORA
@@ -43,7 +44,7 @@ def test_compiled_blocks_make_the_same(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("--blocks_to_swap -1", "argument --blocks_to_swap: '-1' is not a whole number above 0"),
+        ("--blocks_to_swap -1", "--blocks_to_swap: '-1' must be at least 0"),
         ("--use_pinned_memory_for_block_swap", "it needs --blocks_to_swap"),
         ("--compile_mode max-autotune", "it needs --compile"),
         ("--compile_cache_size_limit 8", "it needs --compile"),
@@ -74,9 +75,9 @@ def test_check_counts_the_weights_that_are_on_the_device(
     monkeypatch.setattr(check.Check, "step", StepCost(seconds=1, memory=10**6))
     needs = []
     for swapped in ("0", "5"):
-        args = parse(["check", *command[1:], *precision, "--blocks_to_swap", swapped])
-        models = Models.from_args(args, list(FLAGS))
-        needs.append(check.Check(Job.prepare(args), models)._transformer_need - 10**6)
+        job = parse(["check", *command[1:], *precision, "--blocks_to_swap", swapped])
+        models = open_job_models(job)
+        needs.append(check.Check(Job.prepare(decide(job)), models)._transformer_need - 10**6)
     with models.dit() as dit:
         whole, *blocks = (
             sum(x.nbytes for x in module.state_dict().values()) for module in (dit, *blocks_of(dit))
@@ -88,8 +89,8 @@ def test_check_proposes_what_makes_the_transformer_fit(
     command: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(check.Check, "step", StepCost(seconds=1, memory=10**6))
-    args = parse(["check", *command[1:]])
-    job, models = Job.prepare(args), Models.from_args(args, list(FLAGS))
+    options = parse(["check", *command[1:]])
+    job, models = Job.prepare(decide(options)), open_job_models(options)
     found = check.Check(job, models)
     scaled = check.Check(job, replace(models, precision="fp8_scaled"))._transformer_need
     assert found._smaller_transformer(scaled + 1) == "use --fp8_scaled"

@@ -122,8 +122,8 @@ def test_the_plan_counts_all_frames(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("", "one of the arguments --latent_path --video_path is required"),
-        ("--video_path {clip} --latent_path {latents}", "not allowed with argument"),
+        ("", "--latent_path or --video_path is missing"),
+        ("--video_path {clip} --latent_path {latents}", "cannot be combined; choose one"),
         ("--video_path none.mp4", "video none.mp4: no such file"),
         ("--video_path {picture}", "1 frames are less than a section; give 5 or more"),
         ("--video_path {clip} --video_size 20 40", "size: 40x20 .* use 32x16"),

@@ -153,11 +153,11 @@ def test_strengths_of_sections_are_shown_and_noted(
     ("options", "message"),
     [
         ((OF_SECTIONS, "1:0.5"), f"{OF_SECTIONS}: there is no LoRA; name one with --lora_weight"),
-        ((*LORA, OF_SECTIONS, "1:x"), f"{OF_SECTIONS}: 'x' of section 1 is not a number"),
+        ((*LORA, OF_SECTIONS, "1:x"), f"{OF_SECTIONS}: section 1: 'x' is not a number"),
         ((*LORA, OF_SECTIONS, "3:1"), f"{OF_SECTIONS}: there is no section 3 in a video of 3"),
-        ((*LORA, OF_SECTIONS, "1:-1"), "lora_strength: -1.0 is not a number from 0 to 10"),
-        ((*LORA, OF_SECTIONS, "1:10.5"), "lora_strength: 10.5 is not a number from 0 to 10"),
-        ((*LORA, OF_SECTIONS, "nan"), "lora_strength: nan is not a number from 0 to 10"),
+        ((*LORA, OF_SECTIONS, "1:-1"), "'-1' must be at least 0"),
+        ((*LORA, OF_SECTIONS, "1:10.5"), "'10.5' must be at most 10"),
+        ((*LORA, OF_SECTIONS, "nan"), "'nan' is not a finite number"),
     ],
 )
 def test_strengths_of_sections_that_cannot_be(
@@ -225,7 +225,10 @@ REFUSED = {
         "exclude pattern 'nope' matches none of the",
     ),
     "broken pattern": ((*LORA, "--include_patterns", "("), "is not a regular expression"),
-    "strength": ((*LORA, "--lora_multiplier", "nan"), "strength nan is not a number"),
+    "strength": (
+        (*LORA, "--lora_multiplier", "nan"),
+        "--lora_multiplier: 'nan' is not a finite number",
+    ),
 }
 
 

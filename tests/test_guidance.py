@@ -135,11 +135,16 @@ def test_handles_are_collected_once_and_encoded() -> None:
         *[
             (
                 lambda strength=strength: plan_f1(2).with_overrides("0", lora_strength=strength),
-                f"lora_strength: {strength} is not a number from 0 to 10",
+                f"lora_strength: {strength} {problem}",
             )
-            for strength in (-0.1, 10.5, float("nan"), float("inf"))
+            for strength, problem in (
+                (-0.1, "must be at least 0"),
+                (10.5, "must be at most 10"),
+                (float("nan"), "is not a finite number"),
+                (float("inf"), "is not a finite number"),
+            )
         ],
-        (lambda: plan_framepack(2).with_overrides("0", padding=-1), "paddings: -1"),
+        (lambda: plan_framepack(2).with_overrides("0", padding=-1), "padding: -1"),
         (lambda: plan_f1(2).with_overrides("0", padding=1), "padding: f1 has none"),
         (lambda: plan_video("f1", 2, paddings=[0, 0]), "paddings: f1 has none"),
         (lambda: plan_f1(2).with_end("e"), "end image: F1 .* take the end image out"),

@@ -28,8 +28,9 @@ from lora_files import KOHYA, NATIVE, SHAPES, LoraFile, underscored
 from PIL import Image
 from safetensors.torch import save
 
+from framepack_core.headless.job import parse_prompt_line
 from framepack_core.lora.files import load_lora
-from framepack_core.parsing.prompt_lines import parse_prompt_line, read_prompt_file
+from framepack_core.parsing.prompt_lines import read_prompt_file
 from framepack_core.parsing.sample_prompts import load_sample_prompts
 from framepack_core.parsing.section_spec import parse_spec, section_range
 from framepack_core.parsing.timeline import parse_timeline

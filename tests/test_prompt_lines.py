@@ -7,19 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from framepack_core.parsing.prompt_lines import (
-    LINE_OPTIONS,
-    PromptLine,
-    given_fields,
-    parse_prompt_line,
-    read_prompt_file,
-)
+from framepack_core.headless.job import LINE_OPTIONS, AnyJob, parse_prompt_line
+from framepack_core.parsing.prompt_lines import read_prompt_file
 from framepack_core.parsing.sample_prompts import (
     SamplePrompt,
     load_sample_prompts,
     parse_sample_line,
 )
 from framepack_core.runtime.errors import FramePackError
+from framepack_core.sampling.options import LengthOptions
 
 
 def test_a_line_of_the_documentation() -> None:
@@ -27,53 +23,53 @@ def test_a_line_of_the_documentation() -> None:
         "A beautiful sunset over mountains --w 832 --h 480 --f 5 --d 42 --s 20 "
         "--i path/to/start_image.jpg"
     )
-    assert parse_prompt_line(line) == PromptLine(
-        "A beautiful sunset over mountains",
-        width=832,
-        height=480,
-        video_seconds=5.0,
-        seed=42,
-        infer_steps=20,
-        image_path="path/to/start_image.jpg",
-    )
+    assert parse_prompt_line(line) == {
+        "prompt": "A beautiful sunset over mountains",
+        "width": 832,
+        "height": 480,
+        "video_seconds": 5.0,
+        "seed": 42,
+        "infer_steps": 20,
+        "image_path": "path/to/start_image.jpg",
+    }
 
 
 def test_every_option_reaches_a_field_of_its_own_but_for_g_and_l() -> None:
     values = {"mcrr": "0.5", "n": "bad, worse", "of": "no_2x,control_index=0;1"}
-    for name, option in LINE_OPTIONS.items():
-        fields = given_fields(parse_prompt_line(f"a cat --{name} {values.get(name, '7')}"))
-        assert set(fields) == {"prompt", option.field}
-    assert len({option.field for option in LINE_OPTIONS.values()}) == len(LINE_OPTIONS) - 1
+    for name, leaf in LINE_OPTIONS.items():
+        line = parse_prompt_line(f"a cat --{name} {values.get(name, '7')}")
+        assert set(line) == {"prompt", leaf.flag}
+    assert len({leaf.path for leaf in LINE_OPTIONS.values()}) == len(LINE_OPTIONS) - 1
 
 
 def test_repeated_options_add_up_or_the_last_counts() -> None:
     line = parse_prompt_line("a --ci 1.png --cim m 1.png --ci 2.png --w 64 --W 32")
-    assert line.control_image_path == ("1.png", "2.png")
-    assert (line.control_image_mask_path, line.width) == (("m 1.png",), 32)
+    assert line["control_image_path"] == ("1.png", "2.png")
+    assert (line["control_image_mask_path"], line["width"]) == (("m 1.png",), 32)
 
 
 def test_dashes_in_prose_stay() -> None:
     text = r"a well-lit cat -- happy, 3 --4 years \--old --n \--bad -- art --d 1"
     line = parse_prompt_line(text)
-    assert line.prompt == "a well-lit cat -- happy, 3 --4 years --old"
-    assert (line.negative_prompt, line.seed) == ("--bad -- art", 1)
+    assert line["prompt"] == "a well-lit cat -- happy, 3 --4 years --old"
+    assert (line["negative_prompt"], line["seed"]) == ("--bad -- art", 1)
 
 
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("a cat --ar 16:9", "^--ar: unknown option; known are --w, .*--ar if it is text"),
-        ("a cat --w", "^--w: '' is not a whole number of 1 or more"),
+        ("a cat --ar 16:9", "^--ar: unknown option; known are --n, .*--ar if it is text"),
+        ("a cat --w", "^--w: '' is not a whole number"),
         ("a cat --w 64px", "^--w: '64px' is not"),
-        ("a cat --h 0", "^--h: '0' is not"),
+        ("a cat --h 0", "^--h: '0' must be at least 1"),
         ("a cat --vs 2.0", "^--vs: '2.0' is not"),
-        ("a cat --f 0", "^--f: '0' is not a number above 0"),
+        ("a cat --f 0", "^--f: '0' must be above 0"),
         ("a cat --f nan", "^--f: 'nan' is not"),
         ("a cat --fs inf", "^--fs: 'inf' is not"),
-        ("a cat --d -5", "^--d: '-5' is not a whole number from 0"),
-        ("a cat --mcrr 1.5", "^--mcrr: '1.5' is not a number from 0 to 1"),
-        ("a cat --i", "^--i: '' is no path"),
-        ("a cat --of", "^--of: '' says nothing"),
+        ("a cat --d -5", "^--d: '-5' must be at least 0"),
+        ("a cat --mcrr 1.5", "^--mcrr: '1.5' must be at most 1"),
+        ("a cat --i", "^--i: '' is empty"),
+        ("a cat --of", "^--of: '' is empty"),
         ("a cat --f 5 --vs 4", "^--f and --vs both say"),
     ],
 )
@@ -82,14 +78,19 @@ def test_mistakes_name_the_option(line: str, words: str) -> None:
         parse_prompt_line(line)
 
 
-def test_settings_replace_the_command_lines() -> None:
-    assert parse_prompt_line("a").settings() == {"prompt": "a"}
-    assert parse_prompt_line("a --vs 3").settings()["video_seconds"] is None
-    assert parse_prompt_line("a --f 3").settings()["video_sections"] is None
-    assert parse_prompt_line("a --w 64 --h 32").settings()["video_size"] == [32, 64]
-    assert parse_prompt_line("a --h 32").settings((128, 96))["video_size"] == [32, 96]
+def test_lines_replace_the_command_lines() -> None:
+    def merged(line: str, **prompt: object) -> AnyJob:
+        job = AnyJob(prompt={"prompt": "x", **prompt}, length={"video_seconds": 2})
+        return job.with_line(parse_prompt_line(line))
+
+    assert merged("a") == AnyJob(prompt={"prompt": "a"}, length={"video_seconds": 2})
+    assert merged("--d 3").prompt.prompt == "x" and merged("--d 3").sampling.seed == 3
+    assert merged("a --vs 3").length == LengthOptions(video_sections=3)
+    assert merged("a --f 3").length == LengthOptions(video_seconds=3)
+    assert merged("a --w 64 --h 32").prompt.size == (64, 32)
+    assert merged("a --h 32", video_size=(128, 96)).prompt.size == (96, 32)
     with pytest.raises(FramePackError, match="--w and --h: one of them is missing"):
-        parse_prompt_line("a --w 64").settings()
+        _ = merged("a --w 64").prompt.size
 
 
 def test_files_have_numbered_lines_and_comments(tmp_path: Path) -> None:
@@ -114,7 +115,7 @@ def test_files_without_prompts_are_refused(tmp_path: Path, content: bytes, words
 def test_sample_lines_count_frames_and_know_two_guidances() -> None:
     line = "I am a cat --w 640 --f 25 --d 1 --s 20 --g 6 --l 2 --of no_post --ei e.png --vs 2"
     assert parse_sample_line(line) == SamplePrompt(
-        "I am a cat",
+        prompt="I am a cat",
         width=640,
         frame_count=25,
         video_sections=2,
@@ -130,8 +131,8 @@ def test_sample_lines_count_frames_and_know_two_guidances() -> None:
 
 
 SAMPLES = [
-    SamplePrompt("a", width=64, seed=1, control_image_path=("1.png", "2.png")),
-    SamplePrompt("b", width=32, guidance_scale=6.0),
+    SamplePrompt(prompt="a", width=64, seed=1, control_image_path=("1.png", "2.png")),
+    SamplePrompt(prompt="b", width=32, guidance_scale=6.0),
 ]
 TOML = """
 [prompt]

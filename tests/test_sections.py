@@ -66,7 +66,7 @@ def test_description_states_size_length_and_order() -> None:
         (lambda: plan_framepack(2, window=0), "window: 0"),
         (lambda: plan_f1(2, window=99), "window: 99"),
         (lambda: plan_framepack(3, paddings=[1, 0]), "2 given for 3 sections"),
-        (lambda: plan_framepack(2, paddings=[-1, 0]), "-1 is not a whole number"),
+        (lambda: plan_framepack(2, paddings=[-1, 0]), "paddings: -1 must be at least 0"),
         (lambda: sections_for_seconds(0), "seconds: 0"),
         (lambda: sections_for_seconds(float("nan")), "seconds: nan"),
         (lambda: check_size(72, 64), "use 64x64"),

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from framepack_core.parsing.overrides import Overrides
 from framepack_core.parsing.section_spec import format_spec, parse_spec
-from framepack_core.parsing.timeline import MAX_SEED, parse_timeline
+from framepack_core.parsing.timeline import MAX_NUMBER, parse_timeline
 from framepack_core.runtime.errors import FramePackError
 from framepack_core.runtime.images import nearest_bucket, size_for_area
+from framepack_core.runtime.options import leaves
 from framepack_core.sampling.plan import Plan
 from framepack_core.sampling.sections import (
     parse_paddings,
@@ -61,7 +64,7 @@ def test_an_empty_prompt_is_a_prompt() -> None:
         (timeline({"promt": "a"}), "timeline: sections.0.promt: unknown; known are prompt, image"),
         (timeline({}, {"padding": -1}), "timeline: sections.1.padding: .* greater than or equal"),
         (timeline({"padding": True}), "timeline: sections.0.padding: .* integer"),
-        (timeline({"seed": MAX_SEED + 1}), "timeline: sections.0.seed: .* less than or equal"),
+        (timeline({"seed": MAX_NUMBER + 1}), "timeline: sections.0.seed: .* less than or equal"),
         ('{"sections": [{"guidance": NaN}]}', "timeline: sections.0.guidance: .* finite"),
         (
             '{"sections": [{"lora_strength": 11}]}',
@@ -85,6 +88,18 @@ def test_more_sections_than_the_video_has_are_refused() -> None:
 def test_f1_has_no_padding() -> None:
     with pytest.raises(FramePackError, match="padding: f1 has none"):
         plan_video("f1", 1).with_timeline(parse_timeline(timeline({"padding": 1})))
+
+
+def test_the_interface_limits_what_sections_can_have_as_it_is_declared() -> None:
+    script = Path(__file__).parents[1] / "js" / "lib" / "timeline.js"
+    [table] = re.findall(r"LIMITS = \{\n(.*?)\};", script.read_text(encoding="utf-8"), re.DOTALL)
+    table = table.replace("Number.MAX_SAFE_INTEGER", str(MAX_NUMBER))
+    row = re.compile(r"(\w+): \{ min: ([\d.]+), max: ([\d.]+), step: ([\d.]+) \}")
+    shown = {name: tuple(map(float, numbers)) for name, *numbers in row.findall(table)}
+    assert shown == {
+        leaf.name: (leaf.bounds[0], min(leaf.bounds[1], MAX_NUMBER), leaf.option.step or 1)
+        for leaf in leaves(Overrides)
+    }
 
 
 # The golden file that tests/js reads too

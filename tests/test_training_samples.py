@@ -60,7 +60,7 @@ def prompt(image: str, **changes: object) -> SamplePrompt:
         "sample_steps": 2,
         "seed": 5,
     }
-    return SamplePrompt("a ball", **{**values, **changes})
+    return SamplePrompt(prompt="a ball", **{**values, **changes})
 
 
 def test_it_is_the_sampler_of_inference(image: str) -> None:

@@ -6,38 +6,32 @@ import argparse
 import importlib
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, TextIO
 
 from ..runtime.display import console, say, say_error
 from ..runtime.errors import FramePackError
-from .arguments import (
-    add_batch_arguments,
-    add_check_arguments,
-    add_extend_arguments,
-    add_generate_arguments,
-    add_inspect_arguments,
-    add_interactive_arguments,
-    add_ledger_arguments,
-    add_merge_arguments,
-)
+from ..runtime.options import Settings
+from . import commands
+from .options import add_options, read_options
 from .training_arguments import add_cache_command_arguments, add_train_arguments
 
-MENDABLE = 2  # exit code for what the user can mend
+USER_ERROR = 2  # exit code
 INTERRUPTED = 130
 
-COMMANDS = (
-    ("generate", "make a video or an edited frame", add_generate_arguments),
-    ("batch", "make one for each line of a file", add_batch_arguments),
-    ("interactive", "make one for each line typed", add_interactive_arguments),
-    ("extend", "go on with a video", add_extend_arguments),
-    ("check", "report what a run will make and take, without making it", add_check_arguments),
-    ("ledger", "list or prune finished sections that are kept", add_ledger_arguments),
-    ("lora", "report what LoRA files are and what of them fits", add_inspect_arguments),
-    ("merge", "write the transformer with LoRAs merged in", add_merge_arguments),
-    ("cache", "encode a data set before training", add_cache_command_arguments),
-    ("train", "train a LoRA", add_train_arguments),
-)
+COMMANDS: dict[str, tuple[str, type[Settings] | Callable[[argparse.ArgumentParser], None]]] = {
+    "generate": ("make a video or an edited frame", commands.Generate),
+    "batch": ("make one for each line of a file", commands.Batch),
+    "interactive": ("make one for each line typed", commands.Make),
+    "extend": ("continue a video", commands.Extend),
+    "check": ("report what a run will make and take, without making it", commands.Make),
+    "ledger": ("list or prune finished sections that are kept", commands.Ledgers),
+    "lora": ("report what LoRA files are and what of them fits", commands.Inspect),
+    "merge": ("write the transformer with LoRAs merged in", commands.Merge),
+    "cache": ("encode a data set before training", add_cache_command_arguments),
+    "train": ("train a LoRA", add_train_arguments),
+    "demo": ("make a video with the built-in model", commands.Demo),
+}
 
 
 class Parser(argparse.ArgumentParser):
@@ -50,7 +44,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         say_error(message)
-        sys.exit(MENDABLE)
+        sys.exit(USER_ERROR)
 
     def _print_message(self, message: str, file: TextIO | None = None) -> None:
         """Of --help: in older Pythons it ends in a traceback where nobody reads on."""
@@ -59,33 +53,45 @@ class Parser(argparse.ArgumentParser):
 
 def build_parser() -> Parser:
     parser = Parser(prog="framepack", description="FramePack: one image to a long video.")
-    commands = parser.add_subparsers(dest="command", required=True, parser_class=Parser)
-    for name, title, add_arguments in COMMANDS:
-        add_arguments(commands.add_parser(name, help=title, allow_abbrev=False))
-    demo = commands.add_parser("demo", help="make a video with the built-in model")
-    demo.add_argument("--out", default="demo", help="folder for the results (default: demo)")
-    demo.add_argument(
-        "--clips", metavar="DIR", help="instead draw the clips that teach it a word into a folder"
-    )
+    parsers = parser.add_subparsers(dest="command", required=True, parser_class=Parser)
+    for name, (title, options) in COMMANDS.items():
+        added = parsers.add_parser(name, help=title, allow_abbrev=False)
+        if isinstance(options, type):
+            add_options(added, options)
+        else:
+            options(added)
     return parser
 
 
+def read_command(argv: Sequence[str]) -> tuple[str, Any]:
+    """The name of a command and its options as a value.
+
+    Raises FramePackError for the first one that cannot be; ends the process where argparse does.
+    """
+    args = build_parser().parse_args(argv)
+    options = COMMANDS[args.command][1]
+    if not isinstance(options, type):
+        return args.command, args
+    command = read_options(options, args)
+    if isinstance(command, commands.Make | commands.Extend) and command.merged.save_merged_model:
+        return "merge", commands.merging(command)  # and ends there, as in musubi-tuner
+    return args.command, command
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; the exit code is 0, or 2 after an `error:` line for what can be mended."""
+    """Run one command; the exit code is 0, or 2 after an `error:` line for a user error."""
     with console():
         return _run(sys.argv[1:] if argv is None else argv)
 
 
 def _run(argv: Sequence[str]) -> int:
-    args = build_parser().parse_args(argv)
-    # Loaded only now: torch takes seconds, which --help and a mistyped option need not wait for.
-    saving = getattr(args, "save_merged_model", None)  # which ends there, as in musubi-tuner
-    command = importlib.import_module(f".{'merge' if saving else args.command}", __name__)
     try:
-        command.run(args)
+        name, command = read_command(argv)
+        # Loaded only now: torch takes seconds, which --help and mistyped options need not wait for.
+        importlib.import_module(f".{name}", __name__).run(command)
     except FramePackError as error:
         say_error(str(error))
-        return MENDABLE
+        return USER_ERROR
     except KeyboardInterrupt:
         say_error("stopped")
         return INTERRUPTED

@@ -2,33 +2,39 @@
 
 from __future__ import annotations
 
-from argparse import Namespace
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 from ..headless.encodings import Encodings
+from ..headless.job import parse_prompt_line
 from ..headless.jobs import Job, make, timestamp
-from ..headless.models import FLAGS, Models
-from ..parsing.prompt_lines import PromptLine, parse_prompt_line, read_prompt_file
+from ..headless.models import Models, open_job_models
+from ..headless.request import decide
+from ..parsing.prompt_lines import read_prompt_file
 from ..runtime.display import say_error
 from ..runtime.distributed import launched_together
 from ..runtime.errors import FramePackError
+from .commands import Batch, Generate
+
+Line = Mapping[str, Any]
 
 
-def run(args: Namespace) -> None:
+def run(command: Batch | Generate) -> None:
     """Make this process's share of the lines; a line that fails does not stop the others."""
-    lines = read_lines(args.from_file)
-    models = Models.from_args(args, list(FLAGS))
+    lines = read_lines(command.from_file)
+    models = open_job_models(command)
     with launched_together() as (rank, processes):
         share = lines[rank::processes]
-        failed = make_lines(share, args, models)
+        failed = make_lines(share, command, models)
     if failed:
         raise FramePackError(
-            f"{args.from_file}: {len(failed)} of {len(share)} lines failed: {', '.join(failed)}"
+            f"{command.from_file}: {len(failed)} of {len(share)} lines failed: {', '.join(failed)}"
         )
 
 
-def read_lines(path: str) -> list[tuple[int, PromptLine]]:
+def read_lines(path: Path) -> list[tuple[int, Line]]:
     """(number, line) of every prompt in a file; raises for the first line that cannot be read."""
     lines = []
     for number, text in read_prompt_file(path):
@@ -39,16 +45,8 @@ def read_lines(path: str) -> list[tuple[int, PromptLine]]:
     return lines
 
 
-def with_line(args: Namespace, line: PromptLine) -> Namespace:
-    """The command line's options, with those of a prompt line in their place."""
-    given = line.settings(args.video_size)
-    if not line.prompt:
-        del given["prompt"]
-    return Namespace(**{**vars(args), **given})
-
-
 def make_lines(
-    lines: Sequence[tuple[int, PromptLine]], args: Namespace, models: Models
+    lines: Sequence[tuple[int, Line]], command: Batch | Generate, models: Models
 ) -> list[str]:
     """Make the results of lines; the titles of those that failed."""
     failed: list[str] = []
@@ -58,7 +56,7 @@ def make_lines(
         try:
             yield
         except FramePackError as error:
-            say_error(f"{args.from_file} {title}: {error}")
+            say_error(f"{command.from_file} {title}: {error}")
             failed.append(title)
 
     start = timestamp()
@@ -66,8 +64,9 @@ def make_lines(
     for number, line in lines:
         title = f"line {number}"
         with attempt(title):
-            jobs.append(Job.prepare(with_line(args, line), f"{start}_{number:04d}", title))
+            job = decide(command.with_line(line))
+            jobs.append(Job.prepare(job, f"{start}_{number:04d}", title))
     if jobs:
-        encodings = Encodings(models.device, args.custom_system_prompt)
+        encodings = Encodings(models.device, command.prompt.custom_system_prompt)
         make(jobs, models, encodings, lambda job: attempt(job.title))
     return failed

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import shutil
-from argparse import Namespace
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,7 +12,9 @@ from pathlib import Path
 import torch
 
 from ..headless.jobs import SMALLER_VIDEO, Job
-from ..headless.models import FLAGS, Models, explain_out_of_memory
+from ..headless.models import Models, explain_out_of_memory, open_job_models
+from ..headless.options import FLAGS
+from ..headless.request import decide
 from ..headless.scenes import OneFrameEdit
 from ..models.build import dit_config, open_dit
 from ..runtime.display import say
@@ -33,14 +34,15 @@ from ..sampling.sections import LATENT_STRIDE
 from ..weights.files import open_weights
 from ..weights.fp8 import Precision
 from ..weights.layouts import Component, find_component
+from .commands import Make
 
 VIDEO_BYTES = 0.15  # for each pixel at the quality used by default, with some to spare
 
 
-def run(args: Namespace) -> None:
+def run(command: Make) -> None:
     """Report on everything a run needs; an error names the first thing to change."""
-    models = Models.from_args(args, list(FLAGS))
-    check = Check(Job.prepare(args), models)
+    models = open_job_models(command)
+    check = Check(Job.prepare(decide(command)), models)
     say("\n".join(f"check: {line}" for line in check.lines()))
     problems = list(check.problems())
     if problems:
@@ -73,7 +75,7 @@ class Check:
             yield f"main memory: {size_text(self.main_need)} needed, {self._free_main} free"
         yield f"disk: {size_text(self.disk_need)} needed, {size_text(self._free_disk)} free"
         if self.job.output.makes_video:
-            yield f"encoder {self.job.output.codec} works"
+            yield f"encoder {self.job.output.options.codec} works"
         yield self._time()
 
     def problems(self) -> Iterator[str]:
@@ -127,9 +129,11 @@ class Check:
 
     def _time(self) -> str:
         request, scene = self.job.request, self.job.request.scene
-        passes = scene.sections * request.sampler.steps * (2 if request.with_cfg else 1)
+        passes = (
+            scene.sections * request.sampler.steps * (1 if request.negative_prompt is None else 2)
+        )
         sampling = passes * self.step.seconds
-        skipped = ", less what the step cache skips" if request.sampler.step_cache else ""
+        skipped = ", less what the step cache skips" if request.step_cache else ""
         skipped += ", and what streaming blocks takes" if self.models.execution.swapped else ""
         text = (
             f"time: sampling about {_duration(sampling)} ({passes} passes of "

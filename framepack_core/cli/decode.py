@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from argparse import Namespace
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,12 +9,13 @@ from pathlib import Path
 from torch import Tensor
 
 from ..headless.jobs import SMALLER_DECODE, shown
-from ..headless.models import Models, explain_out_of_memory
+from ..headless.models import explain_out_of_memory, open_models
 from ..headless.output import LATENT_SUFFIX, Output
 from ..runtime.errors import FramePackError
 from ..sampling.decode import Decode, decode_bulk, decode_frames, decode_sections, decode_slices
 from ..sampling.latents import fps_of, load_latents, window_of
 from ..sampling.sections import LATENT_STRIDE
+from .commands import Generate
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class LatentFile:
     window: int
 
     @classmethod
-    def read(cls, path: str, window: int | None) -> LatentFile:
+    def read(cls, path: Path, window: int | None) -> LatentFile:
         """`window` replaces what the file says of it."""
         latents, metadata = load_latents(path)
         return cls(latents, metadata, window or window_of(metadata))
@@ -68,22 +68,23 @@ class LatentFile:
         return output.write(clips, self.size, self.frames, self.metadata)
 
 
-def run(args: Namespace) -> None:
+def run(command: Generate) -> None:
     """Check all files, then decode each under its own name, or one with a number that is free."""
-    if not (args.vae or args.snapshot):
+    if not (command.models.vae or command.models.snapshot):
         raise FramePackError("--latent_path: name the VAE that fits, with --vae or --snapshot")
-    if args.output_type == "latent":
+    if command.output.output_type == "latent":
         raise FramePackError("--output_type latent: the latents are in a file already")
-    todo = []
-    for path in args.latent_path:
-        file = LatentFile.read(path, args.latent_window_size)
-        file.check(args.bulk_decode)
-        name = Path(path).stem.removesuffix(LATENT_SUFFIX)
-        output = Output.from_args(args, name, file.fps, file.single)
+    bulk = command.decoding.bulk_decode
+    todo: list[tuple[LatentFile, Output]] = []
+    for path in command.latent_path:
+        file = LatentFile.read(path, command.prompt.latent_window_size)
+        file.check(bulk)
+        name = path.stem.removesuffix(LATENT_SUFFIX)
+        output = Output(command.output, name, file.fps, file.single)
         output = output.unused([other.name for _, other in todo])
         output.check(latent_bytes=0)
         todo.append((file, output))
-    models = Models.from_args(args, ["vae"])
+    models = open_models(command.models, ["vae"], decoding=command.decoding)
     with models.decoder() as decoder, explain_out_of_memory(SMALLER_DECODE):
         for file, output in todo:
-            shown(file.write(output, decoder, args.bulk_decode))
+            shown(file.write(output, decoder, bulk))

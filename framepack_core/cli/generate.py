@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from argparse import Namespace
-
 from ..headless.encodings import Encodings
 from ..headless.jobs import Job, make
-from ..headless.models import FLAGS, Models
+from ..headless.models import open_job_models
+from ..headless.request import decide
 from . import batch, decode, interactive
+from .commands import Generate
 
 
-def run(args: Namespace) -> None:
+def run(command: Generate) -> None:
     """Make what the options ask for and print where it is."""
-    if args.latent_path:
-        decode.run(args)
-    elif args.from_file:
-        batch.run(args)
-    elif args.interactive:
-        interactive.run(args)
+    if command.latent_path:
+        decode.run(command)
+    elif command.from_file:
+        batch.run(command)
+    elif command.interactive:
+        interactive.run(command)
     else:
-        models = Models.from_args(args, list(FLAGS))
-        make([Job.prepare(args)], models, Encodings(models.device, args.custom_system_prompt))
+        models = open_job_models(command)
+        encodings = Encodings(models.device, command.prompt.custom_system_prompt)
+        make([Job.prepare(decide(command))], models, encodings)

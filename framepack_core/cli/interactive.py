@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import sys
-from argparse import Namespace
 from collections.abc import Callable
 from contextlib import suppress
 
 from ..headless.encodings import Encodings
+from ..headless.job import parse_prompt_line
 from ..headless.jobs import Job, make
-from ..headless.models import FLAGS, Models
-from ..parsing.prompt_lines import parse_prompt_line
+from ..headless.models import open_job_models
+from ..headless.request import decide
 from ..runtime.display import say, say_error
 from ..runtime.errors import FramePackError
-from .batch import with_line
+from .commands import Make
 
 GREETING = (
     "A prompt with its options, such as: a cat --i cat.png --vs 2 --d 42\n"
@@ -21,17 +21,17 @@ GREETING = (
 )
 
 
-def run(args: Namespace) -> None:
+def run(command: Make) -> None:
     """Make what each line asks for; an error costs its line only."""
-    models = Models.from_args(args, list(FLAGS), keep=True)
-    encodings = Encodings(models.device, args.custom_system_prompt)
+    models = open_job_models(command, keep=True)
+    encodings = Encodings(models.device, command.prompt.custom_system_prompt)
     read = line_reader()
     say(GREETING)
     while True:
         try:
             line = read("> ").strip()
             if line and not line.startswith("#"):
-                job = Job.prepare(with_line(args, parse_prompt_line(line)))
+                job = Job.prepare(decide(command.with_line(parse_prompt_line(line))))
                 make([job], models, encodings)
         except EOFError:
             return

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from argparse import Namespace
-
 from ..runtime.display import say
 from ..runtime.errors import FramePackError
 from ..runtime.files import is_folder
-from ..sampling.ledger import FOLDER, Ledger
+from ..sampling.ledger import Ledger
+from .commands import Ledgers
 
 
-def run(args: Namespace) -> None:
+def run(command: Ledgers) -> None:
     """List the kept sections, or remove those longest unused until the limit holds."""
-    folder = args.ledger or args.save_path / FOLDER
+    folder, limit = command.ledger_folder, command.limit
     if not is_folder(folder):
         raise FramePackError(f"ledger {folder}: no such folder; name --ledger or --save_path")
-    ledger = Ledger(folder) if args.limit is None else Ledger(folder, int(args.limit * 10**9))
-    if args.action == "prune":
+    ledger = Ledger(folder) if limit is None else Ledger(folder, int(limit * 10**9))
+    if command.action == "prune":
         say(f"{ledger.prune()} sections removed")
     say(ledger.describe())

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, get_args, get_origin
 
 from ..runtime.errors import FramePackError
-from ..runtime.options import Leaf, S, Settings, leaves, merged, nested, parse_pairs, validate
+from ..runtime.options import OFF, Leaf, S, Settings, leaves, merged, nested, parse_pairs, validate
 
 Place = tuple[str, ...]  # of an option within a model
 
@@ -94,9 +94,16 @@ def table_options(kind: type[Settings], table: Mapping[str, Any], place: str) ->
 def help_text(leaf: Leaf) -> str:
     """The help of an option with its unit and default."""
     unit = f" ({leaf.option.unit})" if leaf.option.unit else ""
-    default = shown_default(leaf.default)
+    default = default_of(leaf)
     default = f" (default: {default})" if default else ""
     return f"{leaf.option.help}{unit}{default}".replace("%", "%%")
+
+
+def default_of(leaf: Leaf) -> str:
+    """What an option is when it is left out; "" where there is nothing to tell."""
+    if leaf.default is None and leaf.option.absent != OFF:
+        return leaf.option.absent
+    return shown_default(leaf.default)
 
 
 def shown_default(value: Any) -> str:
@@ -109,6 +116,8 @@ def shown_default(value: Any) -> str:
 
 
 def _flags(leaf: Leaf) -> list[str]:
+    if leaf.option.positional:
+        return [_dest(leaf)]
     return [f"--{name}" for name in leaf.option.flags or (leaf.name,)]
 
 
@@ -118,7 +127,9 @@ def _dest(leaf: Leaf) -> str:
 
 def _arguments(leaf: Leaf) -> dict[str, Any]:
     """What argparse is told of an option: it only collects words, the model reads them."""
-    common = {"dest": _dest(leaf), "default": SUPPRESS, "help": help_text(leaf)}
+    common: dict[str, Any] = {"default": SUPPRESS, "help": help_text(leaf)}
+    if not leaf.option.positional:
+        common["dest"] = _dest(leaf)
     if leaf.kind is bool:
         return {**common, "action": BooleanOptionalAction if leaf.default else "store_true"}
     return {**common, **_count(leaf), "metavar": _metavar(leaf)}
@@ -128,10 +139,10 @@ def _count(leaf: Leaf) -> dict[str, Any]:
     kind = get_origin(leaf.kind) or leaf.kind
     if kind is dict:
         return {"nargs": "+"}
-    if kind in (tuple, list):
+    if kind in (tuple, list) and not leaf.option.joined:
         parts = get_args(leaf.kind)
         if ... in parts or kind is list:
-            return {"nargs": "*"}
+            return {"nargs": "+" if leaf.option.positional else "*"}
         return {"nargs": "+" if isinstance(leaf.option.metavar, str) else len(parts)}
     return {}
 

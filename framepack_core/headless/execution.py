@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from argparse import Namespace
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +11,8 @@ from torch import nn
 
 from ..models.offload import blocks_of, last_blocks, place, streamed_forwards
 from ..runtime.errors import FramePackError
+from ..runtime.options import leaves
+from .options import ExecutionOptions
 
 _DYNAMIC = {None: None, "auto": None, "true": True, "false": False}
 
@@ -26,31 +27,23 @@ class Execution:
     cache_size_limit: int | None = None
 
     @classmethod
-    def from_args(cls, args: Namespace) -> Execution:
-        """From a command line; raises FramePackError for options that would do nothing.
-
-        A command that only encodes or trains has none of them.
-        """
-        if "compile" not in args:
-            return cls()
-        if args.use_pinned_memory_for_block_swap and not args.blocks_to_swap:
+    def of(cls, options: ExecutionOptions) -> Execution:
+        """From options; raises FramePackError for those that would do nothing."""
+        if options.use_pinned_memory_for_block_swap and not options.blocks_to_swap:
             raise FramePackError("--use_pinned_memory_for_block_swap: it needs --blocks_to_swap")
-        chosen = {
-            "backend": args.compile_backend,
-            "mode": args.compile_mode,
-            "dynamic": args.compile_dynamic,
-            "fullgraph": args.compile_fullgraph,
-            "cache_size_limit": args.compile_cache_size_limit,
+        compilation = {
+            "backend": options.compile_backend,
+            "mode": options.compile_mode,
+            "dynamic": _DYNAMIC[options.compile_dynamic],
+            "fullgraph": options.compile_fullgraph,
         }
-        if not args.compile:
-            _refuse_changed(chosen)
-        limit = chosen.pop("cache_size_limit")
-        chosen["dynamic"] = _DYNAMIC[chosen["dynamic"]]
+        if not options.compile:
+            _refuse_changed(options)
         return cls(
-            args.blocks_to_swap,
-            args.use_pinned_memory_for_block_swap,
-            chosen if args.compile else None,
-            limit,
+            options.blocks_to_swap,
+            options.use_pinned_memory_for_block_swap,
+            compilation if options.compile else None,
+            options.compile_cache_size_limit,
         )
 
     def prepare(self, dit: nn.Module, device: torch.device) -> None:
@@ -73,16 +66,7 @@ class Execution:
         place(dit, last_blocks(dit, self.swapped), device, pin=self.pinned)
 
 
-_DEFAULTS = {
-    "backend": "inductor",
-    "mode": "default",
-    "dynamic": None,
-    "fullgraph": False,
-    "cache_size_limit": None,
-}
-
-
-def _refuse_changed(chosen: Mapping[str, Any]) -> None:
-    for name, value in chosen.items():
-        if value != _DEFAULTS[name]:
-            raise FramePackError(f"--compile_{name}: it needs --compile")
+def _refuse_changed(options: ExecutionOptions) -> None:
+    for leaf in leaves(ExecutionOptions):
+        if leaf.name.startswith("compile_") and leaf.of(options) != leaf.default:
+            raise FramePackError(f"--{leaf.flag}: it needs --compile")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -23,10 +22,12 @@ from ..sampling.latents import load_latents, save_latents
 from ..sampling.ledger import Ledger, LedgerRun, OpenLedger
 from ..sampling.plan import FPS, Plan
 from ..sampling.sanity_checks import Drift
+from ..sampling.step_cache import Calibration
 from .encodings import Encodings
+from .job import JobOptions
 from .models import Models, explain_out_of_memory
 from .output import Output
-from .request import Calibration, Request
+from .request import Request
 from .scenes import OneFrameEdit, SampleContext, Scene
 
 FREE_MEMORY = "the encoders need about 16 GB in one piece: close what else uses it"
@@ -45,7 +46,7 @@ class Job:
     @classmethod
     def prepare(
         cls,
-        args: Namespace,
+        options: JobOptions,
         name: str = "",
         title: str = "",
         *,
@@ -56,10 +57,10 @@ class Job:
 
         name: what the files' names begin with before the seed, the time by default.
         """
-        request = Request.from_args(args, scene)
+        request = Request.of(options, scene)
         single = isinstance(request.scene, OneFrameEdit)
         name = f"{name or timestamp()}_{request.seed}"
-        output = Output.from_args(args, name, fps, single)
+        output = Output(options.output, name, fps, single).unused()
         scene = request.scene
         output.check(latent_bytes(start_shape(*scene.size), scene.latent_frames))
         job = cls(request, output, title)
@@ -117,7 +118,7 @@ def _sample_all(
         for job in jobs:
             with attempt(job):
                 latents = _sample(job, dit, models, encodings)
-                metadata = job.metadata if job.output.with_metadata else None
+                metadata = None if job.output.options.no_metadata else job.metadata
                 save_latents(job.output.latent_path, latents, metadata)
                 if job.output.decodes:
                     waiting.append(job)
@@ -130,11 +131,11 @@ def _sample(job: Job, dit: FramePackDiT, models: Models, encodings: Encodings) -
     request, scene = job.request, job.request.scene
     denoiser = FlowDenoiser(dit, models.dtype, request.rope_scaling)
     embeds = encodings.embeds(scene.image)
-    positive = Guided(encodings.text(scene.prompt), embeds, request.guidance)
+    positive = request.guided(encodings.text(scene.prompt), embeds)
     cfg = None
-    if request.with_cfg:
+    if request.negative_prompt is not None:
         negative = positive._replace(text=encodings.text(request.negative_prompt))
-        cfg = CFG(negative, request.cfg_scale, request.cfg_rescale)
+        cfg = request.cfg(negative)
     open_ledger = _ledger(job, models, positive, cfg)
     with explain_out_of_memory(SMALLER_VIDEO), _followed(job) as progress:
         sampler = unipc_sampler(
@@ -142,27 +143,21 @@ def _sample(job: Job, dit: FramePackDiT, models: Models, encodings: Encodings) -
         )
         context = SampleContext(sampler, request.seed, open_ledger, progress.on_section)
         latents = scene.make(encodings, context).cpu()
-    if isinstance(request.sampler.step_cache, Calibration):
-        say(f"--magcache_mag_ratios {request.sampler.step_cache.ratios()}")
+    if isinstance(request.step_cache, Calibration):
+        say(f"--magcache_mag_ratios {request.step_cache.ratios()}")
     return latents
 
 
 def _ledger(job: Job, models: Models, positive: Guided, cfg: CFG | None) -> OpenLedger | None:
     """Where the sections of a job are kept, under all that they depend on besides the plan."""
-    request, sampler = job.request, job.request.sampler
-    if job.output.ledger is None or isinstance(sampler.step_cache, Calibration):
+    request = job.request
+    if job.output.ledger is None or isinstance(request.step_cache, Calibration):
         return None  # a section that is not made again cannot be measured
     settings = models.identity() | {
         "prompt": positive.text,
         "image": positive.image_embeds,
-        "guidance": positive.guidance,
         "CFG": cfg,
-        "seed": request.seed,
-        "steps": sampler.steps,
-        "shift": sampler.shift,
-        "solver": sampler.variant,
-        "step cache": sampler.step_cache,
-        "RoPE scaling": request.rope_scaling,
+        **request.ledger_settings(),
     }
     ledger = Ledger(job.output.ledger, say=lambda text: say(job.named(text)))
 
@@ -180,7 +175,7 @@ def _decode_all(waiting: list[Job], models: Models, attempt: Attempt) -> list[Pa
     with models.decoder() as decoder:
         while waiting:
             with attempt(waiting[0]), _latents_named(waiting[0], models):
-                made.append(_decode(waiting[0], decoder, models.decoding.bulk))
+                made.append(_decode(waiting[0], decoder, models.decoding.bulk_decode))
             waiting.pop(0)
     return made
 

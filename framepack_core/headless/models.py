@@ -1,10 +1,9 @@
-"""Which models a command uses, and each one on the device only while it is needed."""
+"""The models of a run, each one on the device only while it is needed."""
 
 from __future__ import annotations
 
 import gc
 import os
-from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,136 +13,35 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..lora.apply import AppliedLoras, LoraUse, apply_loras, open_loras
+from ..lora.apply import AppliedLoras, LoraUse, apply_loras
 from ..models.attention import Attention, sdpa
-from ..models.build import (
-    dit_config,
-    dit_shapes,
-    load_dit,
-    load_image_encoder,
-    load_text_encoders,
-    load_vae,
-)
+from ..models.build import load_dit, load_image_encoder, load_text_encoders, load_vae
 from ..models.dit import FramePackDiT
 from ..models.image import ImageEncoder
 from ..models.text import TextEncoders
 from ..models.vae import AutoencoderKL
 from ..models.vae_tiling import tiled_decode, tiled_encode
 from ..runtime.device import default_device, parse_device, parse_dtype
-from ..runtime.display import say, warn
+from ..runtime.display import warn
 from ..runtime.errors import FramePackError
-from ..runtime.files import is_folder
 from ..runtime.images import Pixels, to_tensor
 from ..sampling.decode import Decode, DecodeMemory, RetryingDecode
-from ..toyworld import SNAPSHOT
-from ..weights.files import TORCH, open_weights
 from ..weights.fp8 import Precision
-from ..weights.layouts import F1_FOLDER, TITLES, Component, find_component
-from ..weights.names import UNKNOWN_KIND, guess_kind
+from ..weights.layouts import Component, find_component
 from .execution import Execution
+from .job import JobOptions
+from .model_files import find_models, read_loras
+from .options import (
+    FLAGS,
+    DecodingOptions,
+    ExecutionOptions,
+    Fp8Options,
+    LoraOptions,
+    ModelOptions,
+)
 
-TOYWORLD = "toyworld"
-FLAGS: dict[Component, str] = {
-    "dit": "dit",
-    "vae": "vae",
-    "llama": "text_encoder1",
-    "clip": "text_encoder2",
-    "image_encoder": "image_encoder",
-}
-HUGGING_FACE = ("text_encoders", "image_encoder")  # models that are transformers' own
-DEFAULT_TILE = 256  # pixels
 ATTENTION: dict[str, Attention] = {"torch": sdpa, "sdpa": sdpa}
-
-
-def uses_toyworld(args: Namespace) -> bool:
-    """Whether the transformer is the built-in one."""
-    named = any(getattr(args, flag) for flag in FLAGS.values())
-    return not args.dit and (args.snapshot == TOYWORLD or not (args.snapshot or named))
-
-
-def find_models(args: Namespace, needed: Sequence[Component]) -> dict[Component, Path]:
-    """The path of every component needed: its own option, or a part of the snapshot."""
-    given = {component: getattr(args, flag) for component, flag in FLAGS.items()}
-    snapshot = args.snapshot or (None if any(given.values()) else TOYWORLD)
-    root = SNAPSHOT if snapshot == TOYWORLD else snapshot and Path(snapshot)
-    missing = [f"--{FLAGS[c]}" for c in needed if not (given[c] or root)]
-    if missing:
-        raise FramePackError(f"{', '.join(missing)} missing; name it, or give a --snapshot")
-    paths = {c: Path(given[c]) if given[c] else root for c in needed}
-    if "dit" in needed and args.f1 and not args.dit and is_folder(root / F1_FOLDER):
-        paths["dit"] = root / F1_FOLDER
-    for component, path in paths.items():
-        _check_files(component, path)
-    return paths
-
-
-def precision_of(args: Namespace) -> Precision:
-    """How the transformer's weights are kept."""
-    if args.fp8_scaled:
-        return "fp8_scaled"
-    return "fp8" if args.fp8 else "auto"
-
-
-_LORA_LISTS = ("lora_multiplier", "include_patterns", "exclude_patterns")
-
-
-def read_loras(args: Namespace, dit: Path) -> list[LoraUse]:
-    """The LoRAs of the options for a transformer, of which only names and sizes are read.
-
-    Raises FramePackError for a file that does not fit, and for values that belong to no file.
-    """
-    paths = getattr(args, "lora_weight", None) or []
-    values = [getattr(args, name, None) or [] for name in _LORA_LISTS]
-    for name, given in zip(_LORA_LISTS, values, strict=True):
-        if len(given) > len(paths):
-            raise FramePackError(
-                f"--{name}: {len(given)} values for {len(paths)} files of --lora_weight; give at "
-                "most one for each"
-            )
-    if not paths:
-        return []
-    uses = open_loras(paths, dit_shapes(dit_config(dit)), *values)
-    for use in uses:
-        say(f"{use.lora.path.name}: {_summary(use)}")
-    return uses
-
-
-def _summary(use: LoraUse) -> str:
-    report = use.lora.report
-    left = len(report.unmatched) + len(report.misfit)
-    more = f"; {left} more do not fit, see `framepack lora inspect`" if left else ""
-    return f"{len(use.lora.modules)} modules at strength {use.strength:g}{more}"
-
-
-def _check_files(component: Component, path: Path) -> None:
-    """Refuse an incomplete or mistaken model by its headers, before any other is loaded."""
-    weights = find_component(path, component).weights
-    if weights[0].suffix.lower() in TORCH:
-        return  # it has no header: to look into it is to load it
-    kind, title = guess_kind(open_weights(weights)), TITLES[component]
-    if kind != UNKNOWN_KIND and not kind.startswith(title):
-        raise FramePackError(
-            f"--{FLAGS[component]} {path} is a {kind}, not a {title}; give another file"
-        )
-
-
-@dataclass(frozen=True)
-class Decoding:
-    """How latents are decoded: all at once or by sections, and how the VAE saves memory.
-
-    chunk_size: frames that a convolution computes at once; tile: side of a tile in pixels.
-    """
-
-    bulk: bool = False
-    chunk_size: int | None = None
-    tile: int | None = None
-
-    @classmethod
-    def from_args(cls, args: Namespace) -> Decoding:
-        tile = args.vae_spatial_tile_sample_min_size
-        if tile is None and args.vae_tiling:
-            tile = DEFAULT_TILE
-        return cls(args.bulk_decode, args.vae_chunk_size, tile)
+HUGGING_FACE = ("text_encoders", "image_encoder")  # models that are transformers' own
 
 
 @dataclass
@@ -157,7 +55,7 @@ class Models:
     device: torch.device
     dtype: torch.dtype
     attention: Attention = sdpa
-    decoding: Decoding = Decoding()
+    decoding: DecodingOptions = field(default_factory=DecodingOptions)
     keep: bool = False
     execution: Execution = field(default_factory=Execution)
     precision: Precision = "auto"
@@ -166,26 +64,6 @@ class Models:
     applied: AppliedLoras | None = field(default=None, init=False)  # to the transformer in use
     _kept: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
     _last_used: str | None = field(default=None, init=False, repr=False)
-
-    @classmethod
-    def from_args(cls, args: Namespace, needed: Sequence[Component], keep: bool = False) -> Models:
-        if args.disable_numpy_memmap:
-            warn("--disable_numpy_memmap changes nothing: NumPy reads no weights here")
-        device = _device(args.device)
-        dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
-        paths = find_models(args, needed)
-        return cls(
-            paths,
-            device,
-            parse_dtype(args.dtype) if args.dtype else dtype,
-            ATTENTION[args.attn_mode],
-            Decoding.from_args(args),
-            keep,
-            Execution.from_args(args),
-            precision_of(args),
-            "fp8" if args.fp8_llm else "auto",
-            read_loras(args, paths["dit"]) if "dit" in paths else (),
-        )
 
     def identity(self) -> dict[str, Any]:
         """What makes the transformer what it is: a ledger finds a section by it."""
@@ -264,14 +142,14 @@ class Models:
                     return vae.decode(latents).float().cpu()
                 return tiled_decode(vae, latents, memory.tile).float().cpu()
 
-            first = DecodeMemory(self.decoding.chunk_size, self.decoding.tile)
+            first = DecodeMemory(self.decoding.vae_chunk_size, self.decoding.tile)
             yield RetryingDecode(decode, first, say=warn)
 
     @contextmanager
     def vae(self) -> Iterator[AutoencoderKL]:
         """The VAE."""
         with self._use("vae", lambda: load_vae(self.paths["vae"], **self._encoder)) as vae:
-            vae.chunk_size = self.decoding.chunk_size
+            vae.chunk_size = self.decoding.vae_chunk_size
             yield vae
 
     @contextmanager
@@ -301,6 +179,51 @@ class Models:
         """Half precision, as FramePack's own encoders; a CPU would be slow in it."""
         dtype = torch.float32 if self.device.type == "cpu" else torch.float16
         return {"dtype": dtype, "device": self.device}
+
+
+def open_models(
+    options: ModelOptions,
+    needed: Sequence[Component],
+    *,
+    f1: bool = False,
+    fp8: Fp8Options | None = None,
+    execution: ExecutionOptions | None = None,
+    loras: LoraOptions | None = None,
+    decoding: DecodingOptions | None = None,
+    keep: bool = False,
+) -> Models:
+    """The models of a run, found and checked by their headers; f1: as for `find_models`."""
+    if options.disable_numpy_memmap:
+        warn("--disable_numpy_memmap changes nothing: NumPy reads no weights here")
+    device = _device(options.device)
+    dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+    paths = find_models(options, needed, f1)
+    return Models(
+        paths,
+        device,
+        parse_dtype(options.dtype) if options.dtype else dtype,
+        ATTENTION[options.attn_mode],
+        decoding or DecodingOptions(),
+        keep,
+        Execution.of(execution or ExecutionOptions()),
+        (fp8 or Fp8Options()).precision,
+        "fp8" if options.fp8_llm else "auto",
+        read_loras(loras or LoraOptions(), paths["dit"]) if "dit" in paths else (),
+    )
+
+
+def open_job_models(job: JobOptions, keep: bool = False) -> Models:
+    """All models of a job."""
+    return open_models(
+        job.models,
+        list(FLAGS),
+        f1=job.prompt.f1,
+        fp8=job.fp8,
+        execution=job.execution,
+        loras=job.loras,
+        decoding=job.decoding,
+        keep=keep,
+    )
 
 
 def _device(name: str | None) -> torch.device:

@@ -6,19 +6,37 @@ Nothing here needs torch, so that `--help` and the schemas of nodes stay instant
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from ..runtime.options import Settings, option
 
+if TYPE_CHECKING:
+    from ..weights.layouts import Component
+
 TOYWORLD = "toyworld"
 DEFAULT_TILE = 256  # pixels
+FLAGS: dict[Component, str] = {
+    "dit": "dit",
+    "vae": "vae",
+    "llama": "text_encoder1",
+    "clip": "text_encoder2",
+    "image_encoder": "image_encoder",
+}
 
 CompileMode = Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
 AttentionMode = Literal["torch", "sdpa"]
 
 
-class ModelOptions(Settings):
-    """Which models a run uses and where."""
+class ModeOption(Settings):
+    """Which of the two models."""
+
+    f1: bool = option(
+        False, "F1: forward in time, with an F1 transformer (the snapshot's, if it has one)."
+    )
+
+
+class TransformerOptions(Settings):
+    """Where the transformer is."""
 
     title: ClassVar[str] = "models"
     about: ClassVar[str] = "a file, any shard of it, or a folder, each"
@@ -29,32 +47,43 @@ class ModelOptions(Settings):
         metavar="DIR",
     )
     dit: Path | None = option(None, "DiT: FramePack or F1 transformer.")
-    vae: Path | None = option(None, "VAE of HunyuanVideo.")
-    text_encoder1: Path | None = option(None, "LLaMA text encoder.")
-    text_encoder2: Path | None = option(None, "CLIP-L text encoder.")
-    image_encoder: Path | None = option(None, "SigLIP image encoder.")
-    device: str | None = option(
-        None, "Device, such as cuda, cuda:1, mps or cpu (default: the best here).", metavar="NAME"
-    )
-    dtype: str | None = option(
-        None, "Dtype of the transformer (default: bf16, on the CPU fp32).", metavar="NAME"
-    )
-    attn_mode: AttentionMode = option("torch", "Attention implementation; both are PyTorch's.")
-    fp8_llm: bool = option(False, "FP8 weights for the LLaMA text encoder.")
-    disable_numpy_memmap: bool = option(
-        False, "No memory mapping by NumPy. Changes nothing: NumPy reads no weights here."
-    )
+
+    @property
+    def named(self) -> dict[Component, Path]:
+        """The paths that are given, by component."""
+        given = {component: getattr(self, flag, None) for component, flag in FLAGS.items()}
+        return {component: path for component, path in given.items() if path}
+
+    @property
+    def root(self) -> str | None:
+        """The snapshot that supplies what is not named; None if everything has to be named."""
+        return self.snapshot or (None if self.named else TOYWORLD)
 
     @property
     def uses_toyworld(self) -> bool:
         """Whether the transformer is the built-in one."""
         return self.dit is None and self.root == TOYWORLD
 
-    @property
-    def root(self) -> str | None:
-        """The snapshot that supplies what is not named; None if everything has to be named."""
-        parts = (self.dit, self.vae, self.text_encoder1, self.text_encoder2, self.image_encoder)
-        return self.snapshot or (None if any(parts) else TOYWORLD)
+
+class ModelOptions(TransformerOptions):
+    """Which models a run uses and where."""
+
+    title: ClassVar[str] = "models"
+    vae: Path | None = option(None, "VAE of HunyuanVideo.")
+    text_encoder1: Path | None = option(None, "LLaMA text encoder.")
+    text_encoder2: Path | None = option(None, "CLIP-L text encoder.")
+    image_encoder: Path | None = option(None, "SigLIP image encoder.")
+    device: str | None = option(
+        None, "Device, such as cuda, cuda:1, mps or cpu.", metavar="NAME", absent="the best here"
+    )
+    dtype: str | None = option(
+        None, "Dtype of the transformer.", metavar="NAME", absent="bf16, on the CPU fp32"
+    )
+    attn_mode: AttentionMode = option("torch", "Attention implementation; both are PyTorch's.")
+    fp8_llm: bool = option(False, "FP8 weights for the LLaMA text encoder.")
+    disable_numpy_memmap: bool = option(
+        False, "No memory mapping by NumPy. Changes nothing: NumPy reads no weights here."
+    )
 
 
 class Fp8Options(Settings):
@@ -123,6 +152,18 @@ class LoraOptions(Settings):
     lycoris: bool = option(False, "LyCORIS files. Changes nothing: they are read like any other.")
 
 
+class MergedModelOptions(Settings):
+    """Where a merged model goes."""
+
+    title: ClassVar[str] = "merged model"
+    save_merged_model: Path | None = option(
+        None,
+        "Merged model: the transformer with the LoRAs merged in, as a .safetensors file or with a "
+        "shard size as a folder. Nothing is generated then.",
+    )
+    shard_size: float | None = option(None, "Shard size of the merged model.", unit="GB", gt=0)
+
+
 class DecodingOptions(Settings):
     """How the VAE works with less memory."""
 
@@ -135,7 +176,16 @@ class DecodingOptions(Settings):
     )
     vae_tiling: bool = option(False, f"VAE tiling, in tiles of {DEFAULT_TILE} pixels.")
     vae_spatial_tile_sample_min_size: int | None = option(
-        None, "VAE tile size: the side of a tile.", unit="pixels", gt=0
+        None,
+        "VAE tile size: the side of a tile. Smaller tiles need less memory and can show as faint "
+        "blocks.",
+        unit="pixels",
+        node="tile_size",
+        none=0,
+        absent="whole frames where memory allows, and tiles of 256 pixels or less elsewhere",
+        ge=1,
+        high=4096,
+        step=32,
     )
     bulk_decode: bool = option(False, "Bulk decoding: all sections in one call.")
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from argparse import Namespace
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,8 +15,8 @@ from ..runtime.display import Bar
 from ..runtime.errors import FramePackError
 from ..runtime.images import save_png, to_uint8
 from ..runtime.video import ImageSequenceWriter, VideoWriter, probe_encoder
-from ..sampling.ledger import FOLDER as LEDGER_FOLDER
-from ..sampling.sections import FPS
+from ..sampling.plan import FPS
+from .job import OutputOptions, OutputType
 
 LATENT_SUFFIX = "_latent"
 OWN_SUFFIXES = (".mp4", ".png", f"{LATENT_SUFFIX}.safetensors")
@@ -27,37 +26,31 @@ OWN_SUFFIXES = (".mp4", ".png", f"{LATENT_SUFFIX}.safetensors")
 class Output:
     """The files of one result: folder/name.mp4, folder/name/name_000.png, or the latents alone.
 
-    A result of one frame, `single`, is folder/name.png instead of video or pictures. ledger: the
-    folder of finished sections, None to keep none.
+    own_fps: of the file where the options name none. A result of one frame, `single`, is
+    folder/name.png instead of video or pictures.
     """
 
-    folder: Path
+    options: OutputOptions
     name: str
-    kind: str = "video"
+    own_fps: float = FPS
     single: bool = False
-    fps: float = FPS
-    crf: int = 16
-    codec: str = "libx264"
-    with_metadata: bool = True
-    ledger: Path | None = None
 
-    @classmethod
-    def from_args(
-        cls, args: Namespace, name: str, fps: float = FPS, single: bool = False
-    ) -> Output:
-        ledger = args.ledger or args.save_path / LEDGER_FOLDER
-        output = cls(
-            args.save_path,
-            name,
-            args.output_type,
-            single,
-            args.fps or fps,
-            args.crf,
-            args.codec,
-            not args.no_metadata,
-            None if args.no_ledger else ledger,
-        )
-        return output.unused()
+    @property
+    def folder(self) -> Path:
+        return self.options.save_path
+
+    @property
+    def kind(self) -> OutputType:
+        return self.options.output_type
+
+    @property
+    def fps(self) -> float:
+        return self.options.fps or self.own_fps
+
+    @property
+    def ledger(self) -> Path | None:
+        """The folder of finished sections, None to keep none."""
+        return None if self.options.no_ledger else self.options.ledger_folder
 
     @property
     def paths(self) -> tuple[Path, ...]:
@@ -108,7 +101,7 @@ class Output:
                 f"{latent_bytes / 1e6:.1f} MB; free some space"
             )
         if self.makes_video:
-            probe_encoder(self.codec)
+            probe_encoder(self.options.codec)
 
     def write(
         self,
@@ -125,7 +118,7 @@ class Output:
             "title": metadata.get("prompt", ""),
             "comment": json.dumps(dict(metadata), sort_keys=True),
         }
-        text = text if self.with_metadata and metadata else {}
+        text = text if metadata and not self.options.no_metadata else {}
         pictures = (frame for clip in clips for frame in to_uint8(clip))
         if self.single:
             path = self.folder / f"{self.name}.png"
@@ -146,5 +139,5 @@ class Output:
             return path, ImageSequenceWriter(path, self.name, metadata=text)
         path = self.folder / f"{self.name}.mp4"
         width, height = size
-        options = {"fps": self.fps, "crf": self.crf, "codec": self.codec, "metadata": text}
-        return path, VideoWriter(path, width=width, height=height, **options)
+        options = {"fps": self.fps, "crf": self.options.crf, "codec": self.options.codec}
+        return path, VideoWriter(path, width=width, height=height, **options, metadata=text)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -22,7 +21,7 @@ from ..runtime.images import (
 from ..sampling.masks import latent_mask, load_control
 from ..sampling.sections import check_size
 from ..toyworld.render import SIZE as TOYWORLD_SIZE
-from .models import uses_toyworld
+from .job import EditJob, JobOptions, VideoJob
 
 AREA = 640 * 640  # pixels that FramePack was trained at
 
@@ -59,22 +58,21 @@ class Control:
     mask: Tensor | None
 
 
-def size_of_video(args: Namespace, image_path: str) -> Size:
+def size_of_video(job: JobOptions, image_path: str) -> Size:
     """(width, height) of the video that a start image gives."""
-    return _given_size(args) or _own_size(load_image(image_path))
+    return _given_size(job) or _own_size(load_image(image_path))
 
 
-def load_controls(args: Namespace) -> tuple[list[Control], Size | None]:
+def load_controls(job: EditJob) -> tuple[list[Control], Size | None]:
     """The control images with their masks, and the (width, height) they give the edit, if any."""
-    paths = args.control_image_path or ()
-    masks = args.control_image_mask_path or ()
+    paths, masks = job.one_frame.control_image_path, job.one_frame.control_image_mask_path
     if len(masks) > len(paths):
         raise FramePackError(
             f"--control_image_mask_path: {len(masks)} masks for {len(paths)} control images; give "
             "each mask its image with --control_image_path"
         )
     loaded = [load_control(path, mask) for path, mask in zip_longest(paths, masks)]
-    size = _size_of_edit(args, [pixels for pixels, _ in loaded])
+    size = _size_of_edit(job, [pixels for pixels, _ in loaded])
     controls = [
         Control(
             Picture.of(path, resize_and_crop(pixels, *size)),
@@ -85,20 +83,19 @@ def load_controls(args: Namespace) -> tuple[list[Control], Size | None]:
     return controls, size
 
 
-def load_start_mask(args: Namespace, image_path: str, size: Size) -> Tensor | None:
+def load_start_mask(job: VideoJob, image_path: str, size: Size) -> Tensor | None:
     """The mask [1, 1, 1, h, w] of a start image's latent, if one is given."""
-    if args.image_mask_path is None:
+    if job.guidance.image_mask_path is None:
         return None
-    _, mask = load_control(image_path, args.image_mask_path)
+    _, mask = load_control(image_path, job.guidance.image_mask_path)
     return latent_mask(mask, *size)
 
 
-def _given_size(args: Namespace) -> Size | None:
-    if args.video_size is not None:
-        height, width = args.video_size
-        check_size(width, height)
-        return width, height
-    return (TOYWORLD_SIZE, TOYWORLD_SIZE) if uses_toyworld(args) else None
+def _given_size(job: JobOptions) -> Size | None:
+    if job.prompt.size is not None:
+        check_size(*job.prompt.size)
+        return job.prompt.size
+    return (TOYWORLD_SIZE, TOYWORLD_SIZE) if job.models.uses_toyworld else None
 
 
 def _own_size(image: Pixels) -> Size:
@@ -106,9 +103,9 @@ def _own_size(image: Pixels) -> Size:
     return width, height
 
 
-def _size_of_edit(args: Namespace, controls: Sequence[Pixels]) -> Size | None:
-    given = _given_size(args)
-    if not args.one_frame_auto_resize:
+def _size_of_edit(job: EditJob, controls: Sequence[Pixels]) -> Size | None:
+    given = _given_size(job)
+    if not job.one_frame.one_frame_auto_resize:
         return given or (_own_size(controls[0]) if controls else None)
     if not controls:
         raise FramePackError(

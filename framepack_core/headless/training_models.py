@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
 
 from ..runtime.errors import FramePackError
 from ..toyworld.render import SIZE as TOY_SIZE
@@ -23,8 +21,8 @@ from ..training.encoders import (
 )
 from ..training.stale import CacheModels
 from ..weights.layouts import Component, find_component
-from .models import Models
-from .options import Fp8Options, ModelOptions
+from .models import Models, open_models
+from .options import LoraOptions, ModelOptions
 from .training_options import CacheJob, TrainJob
 
 NEEDED: dict[str, tuple[Component, ...]] = {
@@ -42,27 +40,23 @@ def open_dataset(data: DataOptions, models: ModelOptions) -> TrainingSet:
 
 def cache_models(job: CacheJob, kinds: list[str]) -> Models:
     """What encodes latents, text or both."""
-    return _models(job, [c for kind in kinds for c in NEEDED[kind]], Fp8Options())
+    needed = [component for kind in kinds for component in NEEDED[kind]]
+    return open_models(job.models, needed, decoding=job.decoding)
 
 
 def train_models(job: TrainJob, samples: bool) -> Models:
     """The base model, and what encodes and decodes samples."""
-    return _models(
-        job,
-        ["dit", *(ENCODERS if samples else ())],
-        job.fp8,
-        dtype=job.dtype,
-        lora_weight=list(map(str, job.base.base_weights)),
-        lora_multiplier=list(job.base.base_weights_multiplier),
+    base = LoraOptions(
+        lora_weight=job.base.base_weights, lora_multiplier=job.base.base_weights_multiplier
     )
-
-
-def _models(
-    job: CacheJob | TrainJob, needed: list[Component], fp8: Fp8Options, **more: Any
-) -> Models:
-    groups = (job.models, job.decoding, fp8)
-    values = {name: value for group in groups for name, value in group.model_dump().items()}
-    return Models.from_args(Namespace(**{**values, **more, "f1": job.data.mode == "f1"}), needed)
+    return open_models(
+        job.models.model_copy(update={"dtype": job.dtype}),
+        ["dit", *(ENCODERS if samples else ())],
+        f1=job.data.mode == "f1",
+        fp8=job.fp8,
+        loras=base,
+        decoding=job.decoding,
+    )
 
 
 def known_models(job: TrainJob) -> CacheModels:
@@ -70,7 +64,7 @@ def known_models(job: TrainJob) -> CacheModels:
 
     def identity(kind: str) -> str | None:
         try:
-            return _identity(_models(job, list(NEEDED[kind]), Fp8Options()), kind)
+            return _identity(open_models(job.models, NEEDED[kind]), kind)
         except FramePackError:  # training itself needs no encoders, so they need not be there
             return None
 

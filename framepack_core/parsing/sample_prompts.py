@@ -8,45 +8,41 @@ musubi-tuner. A .toml file has [[prompt.subset]] tables over the settings that t
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..runtime.errors import FramePackError
 from ..runtime.files import read_text
+from ..runtime.options import MAX_SEED, NonEmpty, Settings, option
 from .json_toml import parse_json, parse_toml
 from .prompt_lines import (
-    ABOVE_ZERO,
-    COUNT,
-    SCALE,
-    SHARED_OPTIONS,
-    Option,
+    line_options,
     parse_options,
     read_prompt_file,
+    repeats,
     set_option,
 )
 
 
-@dataclass(frozen=True)
-class SamplePrompt:
+class SamplePrompt(Settings):
     """One sample of a training run; None is the trainer's default."""
 
-    prompt: str
-    width: int | None = None
-    height: int | None = None
-    frame_count: int | None = None
-    video_sections: int | None = None
-    seed: int | None = None
-    sample_steps: int | None = None
-    guidance_scale: float | None = None  # the distilled one
-    cfg_scale: float | None = None
-    discrete_flow_shift: float | None = None
-    negative_prompt: str | None = None
-    image_path: str | None = None
-    end_image_path: str | None = None
-    control_image_path: tuple[str, ...] | None = None
-    control_image_mask_path: tuple[str, ...] | None = None
-    one_frame: str | None = None
+    prompt: str = ""
+    width: int | None = option(None, "Width.", lines=("w",), ge=1)
+    height: int | None = option(None, "Height.", lines=("h",), ge=1)
+    frame_count: int | None = option(None, "Frames.", lines=("f",), ge=1)
+    video_sections: int | None = option(None, "Sections.", lines=("vs",), ge=1)
+    seed: int | None = option(None, "Seed.", lines=("d",), ge=0, le=MAX_SEED)
+    sample_steps: int | None = option(None, "Steps.", lines=("s",), ge=1)
+    guidance_scale: float | None = option(None, "Distilled guidance scale.", lines=("g",), ge=0)
+    cfg_scale: float | None = option(None, "CFG scale.", lines=("l",), ge=0)
+    discrete_flow_shift: float | None = option(None, "Flow shift.", lines=("fs",), gt=0)
+    negative_prompt: str | None = option(None, "Negative prompt.", lines=("n",))
+    image_path: NonEmpty | None = option(None, "Start image.", lines=("i",))
+    end_image_path: NonEmpty | None = option(None, "End image.", lines=("ei",))
+    control_image_path: tuple[NonEmpty, ...] = option((), "Control images.", lines=("ci",))
+    control_image_mask_path: tuple[NonEmpty, ...] = option((), "Their masks.", lines=("cim",))
+    one_frame: NonEmpty | None = option(None, "One frame.", lines=("of",))
 
     def check(self) -> None:
         """Raise for what no sample can be made without."""
@@ -56,16 +52,8 @@ class SamplePrompt:
             )
 
 
-OPTIONS = {
-    **SHARED_OPTIONS,
-    "f": Option("frame_count", COUNT),
-    "s": Option("sample_steps", COUNT),
-    "g": Option("guidance_scale", SCALE),
-    "l": Option("cfg_scale", SCALE),
-    "fs": Option("discrete_flow_shift", ABOVE_ZERO),
-    "of": SHARED_OPTIONS["of"]._replace(field="one_frame"),
-}
-_BY_FIELD = {option.field: option for option in OPTIONS.values()}
+OPTIONS = line_options(SamplePrompt)
+_BY_FIELD = {leaf.name: leaf for leaf in OPTIONS.values()}
 _BOOKKEEPING = {"enum", "subset"}  # keys of musubi-tuner's own that say nothing
 
 
@@ -99,14 +87,14 @@ def _read_table(table: Any) -> SamplePrompt:
     for key in table:
         if key == "prompt" or key in _BOOKKEEPING:
             continue
-        option = _BY_FIELD.get(key)
-        if option is None:
+        leaf = _BY_FIELD.get(key)
+        if leaf is None:
             raise FramePackError(f"{key}: unknown; known are prompt, {', '.join(_BY_FIELD)}")
-        several = option.repeats and isinstance(table[key], list)
+        several = repeats(leaf) and isinstance(table[key], list)
         for value in table[key] if several else [table[key]]:
             if isinstance(value, bool) or not isinstance(value, str | int | float):
                 raise FramePackError(f"{key}: {value!r} is neither a text nor a number")
-            set_option(values, option, str(value), key)
+            set_option(values, leaf, str(value), key)
     return SamplePrompt(**values)
 
 

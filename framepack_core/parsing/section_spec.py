@@ -23,7 +23,6 @@ from ..runtime.errors import FramePackError
 
 SEPARATOR = ";;;"
 MAX_SECTIONS = 10_000  # that one part may name
-MAX_LORA_STRENGTH = 10  # of a section
 ESCAPED = "\\" + SEPARATOR
 _CUT = re.compile(f"{re.escape(ESCAPED)}|{SEPARATOR}")
 _SECTIONS = re.compile(r"(-?\d+)(?:-(-?\d+))?")

@@ -9,32 +9,41 @@ plan and the run have. An empty text is a timeline in which no section has anyth
 from __future__ import annotations
 
 import json
-from typing import Literal
+from collections.abc import Iterator
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from ..runtime.errors import FramePackError
-from .section_spec import MAX_LORA_STRENGTH
+from ..runtime.options import leaves
+from .overrides import Overrides
 
 MAX_TEXT = 1 << 20  # characters of a timeline
 MAX_SECTIONS = 500
-MAX_PROMPT, MAX_NAME, MAX_PADDING, MAX_GUIDANCE = 10_000, 1_000, 1_000, 100
-MAX_SEED = 2**53 - 1  # the largest that a browser's JSON reads exactly
+MAX_PROMPT, MAX_NAME = 10_000, 1_000  # characters
+MAX_NUMBER = 2**53 - 1  # the largest that a browser's JSON reads exactly
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
-class TimelineSection(_Strict):
-    """What one section has of its own; `image` is a file name of the host's."""
+class _Pictured(_Strict):
+    """What is said in words: a prompt, and a file name of the host's."""
 
     prompt: str | None = Field(None, max_length=MAX_PROMPT)
     image: str | None = Field(None, min_length=1, max_length=MAX_NAME)
-    padding: int | None = Field(None, ge=0, le=MAX_PADDING)
-    seed: int | None = Field(None, ge=0, le=MAX_SEED)
-    guidance: float | None = Field(None, ge=0, le=MAX_GUIDANCE, allow_inf_nan=False)
-    lora_strength: float | None = Field(None, ge=0, le=MAX_LORA_STRENGTH, allow_inf_nan=False)
+
+
+def _numbers() -> Iterator[tuple[str, Any]]:
+    for leaf in leaves(Overrides):
+        low, high = leaf.bounds
+        most = MAX_NUMBER if high is None else min(high, MAX_NUMBER)
+        yield leaf.name, (leaf.kind | None, Field(None, ge=low, le=most))
+
+
+TimelineSection = create_model("TimelineSection", __base__=_Pictured, **dict(_numbers()))
+"""What one section has instead of the run's."""
 
 
 class Timeline(_Strict):
@@ -60,7 +69,7 @@ def parse_timeline(text: str) -> Timeline:
     except ValidationError as error:
         raise FramePackError(f"timeline: {_first_mistake(error)}") from None
     except (ValueError, RecursionError) as error:
-        raise FramePackError(f"timeline: not JSON ({error}); leave it empty or mend it") from None
+        raise FramePackError(f"timeline: not JSON ({error}); leave it empty or fix it") from None
 
 
 def _first_mistake(error: ValidationError) -> str:

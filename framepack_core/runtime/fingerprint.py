@@ -14,6 +14,7 @@ from types import FunctionType
 from typing import Any
 
 import torch
+from pydantic import BaseModel
 from torch import Tensor
 
 SAMPLES = 64  # places at which the content of a large file is looked at
@@ -42,6 +43,9 @@ def _feed(digest: Any, value: Any) -> None:
         _feed_file(digest, value)
     elif is_dataclass(value) and not isinstance(value, type):
         parts = {f.name: getattr(value, f.name) for f in fields(value)}
+        _feed(digest, [type(value).__qualname__, parts])
+    elif isinstance(value, BaseModel):
+        parts = {name: getattr(value, name) for name in type(value).model_fields}
         _feed(digest, [type(value).__qualname__, parts])
     elif isinstance(value, Mapping):
         digest.update(f"map {len(value)} ".encode())

@@ -20,7 +20,9 @@ from pydantic.fields import FieldInfo
 from .errors import FramePackError
 
 MAX_SEED = 2**64 - 1  # of torch's generators
+NonEmpty = Annotated[str, Field(min_length=1)]
 
+OFF = "off"
 SAME = object()
 """Of `Option.reference`: musubi-tuner has the same default."""
 
@@ -31,15 +33,15 @@ class Option:
 
     help opens with the term that a user would search for. flags: its names on the command line
     without dashes, the first one in messages; the field's name if there are none; cli: whether it
-    is there at all. switches: flags that stand for a value, with their help; an option that has
-    them and no other flags is given by them alone. pair: it is the NAME of a NAME=VALUE behind its
-    flag. lines: its names in prompt lines. node: its name as an input of a node, "" to have none,
-    None for the field's name. none: the value by which an input, which has no None, says None, and
-    absent what that means. initial: the input's default where that is another. labels: what a
-    widget calls the choices, in their order. offered: what it lists where the field takes other
-    values too. step: of a number's widget. mutable: a resumed run may change it. metadata: the key
-    under which files note it. reference: musubi-tuner's default where a result depends on another
-    than ours.
+    is there at all. joined: its list is one word. positional: it has no flag. switches: flags that
+    stand for a value, with their help; an option that has them and no other flags is given by them
+    alone. pair: it is the NAME of a NAME=VALUE behind its flag. lines: its names in prompt lines.
+    node: its name as an input of a node, "" to have none, None for the field's name. none: the
+    value by which an input, which has no None, says None, and absent what that means. initial: the
+    input's default where that is another. labels: what a widget calls the choices, in their order.
+    offered: what it lists where the field takes other values too. step: of a number's widget.
+    mutable: a resumed run may change it. metadata: the key under which files note it. reference:
+    musubi-tuner's default where a result depends on another than ours.
     """
 
     help: str
@@ -49,10 +51,12 @@ class Option:
     pair: str = ""
     lines: tuple[str, ...] = ()
     metavar: str | tuple[str, ...] | None = None
+    joined: bool = False
+    positional: bool = False
     unit: str = ""
     node: str | None = None
     none: Any = None
-    absent: str = "off"
+    absent: str = OFF
     initial: Any = SAME
     labels: tuple[str, ...] = ()
     offered: tuple[str, ...] = ()
@@ -142,6 +146,18 @@ class Leaf:
             value = getattr(value, name)
         return value
 
+    def read(self, value: Any, name: str) -> Any:
+        """A value, such as a text, as the field has it; FramePackError under `name` otherwise."""
+        given = validate(self.group, {self.name: value}, name, {(self.name,): name})
+        if self.kind is int and isinstance(value, str) and not value.strip().lstrip("-").isdigit():
+            raise FramePackError(f"{name}: {value!r} is not a whole number")  # such as 2.0
+        return getattr(given, self.name)
+
+    def on(self, settings: Settings) -> bool:
+        """Whether it was set, and not to what stands for nothing."""
+        value = self.of(settings)
+        return self.given(settings) and value is not None and value is not False
+
     def given(self, settings: Settings) -> bool:
         """Whether it was set rather than left at its default."""
         value: Any = settings
@@ -162,10 +178,20 @@ def leaves(kind: type[Settings], path: tuple[str, ...] = ()) -> Iterator[Leaf]:
             continue
         about = next((m for m in found.metadata if isinstance(m, Option)), None)
         if about is not None:
-            default = found.get_default(call_default_factory=True)
+            required = found.is_required()
+            default = None if required else found.get_default(call_default_factory=True)
             bounds = _bounds(found, about, inner)
             group = _declared_by(kind, name)
             yield Leaf((*path, name), inner, optional, default, about, group, bounds)
+
+
+def updated(settings: S, values: Mapping[tuple[str, ...], Any]) -> S:
+    """A copy with values in the place of others, by path; they are as `Leaf.read` gives them."""
+    changes: dict[str, Any] = {}
+    for name in dict.fromkeys(path[0] for path in values):
+        inner = {path[1:]: value for path, value in values.items() if path[0] == name}
+        changes[name] = inner[()] if () in inner else updated(getattr(settings, name), inner)
+    return settings.model_copy(update=changes)
 
 
 def nested(values: Mapping[tuple[str, ...], Any]) -> dict[str, Any]:
@@ -244,8 +270,10 @@ def _check_quotes(value: str, place: str) -> None:
 
 
 def _declared_by(kind: type[Settings], name: str) -> type[Settings]:
-    bases = (base for base in reversed(kind.__mro__) if issubclass(base, Settings))
-    return next(base for base in bases if name in base.model_fields)
+    """The first class that has an option, but one without a title leaves it to those above."""
+    bases = [base for base in reversed(kind.__mro__) if issubclass(base, Settings)]
+    having = (base for base in bases if name in base.model_fields and base.title)
+    return next(having, kind)
 
 
 def _without_none(annotation: Any) -> tuple[Any, bool]:
@@ -286,6 +314,7 @@ _PLAIN = {
     "literal_error": "is unknown; use {expected}",
     "string_type": "is not a text",
     "path_type": "is not a path",
+    "string_too_short": "is empty",
     "tuple_type": "is not a list",
     "list_type": "is not a list",
 }
@@ -307,10 +336,16 @@ def _first_line(
         return f"{name}: missing; give it"
     plain = _PLAIN.get(first["type"])
     if plain is not None:
-        return f"{name}: {_shown(first['input'])} {plain.format(**first.get('ctx', {}))}"
+        limits = {k: _number(v) for k, v in first.get("ctx", {}).items()}
+        return f"{name}: {_shown(first['input'])} {plain.format(**limits)}"
     message = first["msg"].removeprefix("Value error, ")
-    shown = f" (given: {first['input']!r})" if path and len(repr(first["input"])) < 60 else ""
+    given = repr(first["input"])
+    shown = f" (given: {given})" if path and len(given) < 60 and given not in message else ""
     return f"{name}: {message}{shown}"
+
+
+def _number(value: Any) -> Any:
+    return f"{value:g}" if isinstance(value, float) else value
 
 
 def _shown(value: Any) -> str:

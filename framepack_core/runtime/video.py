@@ -15,17 +15,12 @@ from av.container import OutputContainer
 from av.video.reformatter import Colorspace
 from av.video.stream import VideoStream
 
+from .codecs import ENCODERS
 from .errors import FramePackError
 from .files import DISK_FULL, atomic_path
 from .images import Pixels, save_png
 from .video_reader import VideoFile
 
-# What each encoder calls constant quality, and what else it needs to keep to it.
-ENCODERS: dict[str, tuple[str, dict[str, str]]] = {
-    "libx264": ("crf", {}),
-    "h264_nvenc": ("cq", {}),
-    "libvpx-vp9": ("crf", {"b": "0"}),
-}
 BT709, LIMITED_RANGE = 1, 1
 MP4_KEYS = {"title", "comment"}
 PROBE_SIZE = 256  # hardware encoders refuse frames much smaller

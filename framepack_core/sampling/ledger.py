@@ -29,7 +29,6 @@ from .plan import Plan
 SUFFIX = ".safetensors"
 DAMAGED = ".damaged"
 RUNS = "runs.json"
-FOLDER = ".ledger"  # beside the results, where nothing else was asked for
 LEDGER_FORMAT = 1  # of keys and entries; another number starts afresh
 LIMIT = 2 * 10**9  # bytes of all entries; latents are small, so this is months of runs
 KEPT_RUNS = 50

@@ -7,15 +7,15 @@ model's rotary embedding gets (arXiv 2504.12626).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from ..parsing.section_spec import MAX_LORA_STRENGTH, SectionSpec, section_range
+from ..parsing.overrides import Overrides
+from ..parsing.section_spec import SectionSpec, section_range
 from ..parsing.timeline import Timeline
 from ..runtime.errors import FramePackError
-from ..runtime.options import MAX_SEED
+from ..runtime.options import validate
 
 Mode = Literal["framepack", "f1"]
 EndPolicy = Literal["persistent", "first_section"]
@@ -29,15 +29,14 @@ HISTORY_LENGTH = sum(HISTORY)
 TIME_SCALE = 1000.0  # the timestep of the noise level 1
 GUIDANCE = 10.0  # the distilled guidance scale that the model was trained for
 LABEL = 40  # characters of a prompt that a description shows
+_NAMES = {(name,): name for name in Overrides.model_fields}  # what errors call them
 
 
-@dataclass(frozen=True)
-class Section:
+class Section(Overrides):
     """One section to be made: its place in time and the indices of all that the model sees.
 
-    What it has of its own may be None, for the run's. The first three are the host's handles, such
-    as a text and a path; generate() needs them encoded. An image stands before the section, in the
-    start image's place: at padding 0 the section goes on from it, else it is a reference.
+    What overrides the run's may be None. An image stands before the section, in the start image's
+    place: at padding 0 the section continues it, else it is a reference.
     """
 
     index: int
@@ -45,18 +44,11 @@ class Section:
     clean_indices: tuple[int, ...]
     clean_2x_indices: tuple[int, ...]
     clean_4x_indices: tuple[int, ...]
-    padding: int | None = None  # framepack: how many windows lie between it and the start image
-    prompt: Any = None
-    image: Any = None
-    image_embeds: Any = None  # SigLIP's view of an image
-    seed: int | None = None
-    guidance: float | None = None
-    lora_strength: float | None = None  # times the strength of every LoRA that is applied
 
     @classmethod
     def framepack(cls, index: int, padding: int, window: int) -> Section:
         """A section of inverted anti-drifting: `padding` empty windows after the start image."""
-        _check_padding(padding)
+        validate(Overrides, {"padding": padding}, "padding", {("padding",): "paddings"})
         first = 1 + padding * window
         after = first + window
         return cls(
@@ -67,9 +59,6 @@ class Section:
             clean_4x_indices=index_run(after + 1 + HISTORY[1], HISTORY[2]),
             padding=padding,
         )
-
-
-OVERRIDES = ("prompt", "image", "image_embeds", "seed", "guidance", "lora_strength")
 
 
 @dataclass(frozen=True)
@@ -143,29 +132,18 @@ class Plan:
         first = 1 + section.index * length + (0 if self.backward else 4 * (self.existing - 1))
         return first, first + length - 1
 
-    def with_overrides(
-        self,
-        sections: str,
-        *,
-        prompt: Any = None,
-        image: Any = None,
-        image_embeds: Any = None,
-        padding: int | None = None,
-        seed: int | None = None,
-        guidance: float | None = None,
-        lora_strength: float | None = None,
-    ) -> Plan:
-        """Give sections ("0", "-1", "0-2", by time) something of their own; None leaves it."""
+    def with_overrides(self, sections: str, **own: Any) -> Plan:
+        """Give sections ("0", "-1", "0-2", by time) overrides of the run; None leaves it."""
         chosen = section_range(sections, len(self.sections))
-        _check_overrides(seed, guidance, lora_strength)
-        given = (prompt, image, image_embeds, seed, guidance, lora_strength)
-        own = dict(zip(OVERRIDES, given, strict=True))
-        own = {name: value for name, value in own.items() if value is not None}
+        given = validate(Overrides, own, "section", _NAMES).given()
+        if "padding" in given and self.mode != "framepack":
+            raise FramePackError(f"padding: {self.mode} has none; leave it out")
 
         def change(section: Section) -> Section:
-            if padding is not None:
-                section = self._with_padding(section, padding)
-            return replace(section, **own)
+            if "padding" not in given:
+                return section.model_copy(update=given)
+            moved = Section.framepack(section.index, given["padding"], self.window)
+            return moved.model_copy(update={**section.given(), **given})
 
         return self._each(lambda s: change(s) if s.index in chosen else s)
 
@@ -193,7 +171,7 @@ class Plan:
             lambda s: (
                 s
                 if texts[s.index] == texts[0]
-                else replace(s, **dict.fromkeys(fields, texts[s.index]))
+                else s.model_copy(update=dict.fromkeys(fields, texts[s.index]))
             )
         )
 
@@ -220,9 +198,9 @@ class Plan:
         """The plan with its handles put through functions of the host, by field."""
 
         def change(section: Section) -> Section:
-            own = {name: getattr(section, name) for name in encode}
-            made = {n: encode[n](handle) for n, handle in own.items() if handle is not None}
-            return replace(section, **made)
+            own = section.given()
+            made = {name: encode[name](own[name]) for name in encode if name in own}
+            return section.model_copy(update=made)
 
         plan = self._each(change)
         if plan.end is None or "image" not in encode:
@@ -231,12 +209,6 @@ class Plan:
 
     def _each(self, change: Callable[[Section], Section]) -> Plan:
         return replace(self, sections=tuple(change(section) for section in self.sections))
-
-    def _with_padding(self, section: Section, padding: int) -> Section:
-        if self.mode != "framepack":
-            raise FramePackError(f"padding: {self.mode} has none; leave it out")
-        moved = Section.framepack(section.index, padding, self.window)
-        return replace(moved, **{name: getattr(section, name) for name in OVERRIDES})
 
     def describe(self, width: int | None = None, height: int | None = None) -> str:
         """What will be made, as text: size and length, then one line a section."""
@@ -263,15 +235,11 @@ class Plan:
 
 
 def _describe_own(section: Section) -> str:
-    own = {
-        "padding": section.padding,
-        "prompt": _label(section.prompt),
-        "image": _label(section.image),
-        "seed": section.seed,
-        "guidance": section.guidance,
-        "LoRA strength": section.lora_strength,
-    }
-    return "".join(f", {name} {value}" for name, value in own.items() if value is not None)
+    own = section.given()
+    own |= {name: _label(own[name]) for name in ("prompt", "image") if name in own}
+    own.pop("image_embeds", None)
+    titles = {name: name.replace("_", " ").replace("lora", "LoRA") for name in own}
+    return "".join(f", {titles[name]} {value}" for name, value in own.items())
 
 
 def _label(handle: Any) -> str | None:
@@ -286,19 +254,3 @@ def _label(handle: Any) -> str | None:
 
 def index_run(first: int, count: int) -> tuple[int, ...]:
     return tuple(range(first, first + count))
-
-
-def _check_padding(padding: int) -> None:
-    if not isinstance(padding, int) or padding < 0:
-        raise FramePackError(f"paddings: {padding!r} is not a whole number of 0 or more")
-
-
-def _check_overrides(seed: int | None, guidance: float | None, lora_strength: float | None) -> None:
-    if seed is not None and not 0 <= seed <= MAX_SEED:
-        raise FramePackError(f"seed: {seed} is out of range; use 0 to {MAX_SEED}")
-    if guidance is not None and not 0 <= guidance < math.inf:
-        raise FramePackError(f"guidance: {guidance} is not a number of 0 or more")
-    if lora_strength is not None and not 0 <= lora_strength <= MAX_LORA_STRENGTH:
-        raise FramePackError(
-            f"lora_strength: {lora_strength} is not a number from 0 to {MAX_LORA_STRENGTH}"
-        )

@@ -11,6 +11,7 @@ WINDOW = 9
 MAX_WINDOW = 33
 SIZE_MULTIPLE = 16
 MAX_SIDE = 8192  # pixels, so that a slip of the finger does not take all memory
+MAX_SIZE = 4096  # of a side that nodes offer
 LATENT_STRIDE = 8
 LATENT_CHANNELS = 16
 MAX_DIGITS = 6  # of a number in a text

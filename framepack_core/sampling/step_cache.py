@@ -10,14 +10,18 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol
 
-import torch
-from torch import Tensor
-from torch.nn.functional import cosine_similarity
+from pydantic import BeforeValidator
 
-from ..models.dit import FramePackDiT, RunBlocks, Tokens
 from ..runtime.errors import FramePackError
+from ..runtime.options import Leaf, Settings, leaves, option
+
+if TYPE_CHECKING:  # so that options are declared without waiting for torch
+    from torch import Tensor
+
+    from ..models.dit import FramePackDiT, RunBlocks, Tokens
 
 # fitted by TeaCache's authors for HunyuanVideo: relative change of input to change of output
 TEACACHE_POLYNOMIAL = (733.226126, -401.131952, 67.5869174, -3.149878, 0.0961237896)
@@ -50,7 +54,7 @@ def transform_with(
     return lambda tokens: cache.transform(dit, tokens, float(sigma.max()), pass_name)
 
 
-StepCacheFactory = Callable[[Tensor], StepCache]
+StepCacheFactory = Callable[["Tensor"], StepCache]
 """Makes the cache of a section from its sigmas."""
 
 
@@ -68,9 +72,9 @@ class _TeaState:
 class TeaCache:
     """Skip while the accumulated change of the first block's input is small (arXiv 2411.19108)."""
 
-    def __init__(self, sigmas: Tensor, threshold: float = 0.15) -> None:
+    def __init__(self, sigmas: Tensor, threshold: float) -> None:
         if threshold <= 0:
-            raise FramePackError(f"teacache: threshold {threshold} must be above 0 (0.15 is usual)")
+            raise FramePackError(f"teacache: threshold {threshold} must be above 0")
         self.sigmas, self.threshold = sigmas.tolist(), threshold
         self.computed: list[bool] = []
         self._states: dict[str, _TeaState] = defaultdict(_TeaState)
@@ -140,8 +144,7 @@ class MagCache:
     """Skip while the predicted error of reusing the last residual is small (arXiv 2506.09045)."""
 
     def __init__(self, sigmas: Tensor, config: MagCacheConfig | None = None) -> None:
-        self.sigmas = sigmas.tolist()
-        self.config = config or MagCacheConfig()
+        self.sigmas, self.config = sigmas.tolist(), config or MagCacheConfig()
         self.ratios = resample_nearest(self.config.ratios, len(self.sigmas) - 1)
         self.computed: list[bool] = []
         self._states: dict[str, _MagState] = defaultdict(_MagState)
@@ -181,10 +184,176 @@ class MagCalibration:
         residual, previous = (out - tokens.latent).float(), self._residuals.get(pass_name)
         self._residuals[pass_name] = residual
         if previous is not None:
-            ratio = torch.linalg.vector_norm(residual, dim=-1)
-            ratio = ratio / torch.linalg.vector_norm(previous, dim=-1)
+            import torch
+
+            norm = torch.linalg.vector_norm
+            ratio = norm(residual, dim=-1) / norm(previous, dim=-1)
             self.norm_ratio.append(round(ratio.mean().item(), 5))
             self.norm_std.append(round(ratio.std().item(), 5))
-            similarity = cosine_similarity(residual, previous, dim=-1, eps=1e-8)
+            similarity = torch.cosine_similarity(residual, previous, dim=-1, eps=1e-8)
             self.cos_dis.append(round((1 - similarity).mean().item(), 5))
         return out
+
+
+class Calibration:
+    """Makes a MagCalibration for each section and sums them up."""
+
+    def __init__(self) -> None:
+        self.sections: list[MagCalibration] = []
+
+    def __call__(self, sigmas: Tensor) -> MagCalibration:
+        self.sections.append(MagCalibration(sigmas))
+        return self.sections[-1]
+
+    def ratios(self) -> str:
+        """The mean over the sections, as --magcache_mag_ratios takes it."""
+        steps = zip(*(section.norm_ratio for section in self.sections), strict=True)
+        means = [1.0, *(sum(step) / len(step) for step in steps)]
+        return ",".join(f"{mean:.5f}" for mean in means)
+
+
+# --- options --------------------------------------------------------------------------------------
+
+
+def _split_ratios(value: Any) -> Any:
+    """Comma-separated numbers; empty for a lone 0, which stands for the built-in list."""
+    if not isinstance(value, str):
+        return value
+    try:
+        ratios = tuple(float(ratio) for ratio in value.split(","))
+    except ValueError:
+        raise ValueError(f"{value!r} is not 0 or a list like 1.0,1.07,1.29") from None
+    return () if ratios == (0,) else ratios
+
+
+class CacheOptions(Settings):
+    """The parameters of one step cache. On the command line giving the first of them turns it on.
+
+    name: what nodes call it, "" if they do not offer it.
+    """
+
+    name: ClassVar[str] = ""
+
+    def factory(self) -> StepCacheFactory:
+        """What makes it for each section."""
+        raise NotImplementedError
+
+    @classmethod
+    def switch(cls) -> Leaf:
+        """The option that turns it on."""
+        return next(leaves(cls))
+
+
+class TeaCacheOptions(CacheOptions):
+    title: ClassVar[str] = "TeaCache"
+    about: ClassVar[str] = "a step cache: skips steps that would change little (arXiv 2411.19108)"
+    name: ClassVar[str] = "TeaCache"
+    threshold: float = option(
+        0.15, "TeaCache, and its threshold: how readily steps are skipped.", "teacache", gt=0
+    )
+
+    def factory(self) -> StepCacheFactory:
+        return partial(TeaCache, threshold=self.threshold)
+
+
+class MagCacheOptions(CacheOptions):
+    title: ClassVar[str] = "MagCache"
+    about: ClassVar[str] = "a step cache: skips by measured ratios (arXiv 2506.09045)"
+    name: ClassVar[str] = "MagCache"
+    ratios: Annotated[tuple[float, ...], BeforeValidator(_split_ratios)] = option(
+        (),
+        "MagCache, and its ratios of one step's change to the last's, such as 1.0,1.07; 0 is the "
+        "built-in ones.",
+        "magcache_mag_ratios",
+        metavar="LIST",
+        joined=True,
+    )
+    retention: float = option(
+        MagCacheConfig.retention,
+        "MagCache retention ratio: the share of steps at the start that are never skipped.",
+        "magcache_retention_ratio",
+        lines=("mcrr",),
+        ge=0,
+        le=1,
+    )
+    threshold: float = option(
+        MagCacheConfig.threshold,
+        "MagCache threshold of the error.",
+        "magcache_threshold",
+        lines=("mct",),
+        gt=0,
+    )
+    max_skips: int = option(
+        MagCacheConfig.max_skips,
+        "MagCache K: steps skipped in a row at most.",
+        "magcache_k",
+        lines=("mck",),
+        ge=1,
+    )
+
+    def factory(self) -> StepCacheFactory:
+        ratios = self.ratios or MAGCACHE_RATIOS
+        config = MagCacheConfig(self.threshold, self.max_skips, self.retention, ratios)
+        return partial(MagCache, config=config)
+
+
+class CalibrationOptions(CacheOptions):
+    title: ClassVar[str] = "MagCache calibration"
+    magcache_calibration: bool = option(
+        False, "MagCache calibration: computes every step and prints the ratios."
+    )
+
+    def factory(self) -> StepCacheFactory:
+        return Calibration()
+
+
+class StepCaches(Settings):
+    """The table of all step caches."""
+
+    teacache: TeaCacheOptions = TeaCacheOptions()
+    magcache: MagCacheOptions = MagCacheOptions()
+    calibration: CalibrationOptions = CalibrationOptions()
+
+    def factory(self) -> StepCacheFactory | None:
+        """That of the cache that is turned on; raises FramePackError for two."""
+        given = [cache for _, cache in self if cache.switch().on(cache)]
+        if len(given) > 1:
+            flags = " and ".join(f"--{cache.switch().flag}" for cache in given)
+            raise FramePackError(f"{flags} cannot be combined; choose one")
+        return given[0].factory() if given else None
+
+
+OFFERED = {
+    kind.annotation.name: kind.annotation
+    for kind in StepCaches.model_fields.values()
+    if kind.annotation.name
+}
+
+
+class StepCacheChoice(Settings):
+    """A step cache as nodes offer it: one of the table and its threshold."""
+
+    step_cache: Literal[("off", *OFFERED)] = option(  # type: ignore[valid-type]
+        "off",
+        "Step cache: skips steps that would change little. Up to twice as fast, with somewhat less "
+        "detail in motion and hands.",
+        cli=False,
+    )
+    cache_threshold: float | None = option(
+        None,
+        "Threshold of the step cache: how readily steps are skipped.",
+        cli=False,
+        none=0.0,
+        absent="the usual value: "
+        + ", ".join(f"{kind().threshold:g} for {name}" for name, kind in OFFERED.items()),
+        gt=0.0,
+        high=2.0,
+        step=0.01,
+    )
+
+    def factory(self) -> StepCacheFactory | None:
+        """That of the chosen cache."""
+        if self.step_cache == "off":
+            return None
+        given = {} if self.cache_threshold is None else {"threshold": self.cache_threshold}
+        return OFFERED[self.step_cache](**given).factory()

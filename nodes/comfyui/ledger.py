@@ -53,7 +53,7 @@ def open_ledger(
 
 def _settings(run: SectionRun) -> dict[str, Any]:
     """All that sections depend on besides the plan and latents, by the names of the inputs."""
-    model, sampling = run.model, vars(run.settings)
+    model, settings = run.model, run.settings
     base = model.model
     changes = {name: _without_loras(getattr(model, name, None)) for name in ADDITIONS}
     return {
@@ -67,7 +67,8 @@ def _settings(run: SectionRun) -> dict[str, Any]:
         "positive": run.positive,
         "negative": run.negative,
         "clip_vision_output": run.image_embeds,
-        **sampling,
+        **settings.inputs,
+        "sampler": settings.sampler,
         "sigmas": run.sigmas,
     }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -17,14 +17,10 @@ from ...framepack_core.runtime.display import Bar, warn
 from ...framepack_core.runtime.errors import FramePackError
 from ...framepack_core.sampling.flow import RopeScaling, combine_cfg
 from ...framepack_core.sampling.generate import SamplerConfig, SectionTask
+from ...framepack_core.sampling.options import SamplingOptions
 from ...framepack_core.sampling.plan import Mode, Section
 from ...framepack_core.sampling.sanity_checks import check_attention
-from ...framepack_core.sampling.step_cache import (
-    MagCache,
-    MagCacheConfig,
-    StepCacheFactory,
-    TeaCache,
-)
+from ...framepack_core.sampling.step_cache import StepCacheChoice
 from ...framepack_core.sampling.unipc import Variant, sample_unipc
 from .model import (
     LATENT_SCALE,
@@ -37,42 +33,40 @@ from .model import (
 )
 from .progress import RunProgress
 
-CACHES: dict[str, Callable[[float], StepCacheFactory | None]] = {
-    "off": lambda threshold: None,
-    "TeaCache": lambda threshold: partial(TeaCache, threshold=threshold or 0.15),
-    "MagCache": lambda threshold: partial(
-        MagCache, config=MagCacheConfig(threshold=threshold or 0.24)
-    ),
-}
+
+class SampleOptions(SamplingOptions, StepCacheChoice):
+    """What the widgets of a sampler node say."""
 
 
 @dataclass(frozen=True)
-class Settings:
-    """How a run is sampled, as the inputs of `setting_inputs` say it."""
+class RunSettings:
+    """How a run is sampled; inputs: what widgets said, by name, which the ledger knows it by."""
 
-    seed: int
-    steps: int
-    guidance: float
-    cfg: float
-    rescale: float
-    shift: float
-    solver: str
-    step_cache: str
-    cache_threshold: float
-    rope_threshold: float = 0.0
-    rope_factor: float = 0.5
+    options: SampleOptions
+    inputs: Mapping[str, Any]
     sampler: Any = None
     sigmas: Tensor | None = None
+
+    @property
+    def seed(self) -> int:
+        return self.options.seed
+
+    @property
+    def with_cfg(self) -> bool:
+        return self.options.guidance_scale != 1
 
     def schedule(self, latent_shape: Sequence[int]) -> Tensor:
         """The sigmas input, or those of steps and shift for latents [..., T, h, w]."""
         if self.sigmas is None:
-            return SamplerConfig(self.steps, self.shift or None).sigmas(latent_shape)
+            options = self.options
+            return SamplerConfig(options.infer_steps, options.flow_shift).sigmas(latent_shape)
         check_sigmas(self.sigmas)
         return self.sigmas
 
     def rope_scaling(self) -> RopeScaling | None:
-        return RopeScaling(self.rope_threshold, self.rope_factor) if self.rope_threshold else None
+        threshold = self.options.rope_scaling_timestep_threshold
+        factor = self.options.rope_scaling_factor
+        return None if threshold is None else RopeScaling(threshold, factor)
 
 
 @dataclass(frozen=True)
@@ -83,7 +77,7 @@ class SectionRun:
     positive: list[Any]
     negative: list[Any] | None
     image_embeds: Tensor | None
-    settings: Settings
+    settings: RunSettings
     sigmas: Tensor
     progress: RunProgress
 
@@ -91,12 +85,12 @@ class SectionRun:
         settings, section = self.settings, task.section
         guider = comfy.samplers.CFGGuider(self._model(section))
         guider.inner_set_conds(self._conds(task))
-        guider.set_cfg(settings.cfg)
+        guider.set_cfg(settings.options.guidance_scale)
         seed = settings.seed + task.order if section.seed is None else section.seed
         latents = guider.sample(
             task.noise,
             torch.zeros_like(task.noise),
-            settings.sampler or unipc(settings.solver.removeprefix("unipc_")),
+            settings.sampler or unipc(settings.options.unipc_variant),
             self.sigmas,
             callback=lambda step, denoised, x, steps: self.progress.step(
                 task.order, step + 1, denoised
@@ -120,13 +114,13 @@ class SectionRun:
     def _guided(self, prompt: list[Any], section: Section) -> list[Any]:
         """The distilled guidance: the section's, else the prompt's, else the run's."""
         own = {} if section.guidance is None else {"guidance": section.guidance}
-        run = {"guidance": self.settings.guidance}
+        run = {"guidance": self.settings.options.embedded_cfg_scale}
         return [[words, run | extra | own] for words, extra in prompt]
 
     def _model(self, section: Section) -> Any:
         """The run's model, or a clone with what this section changes: the run's stays as it is."""
         settings = self.settings
-        step_cache = CACHES[settings.step_cache](settings.cache_threshold)
+        step_cache = settings.options.factory()
         options = {
             ROPE_SCALING: settings.rope_scaling(),
             STEP_CACHE: step_cache and step_cache(self.sigmas),
@@ -143,7 +137,7 @@ class SectionRun:
 def section_run(
     model: Any,
     positive: list[Any],
-    settings: Settings,
+    settings: RunSettings,
     latent_shape: Sequence[int],
     progress: Callable[[Any, int], RunProgress],
     clip_vision_output: Any = None,
@@ -155,17 +149,17 @@ def section_run(
     """
     check_model(model)
     check_model_attention(model)
-    if settings.cfg != 1.0 and negative is None:
+    if settings.with_cfg and negative is None:
         raise FramePackError(
-            f"negative: cfg {settings.cfg} needs a negative prompt; connect one (it may be empty) "
-            "or set cfg to 1"
+            f"negative: cfg {settings.inputs['cfg']} needs a negative prompt; connect one "
+            "(it may be empty) or set cfg to 1"
         )
     sigmas = settings.schedule(latent_shape)
-    rescaled = settings.rescale and settings.cfg != 1.0
+    rescale = settings.options.guidance_rescale if settings.with_cfg else 0
     return SectionRun(
-        model=with_rescale(model, settings.rescale) if rescaled else model,
+        model=with_rescale(model, rescale) if rescale else model,
         positive=positive,
-        negative=None if settings.cfg == 1.0 else negative,  # it would never be read
+        negative=negative if settings.with_cfg else None,  # it would never be read
         image_embeds=image_embeds(model, clip_vision_output),
         settings=settings,
         sigmas=sigmas,

@@ -25,10 +25,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from training_files import DIT, TINY_SIZE, Size, size_of
 
-from framepack_core.cli import build_parser, main
+from framepack_core.cli import main, read_command
 from framepack_core.cli.check import Check
 from framepack_core.headless.jobs import Job
-from framepack_core.headless.models import FLAGS, Models
+from framepack_core.headless.models import open_job_models
+from framepack_core.headless.request import decide
 from framepack_core.models.image import SIGLIP_CONFIG, siglip_model
 from framepack_core.models.text import CLIP_CONFIG, LLAMA_CONFIG, clip_model, llama_model
 from framepack_core.models.vae import AutoencoderKL, VAEConfig
@@ -145,11 +146,11 @@ def _synchronize() -> None:
 
 def compare(name: str, options: list[str]) -> str:
     """A row of the table."""
-    args = build_parser().parse_args(["check", *options])
-    check = Check(Job.prepare(args), Models.from_args(args, list(FLAGS)))
+    command = read_command(["check", *options])[1]
+    check = Check(Job.prepare(decide(command)), open_job_models(command))
     print("\n".join(check.lines()), flush=True)
     request, scene = check.job.request, check.job.request.scene
-    passes = scene.sections * request.sampler.steps * (2 if request.with_cfg else 1)
+    passes = scene.sections * request.sampler.steps * (1 if request.negative_prompt is None else 2)
     said = passes * check.step.seconds, check._decoding.seconds
     memory = check._transformer_need
     with Watch() as watch:

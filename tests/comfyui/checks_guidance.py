@@ -455,7 +455,7 @@ def check_bad_guidance_is_named() -> Any:
         "sections: '2-0' runs backwards": lambda: guide(sections="2-0"),
         "padding: f1 has none": lambda: guide(plan("f1"), padding=1),
         "guidance: -0.5": lambda: guide(guidance=-0.5),
-        "lora_strength: -0.5 is not a number from 0": lambda: guide(lora_strength=-0.5),
+        "lora_strength: -0.5 must be at least 0": lambda: guide(lora_strength=-0.5),
         "start_image: 3 latent frames": lambda: guide(start_image=video),
         "the image of section 1: its latent is [1, 16, 1, 8, 10]": lambda: sample(
             plan=guide(sections="1", start_image=large)

@@ -6,27 +6,27 @@ import json
 import math
 import re
 import tempfile
-from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from framepack_core.cli import build_parser
+from framepack_core.cli import read_command
+from framepack_core.cli.commands import Generate
+from framepack_core.headless.job import LINE_OPTIONS, AnyJob, parse_prompt_line
 from framepack_core.headless.output import Output
 from framepack_core.headless.request import read_plan
 from framepack_core.lora.apply import open_loras
 from framepack_core.parsing.json_toml import parse_toml
-from framepack_core.parsing.prompt_lines import (
-    LINE_OPTIONS,
-    given_fields,
-    parse_prompt_line,
-    read_prompt_file,
-)
+from framepack_core.parsing.prompt_lines import read_prompt_file
 from framepack_core.parsing.sample_prompts import OPTIONS as SAMPLE_OPTIONS
-from framepack_core.parsing.sample_prompts import load_sample_prompts, parse_sample_line
+from framepack_core.parsing.sample_prompts import (
+    SamplePrompt,
+    load_sample_prompts,
+    parse_sample_line,
+)
 from framepack_core.runtime.errors import FramePackError
+from framepack_core.runtime.options import leaves
 from framepack_core.sampling.sections import WINDOW, check_size, plan_video, sections_for_seconds
-from framepack_core.sampling.step_cache import MagCacheConfig
 
 from .result import Case, exact, exact_ours, refusal, refused, todo
 
@@ -183,12 +183,16 @@ def as_json(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def of_line(line: str) -> dict[str, Any]:
-    fields = given_fields(parse_prompt_line(line))
+    fields = parse_prompt_line(line)
     return as_json({RENAMED.get(name, name): value for name, value in fields.items()})
 
 
+def given(sample: SamplePrompt) -> dict[str, Any]:
+    return as_json(sample.model_dump(exclude_unset=True))
+
+
 def of_sample(line: str) -> dict[str, Any]:
-    return as_json(given_fields(parse_sample_line(line)))
+    return given(parse_sample_line(line))
 
 
 def of_file(lines: list[str]) -> Iterator[dict[str, Any]]:
@@ -204,15 +208,17 @@ def of_sample_file(case: dict[str, Any]) -> list[dict[str, Any]]:
         path = Path(folder) / f"prompts.{case['extension']}"
         path.write_text(case["text"], encoding="utf-8")
         samples = load_sample_prompts(path)
-    return [{**as_json(given_fields(sample)), "enum": i} for i, sample in enumerate(samples)]
+    return [{**given(sample), "enum": i} for i, sample in enumerate(samples)]
 
 
 def overridden(base: dict[str, Any], line: str) -> dict[str, Any]:
     """The prompt, the size and what a line changes; base: the command line's settings."""
-    settings = parse_prompt_line(line).settings(tuple(base["video_size"]))
-    given = {"video_size": base["video_size"], **as_json(settings)}
+    fields = parse_prompt_line(line)
+    width, height = AnyJob(prompt={"video_size": base["video_size"]}).with_line(fields).prompt.size
+    others = {key: value for key, value in fields.items() if key not in RENAMED}
+    given = {"video_size": [height, width], **as_json(others)}
     kept = {"prompt", "video_size"}
-    return {k: x for k, x in given.items() if k in kept or (x is not None and x != base.get(k))}
+    return {k: x for k, x in given.items() if k in kept or x != base.get(k)}
 
 
 def check_inputs(i: int, case: dict[str, Any]) -> Case:
@@ -242,7 +248,7 @@ def check_inputs(i: int, case: dict[str, Any]) -> Case:
 
 def check_defaults(expected: dict[str, Any]) -> Iterator[Case]:
     """Every option that there is has the reference's default, or has it where it is used."""
-    defaults = vars(parsed())
+    defaults = {x.flag: None if x.default == () else x.default for x in leaves(Generate)}
     for option, value in expected.items():
         if option not in defaults:
             yield todo(f"default.{option}")
@@ -262,8 +268,8 @@ def check_defaults(expected: dict[str, Any]) -> Iterator[Case]:
             yield exact(f"default.{option}", defaults[option], value)
 
 
-def parsed(*options: str) -> Namespace:
-    return build_parser().parse_args(["generate", *options])
+def parsed(*options: str) -> Generate:
+    return read_command(["generate", *options])[1]
 
 
 def _given(option: str, value: Any) -> list[str]:
@@ -281,11 +287,7 @@ def _plan_of(option: str) -> Callable[..., list[Any]]:
 
 
 def _fps(value: float | None = None) -> float:
-    return float(Output.from_args(parsed(*_given("fps", value)), "name").fps)
-
-
-def _magcache(field: str) -> Callable[..., Any]:
-    return lambda value=None: getattr(MagCacheConfig(), field) if value is None else value
+    return float(Output(parsed(*_given("fps", value)).output, "name").fps)
 
 
 def _multiplier(value: float | None = None) -> float:
@@ -311,9 +313,6 @@ LATE: dict[str, Callable[..., Any]] = {
     "latent_window_size": _plan_of("latent_window_size"),
     "video_seconds": _plan_of("video_seconds"),
     "lora_multiplier": _multiplier,
-    "magcache_k": _magcache("max_skips"),
-    "magcache_retention_ratio": _magcache("retention"),
-    "magcache_threshold": _magcache("threshold"),
 }
 
 

@@ -516,7 +516,7 @@ def _check_training_sample(i: int, case: dict[str, Any]) -> Iterator[Case]:
         raise NotCoveredError("a video with control images")
     too_few = frames < 4 * window + 1
     try:
-        SamplePrompt("p", image_path="S" if case["image_given"] else None).check()
+        SamplePrompt(prompt="p", image_path="S" if case["image_given"] else None).check()
         sections = sections_for_frames(frames, window)
     except FramePackError as error:
         names = ("no start image",) if not case["image_given"] else (str(frames),)
