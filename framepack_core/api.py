@@ -1,0 +1,52 @@
+"""FramePack from Python: the options of the `framepack` command, by their names without dashes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from .headless.encodings import Encodings
+from .headless.job import AnyJob
+from .headless.jobs import Job, make
+from .headless.models import Models, open_job_models
+from .headless.request import Request, decide
+from .runtime.errors import FramePackError
+from .runtime.options import leaves, nested, validate
+
+
+def load(**options: Any) -> Models:
+    """The models, found and checked, for several calls of `generate`.
+
+    Each is read when it is first needed and then waits in main memory.
+    """
+    return open_job_models(_job("load", options), keep=True)
+
+
+def plan(**options: Any) -> Request:
+    """What `generate` would make of the same options, without any model; `describe()` tells it."""
+    return Request.of(decide(_job("plan", options)))
+
+
+def generate(models: Models | None = None, **options: Any) -> list[Path]:
+    """Make a video or an edited frame and return its files.
+
+    models: of `load`, whose options then count; otherwise they are loaded for this call.
+    """
+    job = _job("generate", options)
+    prepared = Job.prepare(decide(job))
+    models = models or open_job_models(job)
+    return make([prepared], models, Encodings(models.device, job.prompt.custom_system_prompt))
+
+
+def _job(place: str, options: Mapping[str, Any]) -> AnyJob:
+    """The job of options by the names of their flags."""
+    found = {leaf.flag: leaf.path for leaf in leaves(AnyJob)}
+    for name in options.keys() - found.keys():
+        close = get_close_matches(name, found, n=1)
+        advice = f"did you mean {close[0]}?" if close else "see `framepack generate --help`"
+        raise FramePackError(f"{place}: {name} is unknown; {advice}")
+    values = {found[name]: value for name, value in options.items()}
+    names = {path: f"{place}: {name}" for name, path in found.items()}
+    return validate(AnyJob, nested(values), place, names)
