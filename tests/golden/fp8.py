@@ -148,8 +148,8 @@ def _errors(dit: Path, errors: dict[str, str]) -> Iterator[Case]:
             outcomes["quantising_an_fp8_checkpoint"] = [str(error)]
     for name, expected in errors.items():
         found = outcomes.get(name, "not covered here")
-        name, tag = f"errors.{name}", "fp8-works"
-        yield exact_ours(name, tag, found, rule=linears, reference=expected, inputs=name)
+        name, tag, inputs = f"errors.{name}", "fp8-works", [name, sorted(full)]
+        yield exact_ours(name, tag, found, rule=linears, reference=expected, inputs=inputs)
 
 
 def _is_quantised(name: str, weight: Tensor) -> bool:

@@ -52,6 +52,14 @@ OUTSIDE = {
     "final_layer_linear": "proj_out",
     "final_layer_adaLN_modulation_1": "norm_out.linear",
 }
+REFINER = re.compile(r"txt_in_individual_token_refiner_blocks_(\d+)_(\w+)")
+OF_REFINER = {
+    "self_attn_qkv": ("attn.to_q", "attn.to_k", "attn.to_v"),
+    "self_attn_proj": ("attn.to_out.0",),
+    "mlp_fc1": ("ff.net.0.proj",),
+    "mlp_fc2": ("ff.net.2",),
+    "adaLN_modulation_1": ("norm_out.linear",),
+}
 
 
 @dataclass(frozen=True)
@@ -157,29 +165,42 @@ def _dropped(
     """What a HunyuanVideo LoRA changes outside of the blocks: which weights, and to what."""
     factors = load_file(goldens.folder / case["file"])
     named = set(re.findall(rf"{PREFIX}(\w+)\.lora_", " ".join(case["messages"])))
-    rule = sorted(f"{OUTSIDE.get(module, 'unknown ' + module)}.weight" for module in named)
+    rule = sorted(f"{module}.weight" for name_ in named for module in _outside(name_))
     tag, inputs = "dropped-modules", [name, sorted(named), sorted(factors)]
     yield exact_ours(f"{name}.more", tag, more, rule=rule, reference=[], inputs=inputs)
-    for module in sorted(named & OUTSIDE.keys()):
-        key = f"{OUTSIDE[module]}.weight"
-        of_module = {k: x.float() for k, x in factors.items() if module in k.replace(".", "_")}
+    strength = float(name.split(".", 1)[1])
+    for name_ in sorted(named):
+        of_name = {k: x.float() for k, x in factors.items() if name_ in k.replace(".", "_")}
         down, up, alpha = (
-            next((x for k, x in of_module.items() if re.search(part, k)), None)
+            next((x for k, x in of_name.items() if re.search(part, k)), None)
             for part in (r"lora_(A|down)", r"lora_(B|up)", r"alpha$")
         )
         scale = 1.0 if alpha is None else float(alpha) / len(down)
-        base = goldens.base[key].float()
-        merged = merge(key, base)
-        yield compare_ours(
-            f"{name}.{key}",
-            tag,
-            merged,
-            rule=base + float(name.split(".", 1)[1]) * scale * (up @ down),
-            reference=base,
-            inputs=[*inputs, key, summary(base)],
-            rtol=RTOL,
-            atol=ATOL,
-        )
+        change = strength * scale * (up.flatten(1) @ down.flatten(1))
+        if name_.startswith("final_layer_adaLN"):  # HunyuanVideo's shift comes first, ours last
+            change = torch.cat(change.chunk(2)[::-1])
+        modules = [m for m in _outside(name_) if f"{m}.weight" in goldens.base]
+        for module, part in zip(modules, change.chunk(max(len(modules), 1)), strict=False):
+            key = f"{module}.weight"
+            base = goldens.base[key].float()
+            yield compare_ours(
+                f"{name}.{key}",
+                tag,
+                merge(key, base),
+                rule=base + part.view(base.shape),
+                reference=base,
+                inputs=[*inputs, key, summary(base), summary(part)],
+                rtol=RTOL,
+                atol=ATOL,
+            )
+
+
+def _outside(name: str) -> tuple[str, ...]:
+    """The modules of the DiT behind one of HunyuanVideo's outside of its blocks."""
+    if match := REFINER.fullmatch(name):
+        block = f"context_embedder.token_refiner.refiner_blocks.{match[1]}"
+        return tuple(f"{block}.{part}" for part in OF_REFINER.get(match[2], (match[2],)))
+    return (OUTSIDE.get(name, f"unknown {name}"),)
 
 
 def _converted(lora: Lora) -> dict[str, list[int]]:
@@ -224,7 +245,7 @@ def _bf16_base(goldens: Goldens) -> Iterator[Case]:
             found,
             rule=of_base,
             reference=case["merged_dtypes"],
-            inputs=[case["lora_dtype"], case["alpha_dtype"]],
+            inputs=[case["lora_dtype"], case["alpha_dtype"], sorted(found)],
         )
         yield from goldens.probes(tag, merge, torch.bfloat16, BF16_ATOL, tag)
 

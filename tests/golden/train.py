@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -278,7 +279,8 @@ def _call(name: str, case: dict[str, Any], tensors: dict[str, Tensor]) -> Iterat
     cached = {"latents_clean": torch.zeros(passed["clean_latents"]["shape"])}
     for key in ("clean_latent_indices", *case["batch_has"]):
         rate = "clean_4x" if "4x" in key else "clean_2x" if "2x" in key else "clean"
-        count = INDEX_COUNTS[rate]
+        about = passed[f"clean_latent{rate.removeprefix('clean')}_indices"]
+        count = INDEX_COUNTS[rate] if about is None else about["shape"][1]
         cached[key] = (
             torch.arange(count).expand(batch, -1)
             if key.endswith("indices")
@@ -362,7 +364,7 @@ def _loss(case: dict[str, Any], tensors: dict[str, Tensor]) -> Iterator[Case]:
         actual,
         rule=(plain * own).mean(),
         reference=reference,
-        inputs=[case["dit_dtype"], scheme, dtype, summary(pred), summary(target)],
+        inputs=[case["dit_dtype"], scheme, dtype, *map(summary, (pred, target, timesteps))],
         rtol=RTOL,
         atol=0,
     )
@@ -384,14 +386,16 @@ def _step(case: dict[str, Any], tensors: dict[str, Tensor], folder: Path) -> Ite
     sigma = drawn.sample(u, u, x0.shape[2:])
     given = torch.tensor(case["timestep"])
     yield compare("step.sigma", sigma, (given - OFFSET) / TIME_SCALE, RTOL, ATOL)
-    step = _Step(case["network"], tensors, folder, sigma, guidance)
+    given_in = folder / f"{re.search(r'dit_tiny_[a-z0-9_]+', case['note'])[0]}.safetensors"
+    step = _Step(case["network"], tensors, given_in, sigma, guidance)
     own = _loss_weight(TIME_SCALE * sigma, drawn.how.weighting)
     grid = own
     if drawn.how.weighting in ("sigma_sqrt", "cosmap"):
         grid = _grid_weight(given, drawn.how.weighting, "float32")
     at_their_timestep = step(_WithOffset, grid)
     ours, by_hand = step(FlowDenoiser, own), step(None, own)
-    inputs = [case["options"], case["uniform"], case["network"], summary(x0)]
+    noise = summary(tensors["step.noise"])
+    inputs = [case["options"], case["uniform"], case["network"], summary(x0), noise]
     reference = {name: tensors[f"step.{name}"] for name in ours if f"step.{name}" in tensors}
     reference["loss"] = torch.tensor(case["loss"])
     for name, expected in reference.items():
@@ -416,19 +420,19 @@ class _Step:
         self,
         network: dict[str, Any],
         tensors: dict[str, Tensor],
-        folder: Path,
+        given_in: Path,
         sigma: Tensor,
         guidance: float,
     ) -> None:
         self.sigma, self.x0, self.noise = sigma, tensors["step.latents"], tensors["step.noise"]
-        self.dit = load_model(folder)
+        self.dit = load_model(given_in.parent)
         lora = {k.removeprefix("step.lora."): x for k, x in tensors.items() if "step.lora." in k}
         modules = {key.split(".")[0].removeprefix("lora_unet_") for key in lora}
         rank, alpha = network["dim"], network["alpha"]
         config = AdapterConfig(rank=rank, alpha=alpha, include=_exact(self.dit, modules))
         self.adapters = Adapters.create(self.dit, config)
         self.adapters.load_tensors(lora)
-        self.given = inputs_of(load_file(folder / "dit_tiny_d1_oneframe.safetensors"))
+        self.given = inputs_of(load_file(given_in))
         self.guided = Guided(text_of(self.given), self.given["image_embeddings"], guidance)
 
     def __call__(self, kind: type[FlowDenoiser] | None, weight: Tensor) -> dict[str, Tensor]:
