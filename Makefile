@@ -12,13 +12,19 @@ BIN := $(VENV)/Scripts
 endif
 STAMP := $(VENV)/.installed-$(PYTHON_VERSION)
 
-.PHONY: demo test goldens lint clean
+.PHONY: demo test test-comfyui goldens lint clean
 
 demo: $(STAMP)
 	$(BIN)/python -m framepack_core.cli demo --out demo
 
+# ComfyUI is fetched where there is none; what is said where it cannot be is in pytest's summary.
+PYTEST = COMFYUI_MISSING="$$($(BIN)/python tests/comfyui/fetch.py)" $(BIN)/python -m pytest
+
 test: $(STAMP)
-	$(BIN)/python -m pytest -n logical --maxprocesses 6 --dist loadfile
+	$(PYTEST) -n logical --maxprocesses 6 --dist loadfile
+
+test-comfyui: $(STAMP)
+	$(PYTEST) -m comfy tests/comfyui
 
 GOLDENS ?= tests/goldens
 goldens: $(STAMP)
@@ -32,4 +38,4 @@ $(STAMP): pyproject.toml .ci/setup_venv.py
 	$(PYTHON) .ci/setup_venv.py $(VENV) $@
 
 clean:
-	rm -rf .venv .venv-* build dist *.egg-info
+	rm -rf .venv .venv-* .comfyui build dist *.egg-info

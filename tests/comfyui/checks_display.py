@@ -7,15 +7,17 @@ import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cache
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
 import comfy.model_management
 import comfy.utils
+import folder_paths
 import latent_preview
 import torch
-from inside import pack, run, sample, scene, toy
+from inside import pack, run, sample, scene, slow, toy
 from tqdm import tqdm
 from training_cases import few, train
 
@@ -77,6 +79,19 @@ def check_no_display_ends_the_sampling() -> int:
     return len(displays)
 
 
+def check_a_preview_that_fails_does_not_end_a_training() -> None:
+    with (
+        mock.patch.object(*part("nodes.comfyui.train_display", "_strip"), broken),
+        warnings() as said,
+    ):
+        made = _trained("without_preview")
+    _reported_once(said, {"preview of a sample"})
+    assert made.steps == 2 and Path(made.path).is_file()
+    samples = Path(folder_paths.get_output_directory()) / "loras" / "sample"
+    assert len(list(samples.glob("without_preview_*.mp4"))) == 2
+
+
+@slow
 def check_no_display_ends_a_training() -> int:
     samples = pack("framepack_core.training.samples")
     displays = {

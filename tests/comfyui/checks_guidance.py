@@ -26,6 +26,7 @@ from inside import (
     run,
     sample,
     scene,
+    slow,
     toy,
     unscaled,
 )
@@ -517,6 +518,7 @@ def explained(expected: dict[str, Callable[[], Any]]) -> list[str]:
 # The effect on Toy World
 
 
+@slow
 def check_toy_world_moves_as_prompted_in_both_modes() -> Any:
     cases, toy_world = evaluate.Cases.draw(2, 700_000), toy_cases.in_comfyui()
     drawn = (cases.starts, cases.prompts, 1, cases.seeds)
@@ -526,6 +528,7 @@ def check_toy_world_moves_as_prompted_in_both_modes() -> Any:
     return seen
 
 
+@slow
 def check_toy_world_follows_a_prompt_for_each_section() -> Any:
     measured = toy_cases.section_prompts(CASES, STEPS)
     assert min(measured.values()) >= 0.9, measured
@@ -538,6 +541,7 @@ def check_toy_world_starts_a_section_from_its_image() -> Any:
     return measured
 
 
+@slow
 def check_toy_world_ends_with_the_end_image() -> Any:
     measured = toy_cases.end_image(CASES, STEPS, "persistent", (0, 0.5, 1))
     distances = [measured[f"distance at strength {strength}"] for strength in ("0", "0.5", "1")]

@@ -21,7 +21,7 @@ import comfy.model_management as mm
 import comfy.samplers
 import killing
 import torch
-from inside import BASE, ROOT, difference, error_of, pack, plan, run, sample, scene, toy
+from inside import BASE, ROOT, difference, error_of, pack, plan, run, sample, scene, slow, toy
 
 SECTIONS, KILLED_SECTIONS = 3, 6
 LEDGER = BASE / "output" / ".framepack_ledger"
@@ -217,6 +217,7 @@ def longer(**changes: Any) -> torch.Tensor:
     return kept(plan=plan(sections=KILLED_SECTIONS, window=1), **changes)
 
 
+@slow
 def check_killed_runs_go_on_to_the_same_bits() -> Any:
     """SIGKILL of another ComfyUI in the middle of a run; this one finds its ledger."""
     if sys.platform == "win32":
@@ -401,6 +402,7 @@ def check_wrong_attention_is_refused_by_name() -> str:
 # Preflight
 
 
+@slow
 def check_the_check_says_what_a_run_will_take() -> Any:
     inputs = {"model": toy().model, "start_latent": scene().start, "steps": 4}
     made, report = run("FPReelCheck", plan=long_plan(), **inputs)

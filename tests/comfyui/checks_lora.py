@@ -30,6 +30,7 @@ from inside import (
     run,
     sample,
     scene,
+    slow,
     toy,
     unscaled,
 )
@@ -113,6 +114,7 @@ def merged(lora: str, dtype: torch.dtype) -> Any:
     return run("FPReelLoadModel", model=path.name, precision=precision)[0]
 
 
+@slow
 def check_lora_of_every_format_answers_as_the_merged_model() -> Any:
     """In fp32 closely; in bf16 no further from the exact answer than the merged bf16 model is."""
     plain, measured = answer(load("tiny.safetensors")), {}
@@ -128,6 +130,7 @@ def check_lora_of_every_format_answers_as_the_merged_model() -> Any:
     return measured
 
 
+@slow
 def check_lora_at_zero_and_taken_off_is_the_base_to_the_bit() -> None:
     for precision in ("fp32", "bf16", "fp8", "fp8_scaled"):
         base = load("tiny.safetensors", precision)
@@ -257,6 +260,7 @@ def with_lora(strengths: dict[str, float], mode: str = "framepack", **more: Any)
     return sample(model, plan=own_strengths(strengths, mode), **more)
 
 
+@slow
 def check_lora_strengths_of_all_sections_are_those_of_the_run() -> None:
     for mode in ("framepack", "f1"):
         plain = sample(toy(mode).model, plan=plan(mode, sections=3))

@@ -31,6 +31,7 @@ from inside import (
     run,
     sample,
     scene,
+    slow,
     toy,
 )
 
@@ -611,6 +612,7 @@ def check_native_clip_vision_agrees_with_ours() -> Any:
     return measured
 
 
+@slow
 def check_native_vae_works_in_our_nodes() -> None:
     """ComfyUI builds its HunyuanVideo VAE at the released size only, so its weights are blank."""
     vae = pack("framepack_core.models.vae")

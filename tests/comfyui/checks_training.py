@@ -12,7 +12,7 @@ import comfy.model_management
 import folder_paths
 import torch
 import training_cases
-from inside import BASE, error_of, pack, run, sample, scene, toy
+from inside import BASE, error_of, pack, run, sample, scene, slow, toy
 from training_cases import cached, config, few, train
 
 STEPS = 4
@@ -236,6 +236,7 @@ def open_path(path: str, **more: Any) -> Any:
     return run("FPReelDataset", path=path, resolution=64, batch_size=1, **more)
 
 
+@slow
 def check_pictures_teach_one_frame() -> str:
     """Drawn, described, cached and trained on; the file is applied by its path."""
     path, prompt = run("FPReelToyWorldClips", folder="pairs", lesson="pictures")

@@ -16,12 +16,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from subprocess import DEVNULL
 from typing import Any
 
 PACK = Path(__file__).resolve().parents[2]
 PACK_NAME = "comfyui-framepack-reel"  # the folder
 REGISTRY_ID = "framepack-reel"
-NEEDED = "import torch, aiohttp, av, einops, safetensors, torchsde, transformers, yaml"
+FETCHED = PACK / ".comfyui"  # by fetch.py
+NEEDED = ("torch", "aiohttp", "alembic", "av", "einops", "safetensors", "torchsde", "transformers")
+ENVIRONMENTS = (".venv", "venv", "../.venv", "../venv")
+PYTHONS = ("bin/python", "Scripts/python.exe")
+PORTABLE = "../python_embeded/python.exe"  # as ComfyUI's build for Windows spells it
 FINISHED = ("execution_success", "execution_error", "execution_interrupted")
 
 
@@ -40,21 +45,32 @@ class ComfyUI:
 
 def find_comfyui() -> ComfyUI | str:
     """The checkout to test in, or the reason why there is none."""
-    roots = [os.environ.get("COMFYUI_PATH"), Path.home() / "comfy" / "ComfyUI", PACK.parents[1]]
-    for root in (Path(root) for root in roots if root):
+    named = os.environ.get("COMFYUI_PATH")
+    usual = [Path.home() / "comfy" / "ComfyUI", PACK.parents[1], FETCHED]
+    reason = "no ComfyUI checkout; name one with COMFYUI_PATH"
+    for root in [Path(named)] if named else usual:
         if (root / "main.py").is_file() and (root / "comfy").is_dir():
             python = find_python(root)
-            return ComfyUI(root, python) if python else f"no Python that can run {root}"
-    return "no ComfyUI checkout; name one with COMFYUI_PATH"
+            if python is not None:
+                return ComfyUI(root, python)
+            reason = f"no Python that can run {root}; name one with COMFYUI_PYTHON"
+    return reason
 
 
 def find_python(root: Path) -> Path | None:
-    """COMFYUI_PYTHON, the checkout's own environment, or this Python where it can run ComfyUI."""
+    """COMFYUI_PYTHON, an environment in the checkout or beside it, or this Python.
+
+    None where none of them has what ComfyUI needs.
+    """
     named = os.environ.get("COMFYUI_PYTHON")
-    environments = [root / env / bin for env in (".venv", "venv") for bin in ("bin", "Scripts")]
-    own = [p for env in environments for p in (env / "python", env / "python.exe")]
-    for python in [Path(named)] if named else [*own, Path(sys.executable)]:
-        if python.is_file() and subprocess.run([python, "-c", NEEDED]).returncode == 0:
+    own = [root / environment / python for environment in ENVIRONMENTS for python in PYTHONS]
+    usual = [*own, root / PORTABLE, Path(sys.executable)]
+    has_all = f"from importlib.util import find_spec as f; assert all(map(f, {NEEDED}))"
+    for python in [Path(named)] if named else usual:
+        if (
+            python.is_file()
+            and subprocess.run([python, "-c", has_all], stderr=DEVNULL).returncode == 0
+        ):
             return python
     return None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -33,11 +34,23 @@ def pytest_itemcollected(item: pytest.Item) -> None:
         item.add_marker(pytest.mark.timeout(CHECKS_TIMEOUT + 60))
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if _all_are_wanted(config):
+        return
+    for item in items:
+        if item.get_closest_marker("slow"):
+            item.add_marker(pytest.mark.skip(reason="slow: make test-comfyui"))
+
+
+def _all_are_wanted(config: pytest.Config) -> bool:
+    return "comfy" in config.getoption("markexpr")
+
+
 @pytest.fixture(scope="session")
 def comfy() -> ComfyUI:
     found = find_comfyui()
     if isinstance(found, str):
-        pytest.skip(found)
+        pytest.skip(os.environ.get("COMFYUI_MISSING") or found)
     return found
 
 
@@ -54,11 +67,15 @@ def node_info(server: Server) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="session")
-def inside(comfy: ComfyUI, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
-    """Outcomes of all checks, run once in ComfyUI's own Python."""
+def inside(
+    comfy: ComfyUI, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> dict[str, dict[str, Any]]:
+    """Outcomes of the checks that will be asked for, run once in ComfyUI's own Python."""
     folder = tmp_path_factory.mktemp("inside")
     base, report = make_base(folder / "base"), folder / "report.json"
     command = [comfy.python, HERE / "run_checks.py", comfy.root, base, report]
+    wanted = [item for item in request.session.items if not item.get_closest_marker("skip")]
+    command += [item.callspec.params["check"] for item in wanted if "inside" in item.fixturenames]
     done = subprocess.run(
         [str(part) for part in command],
         cwd=comfy.root,

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
+CHECK = re.compile(r"^(@slow\n)?def check_(\w+)\(", re.MULTILINE)
 CHECKS = [
-    name
+    pytest.param(name, marks=pytest.mark.slow if slow else ())
     for path in sorted(Path(__file__).parent.glob("checks_*.py"))
-    for name in re.findall(r"^def check_(\w+)\(", path.read_text("utf-8"), flags=re.MULTILINE)
+    for slow, name in CHECK.findall(path.read_text("utf-8"))
 ]
 
 

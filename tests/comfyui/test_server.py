@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from comfy_host import PACK, PACK_NAME, Server
+from make_locales import LANGUAGES, missing, node_words
 from workflow import to_api
 
 from framepack_core.runtime.images import load_image
@@ -147,7 +148,23 @@ SHOWN = {  # on nodes of a workflow
 }
 
 
+QUICK = ("toyworld_i2v", "toyworld_one_frame", "toyworld_train_one_frame")
+
+
 @pytest.mark.parametrize("name", MADE)
+def test_toyworld_workflow_is_accepted(
+    name: str, node_info: dict[str, Any], server: Server
+) -> None:
+    """All of it is valid, in the order of widgets in which it was saved too."""
+    prompt = to_api(read(PACK / "example_workflows" / f"{name}.json"), node_info)
+    queued = server.queue(prompt)
+    server.post("/queue", {"delete": [queued]})
+    server.post("/interrupt", {})
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in MADE]
+)
 def test_toyworld_workflow_makes_what_it_shows(
     name: str, node_info: dict[str, Any], server: Server
 ) -> None:
@@ -196,3 +213,32 @@ def test_user_sees_what_is_wrong(toy_prompt: dict[str, Any], server: Server) -> 
     entry = server.wait(server.queue(toy_prompt))
     assert entry["status"]["status_str"] == "error"
     assert server.error(entry).startswith("clip_vision_output: not connected")
+
+
+# --- languages, as the server hands them to the interface -----------------------------------------
+
+
+@pytest.fixture(scope="module")
+def languages(server: Server) -> dict[str, Any]:
+    return server.get("/i18n")
+
+
+def test_english_is_what_the_nodes_say(
+    languages: dict[str, Any], node_info: dict[str, Any]
+) -> None:
+    """Where this fails, run tests/comfyui/make_locales.py and translate what it prints."""
+    assert languages["en"]["nodeDefs"] == node_words(node_info)
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_every_node_and_input_has_words(
+    language: str, languages: dict[str, Any], node_info: dict[str, Any]
+) -> None:
+    words = languages[language]["nodeDefs"]
+    assert words.keys() == {name for name in node_info if name.startswith("FPReel")}
+    for name, node in words.items():
+        info = node_info[name]["input"]
+        inputs = {**info.get("required", {}), **info.get("optional", {})}
+        assert node["inputs"].keys() == inputs.keys(), name
+        assert all(entry["name"] and entry["tooltip"] for entry in node["inputs"].values()), name
+    assert list(missing(words)) == []

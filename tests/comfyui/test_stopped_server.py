@@ -58,6 +58,7 @@ def finished_in(base: Path) -> set[Path]:
     return set((base / "output" / ".framepack_ledger").glob("[!.]*.safetensors"))
 
 
+@pytest.mark.slow
 def test_a_cancelled_run_goes_on_to_the_same_bits(server: Server) -> None:
     expected, _ = latents(server, seed=77, steps=12, ledger=False)
     before = finished_in(server.base)

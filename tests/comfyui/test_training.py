@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import measure_training
+import pytest
 from comfy_host import ComfyUI
 
 STEPS, CASES = 120, 6
 
 
+@pytest.mark.slow
 def test_a_word_is_learned_and_nothing_forgotten(comfy: ComfyUI) -> None:
     found = measure_training.main(STEPS, CASES)
     assert found["clips"] <= 16 and found["word before"] == 0
