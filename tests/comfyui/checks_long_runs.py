@@ -327,7 +327,8 @@ def check_failed_save_keeps_the_latents_and_says_where() -> Any:
         files._flush = flush
     assert "No space left" in message and message.endswith("open them with Load FramePack Latent")
     assert not list((BASE / "output" / "video").glob("*full*"))
-    (loaded,) = run("FPReelLoadLatent", file="latents/full_00001_.safetensors [output]")
+    kept = re.search(r"the latents are kept as .*[\\/](\S+\.safetensors):", message)[1]
+    (loaded,) = run("FPReelLoadLatent", file=f"latents/{kept} [output]")
     assert difference(loaded["samples"], latent["samples"]) < 1e-5
     assert loaded["framepack_window"] == 2
     return message
