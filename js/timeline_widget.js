@@ -38,7 +38,7 @@ class TimelineState {
     loadMessages().then(() => this.refresh());
   }
 
-  /** The widget's value; a text that is no timeline stays until it is mended. */
+  /** The widget's value; a text that is no timeline stays until it is corrected. */
   get value() {
     if (this.broken !== null) return this.broken;
     const { sections, countIsLinked } = readPlan(this.node);

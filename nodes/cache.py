@@ -29,7 +29,7 @@ class CacheLatents(io.ComfyNode):
             display_name="FramePack Cache Latents",
             category=TRAINING,
             description="Encodes the clips of a dataset once, so that training needs neither VAE "
-            "nor image encoder. What is cached and still fits is left; a stopped run goes on. "
+            "nor image encoder. What is cached and still fits is left; a stopped run resumes. "
             "musubi-tuner reads the files too.",
             search_aliases=["latent caching", "vae cache", "musubi cache", "lora training"],
             inputs=[

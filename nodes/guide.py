@@ -78,7 +78,7 @@ class GuideSections(io.ComfyNode):
                     "start_image",
                     optional=True,
                     tooltip="Image of these sections, from FramePack Start Frame at the video's "
-                    "size. At padding 0 a section goes on from it, else it is a reference.",
+                    "size. At padding 0 a section continues from it, else it is a reference.",
                 ),
                 io.ClipVisionOutput.Input(
                     "clip_vision_output",

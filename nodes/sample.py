@@ -92,7 +92,7 @@ class Sampler(io.ComfyNode):
                         default=True,
                         optional=True,
                         tooltip="Keeps each finished section in ComfyUI's output folder, so that "
-                        "the same run queued again after a stop or a crash goes on after them.",
+                        "the same run queued again after a stop or a crash resumes after them.",
                     )
                 ),
                 io.Vae.Input(

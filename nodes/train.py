@@ -40,7 +40,7 @@ class TrainLora(io.ComfyNode):
             category=TRAINING,
             description="Trains a LoRA for FramePack, F1 or one-frame edits, with loss, speed and "
             "samples on the node. Cancelling keeps what was reached: the LoRA so far is saved, and "
-            "the next run goes on from there.",
+            "the next run resumes there.",
             search_aliases=["train lora", "finetune", "musubi", "training", "TrainLoraNode"],
             inputs=[
                 io.Model.Input(
@@ -64,7 +64,7 @@ class TrainLora(io.ComfyNode):
                     "if_it_exists",
                     options=[RESUME, NUMBER],
                     default=RESUME,
-                    tooltip="resume: a run of this name goes on, or is done; more steps train it "
+                    tooltip="resume: a run of this name resumes, or is done; more steps train it "
                     "further. new name: a number is put behind the name.",
                 ),
                 SamplePromptsSocket.Input(
@@ -124,7 +124,7 @@ def _check(model: Any, dataset: Dataset) -> None:
 def _placed(
     config: TrainConfig, name: str, folder: str, if_it_exists: str, dataset: Dataset
 ) -> TrainConfig:
-    """A run's settings with its name, its place and whether it goes on."""
+    """A run's settings with its name, its place and whether it resumes."""
     if not name.strip() or name != os.path.basename(name):
         raise FramePackError(f"output_name: {name!r} is no file name; leave folders out")
     roots = {

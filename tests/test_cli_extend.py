@@ -1,4 +1,4 @@
-"""Videos that go on: what is new joins what exists, and that stays as it is."""
+"""Videos that are extended: what is new joins what exists, and that stays as it is."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from framepack_core.runtime.images import Pixels, load_image
 from framepack_core.runtime.video import VideoWriter, read_video
 from framepack_core.sampling.latents import load_latents, save_latents
 
-OLD = 5  # frames of the run to go on from: one section of a window of 1
+OLD = 5  # frames of the run to extend: one section of a window of 1
 NEW = 8  # two more
 FORWARD = (("--f1",), ())
 

@@ -75,12 +75,12 @@ def test_a_stopped_run_says_how_to_go_on_and_does(
         assert main(command(image, tmp_path / "out")) == 130
     ledger = tmp_path / "out" / ".ledger"
     assert (
-        f"warning: 1 of 3 sections are kept in {ledger}; the same command with --seed 1 goes on "
+        f"warning: 1 of 3 sections are kept in {ledger}; the same command with --seed 1 resumes "
         "after them"
     ) in capsys.readouterr().err
     assert main(command(image, tmp_path / "out")) == 0
     out = capsys.readouterr().out
-    assert "ledger: 1 of 3 sections are there already; going on after them" in out
+    assert "ledger: 1 of 3 sections are there already; resuming after them" in out
     assert torch.equal(load_latents(paths(out)[-1])[0], expected)
 
 

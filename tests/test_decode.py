@@ -113,9 +113,9 @@ def test_out_of_memory_goes_on_with_smaller_chunks_then_smaller_tiles() -> None:
     assert torch.equal(retrying(latents), latents) and torch.equal(retrying(latents), latents)
     assert tried == [(None, None), (16, None), (4, None), (4, 256), (4, 192), (4, 192)]
     assert said[0] == (
-        "decoding ran out of memory with all frames at once; going on with 16 frames at once"
+        "decoding ran out of memory with all frames at once; retrying with 16 frames at once"
     )
-    assert said[-1].endswith("going on with 4 frames at once in tiles of 192 pixels")
+    assert said[-1].endswith("retrying with 4 frames at once in tiles of 192 pixels")
     assert len(said) == len(released) == 4
 
 

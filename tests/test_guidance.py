@@ -1,4 +1,4 @@
-"""What steers single sections: overrides, start and end images, seeds, and videos that go on."""
+"""What steers single sections: overrides, start and end images, seeds, and extended videos."""
 
 from __future__ import annotations
 
@@ -319,7 +319,7 @@ def test_only_the_section_with_a_lora_strength_sees_another_one(uses) -> None:
     assert torch.equal(first[0], plain[0]) and not torch.equal(first[1], plain[1])
     last = run_tiny(plan.with_overrides("1-2", lora_strength=0.0), uses=uses)
     assert all(map(torch.equal, last[:2], plain[:2]))
-    # The one with LoRAs goes on from what the model made without them.
+    # The one with LoRAs starts from what the model made without them.
     assert not torch.equal(last[2], plain[2]) and not torch.equal(last[2], whole[2])
 
 
@@ -330,7 +330,7 @@ def test_a_lora_strength_without_a_lora_is_refused(uses) -> None:
             run_tiny(plan, uses=none)
 
 
-# Videos that go on
+# Extended videos
 
 
 def extended(plan: Plan, *args, **kwargs) -> tuple[Recorder, list[float]]:
@@ -392,5 +392,5 @@ def test_a_video_that_does_not_fit_is_named() -> None:
     plan, video = plan_f1(1, window=2), labelled(1, 2, 3)
     with pytest.raises(FramePackError, match="start: its latent is"):
         extend(plan, Recorder(), video, 0, start=torch.zeros(1, 1, 1, 4, 4))
-    with pytest.raises(FramePackError, match="goes on from 5 latent frames"):
+    with pytest.raises(FramePackError, match="extends 5 latent frames"):
         generate(plan.extending(5), Recorder(), labelled(1), 0, existing=video)

@@ -1,4 +1,4 @@
-"""The ledger: stopped runs go on, changes start afresh where they matter, damage heals."""
+"""The ledger: stopped runs resume, changes start afresh where they matter, damage heals."""
 
 from __future__ import annotations
 
@@ -81,9 +81,9 @@ def test_what_is_there_and_what_changed_is_said(tmp_path) -> None:
     assert said == [
         f"{fresh}seed (1, now 3), prompt",
         f"{fresh}seed (1, now 2)",
-        "ledger: 1 of 2 sections are there already; going on after them",
+        "ledger: 1 of 2 sections are there already; resuming after them",
         f"{fresh}mode, section plan",
-        "ledger: 1 of 2 sections are there already; going on after them",
+        "ledger: 1 of 2 sections are there already; resuming after them",
         "ledger: 2 of 2 sections are there already; nothing is left to make",
     ]
     lines = ledger.describe().splitlines()

@@ -372,7 +372,7 @@ def test_select(lora_path: Path, include: list[str], exclude: list[str], kept: l
         (
             ["("],
             [],
-            r"include pattern '\(' is not a regular expression \(missing \), .*\); mend it",
+            r"include pattern '\(' is not a regular expression \(missing \), .*\); correct it",
         ),
         ([], ["["], r"exclude pattern '\[' is not a regular expression"),
         (

@@ -61,7 +61,7 @@ def test_fp8_keeps_the_effect_on_whole_passes(tmp_path: Path) -> None:
 
 
 def test_every_dialect_gives_the_same_latents(toy: Toy, tmp_path: Path) -> None:
-    """To the bit, but where factors had to be fused: those are multiplied in another order."""
+    """Bit-exact, but where factors had to be fused: those are multiplied in another order."""
     for name, difference in differences(toy, tmp_path, steps=2):
         assert difference == 0 if "Hunyuan" not in name else difference < 1e-5, name
 

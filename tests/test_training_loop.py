@@ -1,4 +1,4 @@
-"""The training loop: resuming to the bit, files that survive, adapters that load again."""
+"""The training loop: bit-exact resuming, files that survive, adapters that load again."""
 
 from __future__ import annotations
 

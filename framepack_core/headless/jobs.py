@@ -242,7 +242,7 @@ def _followed(job: Job) -> Iterator[_Progress]:
                 warn(
                     f"{progress.finished} of {sections} sections are kept in "
                     f"{job.output.ledger}; "
-                    f"the same command with --seed {job.request.seed} goes on after them"
+                    f"the same command with --seed {job.request.seed} resumes after them"
                 )
             raise
     if progress.drifts:
@@ -252,7 +252,7 @@ def _followed(job: Job) -> Iterator[_Progress]:
 
 @contextmanager
 def _latents_named(job: Job, models: Models) -> Iterator[None]:
-    """Make an error say where the latents are and how to go on from them."""
+    """Make an error say where the latents are and how to decode them."""
     try:
         yield
     except FramePackError as error:

@@ -77,7 +77,7 @@ class Scene(Protocol):
 
 @dataclass(frozen=True)
 class OldLatents:
-    """A finished run to go on from: its latents [1, 16, T, h, w]."""
+    """A finished run to extend: its latents [1, 16, T, h, w]."""
 
     latents: Tensor
 
@@ -92,7 +92,7 @@ class OldLatents:
 
 @dataclass(frozen=True)
 class OldVideo:
-    """A video to go on from: the clip at the join that becomes latents, and the file.
+    """A video to extend: the clip at the join that becomes latents, and the file.
 
     Its frames are kept as they are, in the size of the clip.
     """
@@ -116,7 +116,7 @@ class Video:
     """Sections of a plan whose handles are texts and Pictures.
 
     image is what the image encoder sees, start what stands before the sections: the same picture,
-    or for a video that goes on its latent. start_mask [1, 1, 1, h, w] multiplies its latent.
+    or for a video that is extended its latent. start_mask [1, 1, 1, h, w] multiplies its latent.
     """
 
     plan: Plan
@@ -151,7 +151,7 @@ class Video:
         own = f"  otherwise {_label(self.prompt)}, image {self.image.label!r}"
         if self.existing is None:
             return f"{self.plan.describe(*self.size)}\n{own}"
-        # The plan itself counts only what the sections see of the video they go on from.
+        # The plan itself counts only what the sections see of the video that they extend.
         direction = "backward" if self.plan.backward else "forward"
         plan = self.plan.extending((self.existing.frames + 3) // 4, direction)
         return f"{plan.describe(*self.size)}\n  in all {self.frames} frames\n{own}"

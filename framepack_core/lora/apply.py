@@ -94,7 +94,7 @@ def add_deltas(tensor: Tensor, deltas: Sequence[tuple[float, Delta]]) -> Tensor:
 class AppliedLoras:
     """LoRAs beside the layers of a model whose weights stay as they are, in any type.
 
-    Strengths can be set at any time, and `remove` gives the model back as it was, to the bit.
+    Strengths can be set at any time, and `remove` gives the model back as it was, bit-exact.
     """
 
     def __init__(self, model: nn.Module, uses: Sequence[LoraUse], full: FullWeight) -> None:

@@ -37,7 +37,7 @@ def _matching(
         expression = re.compile(pattern)
     except re.error as error:
         raise FramePackError(
-            f"{purpose} pattern {pattern!r} is not a regular expression ({error}); mend it"
+            f"{purpose} pattern {pattern!r} is not a regular expression ({error}); correct it"
         ) from None
     found = {name for name, spellings in names.items() if any(map(expression.search, spellings))}
     if not found:

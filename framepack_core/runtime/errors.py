@@ -1,4 +1,4 @@
-"""The one error class for what a user can mend."""
+"""The one error class for user errors: what the user can fix."""
 
 
 class FramePackError(Exception):

@@ -49,7 +49,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 @dataclass
 class RetryingDecode:
-    """A Decode that goes on with less memory where there was not enough, and says so.
+    """A Decode that retries with less memory where there was not enough, and says so.
 
     What worked is kept for the calls that follow. `release` frees what a failed call has left; the
     last error is raised where nothing smaller is left to try.
@@ -70,7 +70,7 @@ class RetryingDecode:
                 if smaller is None or not self.out_of_memory(error):
                     raise
             # Only here: while it is handled, an error holds on to the tensors of its frames.
-            self.say(f"decoding ran out of memory with {self.memory}; going on with {smaller}")
+            self.say(f"decoding ran out of memory with {self.memory}; retrying with {smaller}")
             self.memory = smaller
             self.release()
 

@@ -118,7 +118,7 @@ def extend(
 
     existing [B, C, T, h, w] stays as it is, but for its latent 0, which `start` replaces when the
     video grows backward. start [B, C, 1, h, w]: what the sections see as the start image; by
-    default latent 0, and the last one where the framepack mode goes on from it.
+    default latent 0, and the last one where the framepack mode continues from it.
     """
     plan = plan.extending(existing.shape[2], direction)
     if start is None:

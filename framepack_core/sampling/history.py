@@ -24,7 +24,7 @@ class History:
         """
         if plan.existing != (1 if existing is None else existing.shape[2]):
             raise FramePackError(
-                f"existing: the plan goes on from {plan.existing} latent frames; give the video "
+                f"existing: the plan extends {plan.existing} latent frames; give the video "
                 "that it was made for"
             )
         self.plan, self.start = plan, start

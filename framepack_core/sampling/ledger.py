@@ -1,4 +1,4 @@
-"""Finished sections on disk: a run that was cancelled or killed goes on after the last one.
+"""Finished sections on disk: a cancelled or killed run resumes after the last one.
 
 An entry is named by a key over all that its section depends on: the run's settings, its own and the
 keys of the sections made before it. So the same run finds its sections again, a change finds those
@@ -230,10 +230,10 @@ class LedgerRun:
         self.ledger.prune(keep=frozenset(self._paths))
 
     def _explain(self) -> None:
-        """Say how far this run is, or which settings keep an earlier one from going on."""
+        """Say how far this run is, or which settings keep an earlier one from being resumed."""
         total, finished = len(self._paths), self.finished
         if finished:
-            rest = "nothing is left to make" if finished == total else "going on after them"
+            rest = "nothing is left to make" if finished == total else "resuming after them"
             self.ledger.say(f"ledger: {finished} of {total} sections are there already; {rest}")
         elif earlier := self.ledger.runs():
             changed = min((run.changes(self._record) for run in earlier), key=len)

@@ -1,7 +1,7 @@
 """Caching what the encoders make of a data set, so that training needs the DiT alone.
 
 The context of a section is cut by the sampler's own History, fed with the true latents: training
-sees what inference will see. A finished file is whole, so a run that was stopped goes on.
+sees what inference will see. A finished file is whole, so a stopped run resumes.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def cache_latents(
     """Encode every item whose files are missing or stale; other files are left alone.
 
     end_frames: also keep the last frame of each crop, for training with end images (framepack).
-    `on_item` follows each item; it may raise to stop, and the next call goes on from there.
+    `on_item` follows each item; it may raise to stop, and the next call resumes there.
     Raises FramePackError if the folder holds caches of these items in another mode.
     """
     if end_frames and mode != "framepack":

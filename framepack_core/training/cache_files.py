@@ -131,7 +131,7 @@ def is_cache(path: Path) -> bool:
 
 
 def cached_header(path: Path) -> Header | None:
-    """The header of a whole cache file; None where there is none to go on from."""
+    """The header of a whole cache file; None where there is none to use."""
     if not is_file(path):
         return None
     try:

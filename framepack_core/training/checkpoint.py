@@ -1,4 +1,4 @@
-"""Everything a stopped run goes on from, in one file that is there whole or not at all."""
+"""Everything a stopped run resumes from, in one file that is there whole or not at all."""
 
 from __future__ import annotations
 

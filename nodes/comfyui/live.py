@@ -1,4 +1,4 @@
-"""What a run tells its node while it goes on, kept so that a page opened later sees it too."""
+"""What a run tells its node while it runs, kept so that a page opened later sees it too."""
 
 from __future__ import annotations
 

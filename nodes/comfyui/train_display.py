@@ -1,4 +1,4 @@
-"""What a training run shows on its node while it goes on."""
+"""What a training run shows on its node while it runs."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class TrainingDisplay:
             yield
         except BaseException:
             self._send("interrupted")
-            self._text.show(f"stopped after step {self._step}; run again to go on")
+            self._text.show(f"stopped after step {self._step}; run again to resume")
             raise
         self._send("finished")
         self._text.show("finished")

@@ -1,4 +1,4 @@
-"""What nodes show of runs, while they go on and to a page that was opened later."""
+"""What nodes show of runs, while they run and to a page that was opened later."""
 
 from __future__ import annotations
 

@@ -132,7 +132,7 @@ def check_end_frames_view_replaces_that_of_the_last_section() -> None:
 
 
 def check_another_seed_of_a_section_keeps_what_was_made_before_it() -> None:
-    """To the bit, in both modes; sections made later see other neighbours."""
+    """Bit-exact, in both modes; sections made later see other neighbours."""
     for mode, order in (("framepack", (2, 1, 0)), ("f1", (0, 1, 2))):
         made = plan(mode, sections=3)
         before = sample(toy(mode).model, plan=made)

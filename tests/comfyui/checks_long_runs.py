@@ -185,7 +185,7 @@ def check_damaged_entry_is_set_aside() -> Any:
 
 
 def check_full_disk_keeps_the_sections_before_it() -> Any:
-    """Every write of a run fails in turn; the next run goes on and ends with the same bits."""
+    """Every write of a run fails in turn; the next run resumes and ends with the same bits."""
     fresh()
     expected = kept(ledger=False)
     files, failed = pack("framepack_core.runtime.files"), 0
@@ -299,7 +299,7 @@ def check_decode_out_of_memory_goes_on_in_smaller_pieces() -> Any:
     finally:
         core.TILES = tiles
         del network.decode
-    assert [line.rpartition("; going on with ")[2] for line in said] == [
+    assert [line.rpartition("; retrying with ")[2] for line in said] == [
         "4 frames at once",
         "4 frames at once in tiles of 48 pixels",
         "4 frames at once in tiles of 32 pixels",

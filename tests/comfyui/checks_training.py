@@ -260,7 +260,7 @@ def picture_samples(prompt: str) -> Any:
 
 
 def check_another_base_is_refused() -> str:
-    """With a LoRA below it is another model; the one that was trained on goes on."""
+    """With a LoRA below it is another model; the one that was trained on resumes."""
     small_train("based")
     inputs = {"model": toy().model, "lora": "Toy World: opposite (built in)", "strength": 1.0}
     other, _ = run("FPReelApplyLora", **inputs)

@@ -255,7 +255,7 @@ def framepack_sections(new: NewGraph) -> Graph:
         "framepack_sections",
         f"## FramePack with a prompt and an image for each section\n{files()}Choose the picture "
         "that each section begins with, and the one the video ends with. At padding 0 a section "
-        "goes on from its own image; without the paddings the images are references. Sections "
+        "continues from its own image; without the paddings the images are references. Sections "
         "are made from the last to the first, so let each prompt tell what comes after it too.",
     )
     world = real_world(graph)
@@ -385,7 +385,7 @@ def toyworld_1f_mc(new: NewGraph) -> Graph:
     graph = new(
         "toyworld_1f_mc",
         f"## 1f-mc: one frame from several pictures\n{TOY}The two control images stand at the "
-        "indices 0 and 1, the new picture at 9: it goes on from both.",
+        "indices 0 and 1, the new picture at 9: it continues from both.",
     )
     chosen = {"colour": "cyan", "scene_seed": 3}
     world, first = toy_world(graph), scene(graph, "First picture", **chosen)
@@ -516,7 +516,7 @@ def framepack_extend(new: NewGraph) -> Graph:
     graph = new(
         "framepack_extend",
         f"## FramePack F1, extend a video\n{files('f1')}Choose a video of 30 frames a second and "
-        "say in *ImageFromBatch* which frames of it to go on from: 36 n + 1 of them, such as 73. "
+        "say in *ImageFromBatch* which frames of it to extend: 36 n + 1 of them, such as 73. "
         "*Load FramePack Latent* in place of *VAE Encode* extends an earlier run without a loss.",
     )
     world = real_world(graph, "f1")
@@ -629,7 +629,7 @@ def toyworld_train(new: NewGraph) -> Graph:
         "toyworld_train",
         f"## Train a LoRA\n{TOY}It learns a word that the model does not know, *hops*, from 16 "
         "clips, in a minute or two on a CPU, and uses it at once. Cancel it at any time: the next "
-        "run goes on from there. The real model has the same nodes: see *framepack_train*.",
+        "run resumes there. The real model has the same nodes: see *framepack_train*.",
     )
     world, drawn = toy_world(graph), scene(graph)
     clips = graph.add("FPReelToyWorldClips")
@@ -655,7 +655,7 @@ def framepack_train(new: NewGraph) -> Graph:
         "folder, each with a text file of its name that says what it shows, and name the folder in "
         "*FramePack Dataset*. The caches are written once. Where the GPU's memory is short, set "
         "*base_precision* to fp8_scaled and *blocks_to_swap* in *FramePack Train Config*. Cancel "
-        "it at any time: the LoRA so far is saved, and the next run goes on from there.",
+        "it at any time: the LoRA so far is saved, and the next run resumes there.",
     )
     world = real_world(graph)
     image = graph.add("LoadImage")["IMAGE"]
@@ -725,7 +725,7 @@ def framepack_train_one_frame(new: NewGraph) -> Graph:
         "*my_pictures/before*. The text in *FramePack Dataset* names these folders and the index "
         "of the new picture: 1 for a small change, 9 for a large one; say the same one in "
         "*FramePack One Frame* and behind *--of* in *FramePack Sample Prompts*. Cancel it at any "
-        "time: the LoRA so far is saved, and the next run goes on from there.",
+        "time: the LoRA so far is saved, and the next run resumes there.",
     )
     world = real_world(graph)
     image = graph.add("LoadImage")["IMAGE"]

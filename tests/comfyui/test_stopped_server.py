@@ -1,4 +1,4 @@
-"""A run in a ComfyUI server that is cancelled, or killed with the server, and goes on.
+"""A run in a ComfyUI server that is cancelled, or killed with the server, and resumes.
 
 With FRAMEPACK_FULL=1 in the environment servers are killed too, which takes minutes; a short form
 of that is among the checks inside ComfyUI.
@@ -76,7 +76,7 @@ def test_a_cancelled_run_goes_on_to_the_same_bits(server: Server) -> None:
 
 @pytest.mark.skipif(not FULL, reason="takes minutes: set FRAMEPACK_FULL=1")
 def test_killed_servers_go_on_to_the_same_bits(comfy: ComfyUI, tmp_path: Path) -> None:
-    """Each server that goes on with a killed run has the next one in its turn."""
+    """Each server that resumes a killed run has the next one in its turn."""
     base, counts = make_base(tmp_path / "base"), []
     with serve(comfy, base) as server:
         latents(server, seed=KILLS)

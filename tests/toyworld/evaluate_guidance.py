@@ -65,7 +65,7 @@ def _section_measures(toy: Toy, plan: Plan, cases: int, steps: int) -> Iterator[
     followed = _over(cases, sections_that_follow, toy, steps, plan)
     yield _share(f"{plan.mode}: {SECTIONS} sections{paddings} follow a prompt each", followed)
     kept = _over(cases, seeded, toy, steps, plan)
-    yield _share(f"{plan.mode}: another seed leaves the sections made before to the bit", kept, 1)
+    yield _share(f"{plan.mode}: another seed leaves the sections made before bit-exact", kept, 1)
 
 
 def _end_measures(toy: Toy, cases: int, steps: int) -> Iterator[Measure]:
@@ -118,7 +118,7 @@ def _order(case: int, count: int) -> list[str]:
 
 
 def section_track(video: Video, section: int, mode: Mode) -> Track:
-    """What one section shows, from the frame that it goes on from.
+    """What one section shows, from the frame that it continues.
 
     At padding 0 that is the start image, and the decoder runs over the cut to it.
     """
@@ -208,7 +208,7 @@ def masked_controls(toy: Toy, steps: int, first: int, cases: int) -> Tensor:
 
 
 def seeded(toy: Toy, steps: int, plan: Plan, first: int, cases: int) -> Tensor:
-    """Whether a seed of its own changes a section and, to the bit, none made before it [cases]."""
+    """Whether a seed of its own changes a section and, bit-exact, none made before it [cases]."""
     drawn = Cases.draw(cases, first + 270_000)
     *earlier, changed, _ = (section.index for section in plan.sections)
     before, after = (

@@ -6,7 +6,7 @@
         --resume STATE --out STATE
     python tests/toyworld pretrain export --state STATE --snapshot SNAPSHOT
 
-`--resume STATE` goes on from the weights and averages of an earlier run, with fresh moments and a
+`--resume STATE` continues from the weights and averages of an earlier run, with fresh moments and a
 short warm-up: so a run's state is small, two files of less than 16 MiB a model. F1 without a state
 of its own starts from the original model's. Text and image encoders are those of the snapshot, and
 stay as they are: retrain the DiTs when they change.

@@ -122,7 +122,7 @@ def run(
 ) -> FramePackDiT:
     """Train a DiT, save its state under `out`, and return the averaged model in fp32.
 
-    `earlier`: the folder of a run to go on from.
+    `earlier`: the folder of a run to continue.
     """
     torch.manual_seed(seed)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32

@@ -171,8 +171,8 @@ def load_state(folder: Path, name: str, part: str) -> tuple[dict[str, Tensor], d
 
 
 def resume(folder: Path, name: str, optimizer: Optimizer) -> None:
-    """Go on from the weights and averages of an earlier run."""
+    """Continue from the weights and averages of an earlier run."""
     weights, info = load_state(folder, name, "weights")
     average, _ = load_state(folder, name, "ema")
     optimizer.load(weights, average)
-    print(f"{name} goes on from {folder}, after {info['steps']} steps there", flush=True)
+    print(f"{name} continues from {folder}, after {info['steps']} steps there", flush=True)

@@ -71,7 +71,7 @@ def run(
 ) -> AutoencoderKL:
     """Train, save the state under `out`, and return the averaged model with unit latents.
 
-    `earlier`: the folder of a run to go on from.
+    `earlier`: the folder of a run to continue.
     """
     torch.manual_seed(seed)
     config = replace(VAE, block_out_channels=settings.channels)
