@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -68,6 +69,23 @@ def make_optimizer(
         return kind(list(parameters), lr=rate, **{**DEFAULTS.get(name.lower(), {}), **args})
     except (TypeError, ValueError) as error:
         raise FramePackError(f"optimizer_args: {name} does not take them ({error})") from None
+
+
+def set_mode(optimizer: Optimizer, *, training: bool) -> None:
+    """Schedule-free optimisers keep two sets of weights, one to train and one to use."""
+    change = getattr(optimizer, "train" if training else "eval", None)
+    if change is not None:
+        change()
+
+
+@contextmanager
+def weights_in_use(optimizer: Optimizer) -> Iterator[None]:
+    """The set of weights that is to be used, between updates."""
+    set_mode(optimizer, training=False)
+    try:
+        yield
+    finally:
+        set_mode(optimizer, training=True)
 
 
 def library_rates(path: str, args: Mapping[str, Any]) -> Callable[[int], float]:

@@ -1,0 +1,109 @@
+"""What a run leaves on disk: adapters, the state to resume from, and the log of losses."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch.optim import Optimizer
+
+from ..runtime.device import parse_dtype
+from ..runtime.display import Display
+from ..weights.files import open_weights, save_weights
+from .adapters import Adapters
+from .checkpoint import Progress, append_log, load_state, save_state, write_log
+from .config import TrainConfig
+from .metadata import adapter_metadata
+from .schedules import weights_in_use
+
+
+class RunFiles:
+    """The files of a run; of several processes only the one that `writes` touches them.
+
+    settings: what a resumed run must have the same. metadata: of the adapter, besides what follows
+    from the config. epoch_steps: updates an epoch.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        adapters: Adapters,
+        optimizer: Optimizer,
+        settings: dict[str, Any],
+        metadata: Mapping[str, str],
+        epoch_steps: int,
+        writes: bool,
+    ) -> None:
+        self.config, self.adapters, self.optimizer = config, adapters, optimizer
+        self.settings, self.metadata = settings, metadata
+        self.epoch_steps, self.writes = epoch_steps, writes
+        self.progress = self._start()
+        self._saved = self.progress.step
+        self._log = Display("log of losses")
+
+    def _start(self) -> Progress:
+        """Where the run begins: what its state says, or an adapter that learned nothing yet."""
+        config = self.config
+        if config.resume:
+            progress = load_state(config.state_path, self.adapters, self.optimizer, self.settings)
+        else:
+            config.check_name()
+            progress = Progress()
+            if config.network_weights is not None:
+                self.adapters.load_tensors(open_weights(config.network_weights))
+        if self.writes:
+            write_log(config.log_path, progress.log)
+        return progress
+
+    @property
+    def behind(self) -> bool:
+        """Whether updates were made that are not on disk."""
+        return self.progress.step > self._saved
+
+    def after_step(self) -> Path:
+        """The adapter after so many updates."""
+        return self._numbered(f"step{self.progress.step:08d}")
+
+    def after_epoch(self) -> Path:
+        """The adapter after so many epochs."""
+        return self._numbered(f"{self.progress.step // self.epoch_steps:06d}")
+
+    def record(self, entry: dict[str, float]) -> None:
+        """An update into the log."""
+        self.progress.log.append(entry)
+        if self.writes:
+            with self._log:
+                append_log(self.config.log_path, entry)
+
+    def save(self, path: Path) -> None:
+        """The adapter first, then the state: whichever a crash leaves is whole."""
+        if self.writes:
+            self._write(path)
+        self._saved = self.progress.step
+
+    def _write(self, path: Path) -> None:
+        with weights_in_use(self.optimizer):
+            tensors = self.adapters.file_tensors(parse_dtype(self.config.save_dtype))
+        about = adapter_metadata(self.config, self.epoch_steps, self.progress.step)
+        save_weights(path, tensors, {**about, **self.metadata})
+        save_state(
+            self.config.state_path, self.progress, self.adapters, self.optimizer, self.settings
+        )
+        self._drop_old()
+
+    def _numbered(self, number: str) -> Path:
+        return self.config.output_dir / f"{self.config.output_name}-{number}.safetensors"
+
+    def _drop_old(self) -> None:
+        """Remove numbered files of this run beyond the last few."""
+        if self.config.keep_last is None:
+            return
+        files = [
+            path
+            for path in self.config.output_dir.glob("*.safetensors")
+            if self.config.numbered.fullmatch(path.stem)
+        ]
+        files.sort(key=lambda path: path.stat().st_mtime_ns)
+        for path in files[: -self.config.keep_last]:
+            path.unlink()
