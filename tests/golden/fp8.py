@@ -33,7 +33,7 @@ from framepack_core.weights.fp8 import (
 )
 
 from .dit_tiny import ATOL, RTOL, dit_inputs, inputs_of, noise_floor
-from .result import Case, compare, exact, exact_ours, summary
+from .result import Case, compare, digest, exact, exact_ours, summary
 
 MODES = {"block": "block", "channel": "row", "tensor": "tensor"}
 STEP = 2**-3  # between neighbours in e4m3, relative
@@ -182,7 +182,7 @@ def _fp8_base(folder: Path, spec: dict[str, Any], tensors: dict[str, Tensor]) ->
     change = delta.scale * (delta.up.double() @ delta.down.double())
     by_hand = (before.double() + change).float().to(before.dtype)
     values = {"rule": by_hand.tolist(), "reference": after.tolist()}
-    inputs = [spec["fp8base_merge"]["key"], summary(before.float()), summary(change)]
+    inputs = [spec["fp8base_merge"]["key"], digest(before, delta.up, delta.down)]
     case = exact_ours("fp8base_merge", "fp16-merge", merged.tolist(), **values, inputs=inputs)
     if case.deviation is not None:
         short = (summary(after.float()), summary(merged.float()))

@@ -31,7 +31,7 @@ from framepack_core.training.adapters import (
 from framepack_core.training.config import AdapterConfig
 
 from .dit_tiny import ATOL, RTOL, dit_inputs, inputs_of, load_model, noise_floor
-from .result import Case, compare, compare_ours, exact, exact_ours, refusal, refused, summary
+from .result import Case, compare, compare_ours, digest, exact, exact_ours, refusal, refused
 
 BF16_ATOL = 5e-2
 PREFIX = "lora_unet_"
@@ -170,7 +170,8 @@ def _dropped(
     yield exact_ours(f"{name}.more", tag, more, rule=rule, reference=[], inputs=inputs)
     strength = float(name.split(".", 1)[1])
     for name_ in sorted(named):
-        of_name = {k: x.float() for k, x in factors.items() if name_ in k.replace(".", "_")}
+        factors_of = {k: x for k, x in factors.items() if name_ in k.replace(".", "_")}
+        of_name = {k: x.float() for k, x in factors_of.items()}
         down, up, alpha = (
             next((x for k, x in of_name.items() if re.search(part, k)), None)
             for part in (r"lora_(A|down)", r"lora_(B|up)", r"alpha$")
@@ -189,7 +190,7 @@ def _dropped(
                 merge(key, base),
                 rule=base + part.view(base.shape),
                 reference=base,
-                inputs=[*inputs, key, summary(base), summary(part)],
+                inputs=[*inputs, key, digest(goldens.base[key], *factors_of.values())],
                 rtol=RTOL,
                 atol=ATOL,
             )

@@ -16,7 +16,7 @@ from framepack_core.sampling.masks import latent_mask, mask_latents
 from framepack_core.sampling.one_frame import OneFrame, generate_one_frame, plan_one_frame
 from framepack_core.sampling.sections import LATENT_STRIDE
 
-from .result import Case, compare, compare_ours, summary
+from .result import Case, compare, compare_ours, digest
 
 
 def check(folder: Path) -> Iterator[Case]:
@@ -59,7 +59,7 @@ def cropped(
         ours,
         rule=masked((left, top, left + across, top + down)),
         reference=reference,
-        inputs=[summary(mask), summary(control)],
+        inputs=digest(mask, control),
         rtol=0.0,
         atol=1e-5,
     )

@@ -27,7 +27,7 @@ from framepack_core.training.config import AdapterConfig, Timesteps
 from framepack_core.training.timesteps import NoiseLevels, loss_weight
 
 from .dit_tiny import context_of, inputs_of, load_model, text_of
-from .result import Case, compare, compare_ours, exact, exact_ours, refusal, refused, summary
+from .result import Case, compare, compare_ours, digest, exact, exact_ours, refusal, refused
 
 RTOL, ATOL = 1e-5, 1e-6
 NO_SHIFT = 1.0  # the reference's default
@@ -364,7 +364,7 @@ def _loss(case: dict[str, Any], tensors: dict[str, Tensor]) -> Iterator[Case]:
         actual,
         rule=(plain * own).mean(),
         reference=reference,
-        inputs=[case["dit_dtype"], scheme, dtype, *map(summary, (pred, target, timesteps))],
+        inputs=[case["dit_dtype"], scheme, dtype, digest(pred, target, timesteps)],
         rtol=RTOL,
         atol=0,
     )
@@ -394,8 +394,8 @@ def _step(case: dict[str, Any], tensors: dict[str, Tensor], folder: Path) -> Ite
         grid = _grid_weight(given, drawn.how.weighting, "float32")
     at_their_timestep = step(_WithOffset, grid)
     ours, by_hand = step(FlowDenoiser, own), step(None, own)
-    noise = summary(tensors["step.noise"])
-    inputs = [case["options"], case["uniform"], case["network"], summary(x0), noise]
+    tensors_in = digest(x0, tensors["step.noise"])
+    inputs = [case["options"], case["uniform"], case["network"], tensors_in]
     reference = {name: tensors[f"step.{name}"] for name in ours if f"step.{name}" in tensors}
     reference["loss"] = torch.tensor(case["loss"])
     for name, expected in reference.items():
