@@ -9,9 +9,9 @@ The functions below are loaded when they are first asked for, as they need torch
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .api import generate, load, plan
+    from .api import generate, load, plan, train
 
-__all__ = ["generate", "load", "plan"]
+__all__ = ["generate", "load", "plan", "train"]
 
 
 def __getattr__(name: str) -> Any:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from .cli.options import flag_names, table_options
+from .headless.caching import cache
 from .headless.encodings import Encodings
 from .headless.job import AnyJob
 from .headless.jobs import Job, make
 from .headless.models import Models, open_job_models
 from .headless.request import Request, decide
+from .headless.training import train_lora
+from .headless.training_options import CacheJob, TrainJob
 from .runtime.errors import FramePackError
 from .runtime.options import leaves, nested, validate
 
@@ -40,13 +44,30 @@ def generate(models: Models | None = None, **options: Any) -> list[Path]:
     return make([prepared], models, Encodings(models.device, job.prompt.custom_system_prompt))
 
 
+def train(**options: Any) -> Path:
+    """Encode what of a data set is not cached yet, train a LoRA on it and return its file.
+
+    The options are those of `framepack train`; dataset_config may be a folder of clips.
+    """
+    found = table_options(TrainJob, options, "train")
+    if found.unknown:
+        raise _unknown("train", found.unknown[0], flag_names(TrainJob), "framepack train")
+    job = validate(TrainJob, nested(found.values), "train", found.names)
+    cache(CacheJob(data=job.data, models=job.models, decoding=job.decoding))
+    return train_lora(job).path
+
+
 def _job(place: str, options: Mapping[str, Any]) -> AnyJob:
     """The job of options by the names of their flags."""
     found = {leaf.flag: leaf.path for leaf in leaves(AnyJob)}
     for name in options.keys() - found.keys():
-        close = get_close_matches(name, found, n=1)
-        advice = f"did you mean {close[0]}?" if close else "see `framepack generate --help`"
-        raise FramePackError(f"{place}: {name} is unknown; {advice}")
+        raise _unknown(place, name, found, "framepack generate")
     values = {found[name]: value for name, value in options.items()}
     names = {path: f"{place}: {name}" for name, path in found.items()}
     return validate(AnyJob, nested(values), place, names)
+
+
+def _unknown(place: str, name: str, known: Iterable[str], command: str) -> FramePackError:
+    close = get_close_matches(name, known, n=1)
+    advice = f"did you mean {close[0]}?" if close else f"see `{command} --help`"
+    return FramePackError(f"{place}: {name} is unknown; {advice}")

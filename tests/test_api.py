@@ -27,10 +27,30 @@ def test_examples_run(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         assert len(list((tmp_path / "out").glob("*_latent.safetensors"))) == 2
     if "video" in found:
         assert Path(str(found["video"])).suffix == ".mp4" and Path(str(found["video"])).is_file()
+    if "lora" in found:
+        assert (
+            found["lora"] == Path("loras/hops.safetensors")
+            and Path("loras/hops.safetensors").is_file()
+        )
 
 
 def test_there_are_examples() -> None:
-    assert len(EXAMPLES) >= 3
+    assert len(EXAMPLES) >= 4
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"network_dimm": 3}, "train: network_dimm is unknown; did you mean network_dim?"),
+        ({"network_dim": 0}, "train: network_dim: 0 must be above 0"),
+        ({"network_args": {"depth": 3}}, "train: network_args: depth: unknown; known are rank_d"),
+        ({"f1": True}, "--dataset_config missing"),
+    ],
+)
+def test_mistakes_of_training_name_the_option(options: dict[str, object], message: str) -> None:
+    with pytest.raises(FramePackError) as raised:
+        framepack_core.train(**options)
+    assert str(raised.value).startswith(message)
 
 
 @pytest.mark.parametrize(

@@ -3,78 +3,15 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 
-from ..headless.models import Models, explain_out_of_memory
-from ..headless.training_models import (
-    NEEDED,
-    cache_models,
-    latent_encoders_of,
-    open_dataset,
-    text_encoder_of,
-)
+from ..headless.caching import cache
 from ..headless.training_options import CacheJob
-from ..runtime.display import Bar, Display, say
-from ..training.cache import (
-    CacheProgress,
-    OneFrameOptions,
-    cache_latents,
-    cache_text,
-    check_cached,
-)
-from ..training.dataset import TrainingSet
 from .options import read_options
 from .training_arguments import tell_needless
 
-SMALLER_ENCODE = "add --vae_chunk_size 16, then --vae_spatial_tile_sample_min_size 128"
-
 
 def run(args: Namespace) -> None:
-    """Encode what is not cached yet; a run that was stopped resumes where it was."""
+    """Encode what is not cached yet."""
     job = read_options(CacheJob, args)
     tell_needless(args)
-    kinds = [job.cache.only] if job.cache.only else list(NEEDED)
-    found = open_dataset(job.data, job.models)
-    check_cached(found, job.data.mode)
-    with Display("summary of the data set"):
-        say(found.describe())
-    models = cache_models(job, kinds)
-    if "latents" in kinds:
-        _cache_latents(job, found, models)
-    if "text" in kinds:
-        with text_encoder_of(models) as encoder, _bar("captions") as on_item:
-            skip = job.cache.skip_existing
-            done = cache_text(found, encoder, skip_existing=skip, on_item=on_item)
-        say(f"captions: {done.encoded} encoded, {done.total - done.encoded} were cached")
-
-
-def _cache_latents(job: CacheJob, found: TrainingSet, models: Models) -> None:
-    with (
-        latent_encoders_of(models) as encoders,
-        _bar("latents") as on_item,
-        explain_out_of_memory(SMALLER_ENCODE),
-    ):
-        done = cache_latents(
-            found,
-            job.data.mode,
-            encoders,
-            one_frame=OneFrameOptions(job.cache.no_2x, job.cache.no_4x),
-            batch_size=job.data.batch_size,
-            skip_existing=job.cache.skip_existing,
-            end_frames=job.cache.end_frames,
-            on_item=on_item,
-        )
-    say(f"latents: {done.encoded} encoded, {done.total - done.encoded} were cached")
-
-
-@contextmanager
-def _bar(what: str) -> Iterator[Callable[[CacheProgress], None]]:
-    """A bar over all items, with the time left; what was cached before counts as done."""
-    with Bar(what, unit="item") as bar:
-
-        def on_item(progress: CacheProgress) -> None:
-            before = progress.done - progress.encoded
-            bar.move_to(progress.done, progress.total, before=before, note=progress.name)
-
-        yield on_item
+    cache(job)

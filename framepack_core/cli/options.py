@@ -91,6 +91,12 @@ def table_options(kind: type[Settings], table: Mapping[str, Any], place: str) ->
     return Table(values, names, tuple(unknown))
 
 
+def flag_names(kind: type[Settings]) -> list[str]:
+    """All that a file may call options."""
+    found = list(leaves(kind))
+    return [*(name for leaf in found for name in _names(leaf)), *_pairs(found)]
+
+
 def help_text(leaf: Leaf) -> str:
     """The help of an option with its unit and default."""
     unit = f" ({leaf.option.unit})" if leaf.option.unit else ""
