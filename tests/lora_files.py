@@ -17,7 +17,7 @@ from tiny import CONFIG, context, generator, guided, randn, tiny_dit
 from torch import Tensor
 
 from framepack_core.models.build import dit_shapes
-from framepack_core.models.dit import FramePackDiT
+from framepack_core.models.dit import DiTInputs, FramePackDiT
 from framepack_core.models.packing import Context
 
 SHAPES = dit_shapes(CONFIG)
@@ -342,7 +342,7 @@ def output(model: FramePackDiT, dtype: torch.dtype = torch.float32) -> Tensor:
     """The model's answer to fixed inputs that reach every parameter."""
     given, seen = guided(), context()
     seen = Context(*(x.to(dtype) if x.is_floating_point() else x for x in vars(seen).values()))
-    return model(
+    inputs = DiTInputs(
         randn(1, 16, 2, 4, 4).to(dtype),
         torch.tensor([700.0]),
         given.text,
@@ -351,6 +351,7 @@ def output(model: FramePackDiT, dtype: torch.dtype = torch.float32) -> Tensor:
         torch.tensor([[1, 2]]),
         seen,
     )
+    return model(inputs)
 
 
 FOREIGN = {
