@@ -12,11 +12,11 @@ from typing import Any
 
 import comfy.model_management
 import torch
-from torch import Tensor
+from torch import nn
 
 from ...framepack_core.lora.apply import MergeLoras
-from ...framepack_core.models.attention import sdpa
 from ...framepack_core.models.build import load_dit
+from ...framepack_core.models.offload import blocks_of
 from ...framepack_core.sampling.flow import FlowDenoiser
 from ...framepack_core.training.batches import open_batches
 from ...framepack_core.training.config import TrainConfig
@@ -97,10 +97,11 @@ def _base_model(model: Any, base: Precision | None, place: torch.device) -> Iter
         path,
         dtype=dtype,
         device=place,
-        attention=_interruptible,
         precision=base or precision,
         transform=MergeLoras(uses) if uses else None,
     )
+    for block in blocks_of(dit):
+        block.attn.register_forward_pre_hook(_stop_if_cancelled)
     try:
         yield FlowDenoiser(dit, dtype)
     finally:
@@ -108,7 +109,6 @@ def _base_model(model: Any, base: Precision | None, place: torch.device) -> Iter
         mm.soft_empty_cache()
 
 
-def _interruptible(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
+def _stop_if_cancelled(_attention: nn.Module, _inputs: Any) -> None:
     """A step can take a minute; the update that is stopped in the middle counts for nothing."""
     mm.throw_exception_if_processing_interrupted()
-    return sdpa(q, k, v, key_mask)
