@@ -11,7 +11,7 @@ from typing import ClassVar, Literal
 from ..runtime.options import Settings, option
 from ..training.config import CacheOptions, TrainConfig
 from ..training.dataset_config import DataOptions
-from .options import DecodingOptions, Fp8Options, ModelOptions
+from .options import AttentionMode, DecodingOptions, Fp8Options, ModelOptions
 
 
 class BaseOptions(Settings):
@@ -27,6 +27,12 @@ class BaseOptions(Settings):
     mixed_precision: Literal["no", "fp16", "bf16"] | None = option(
         None, "Mixed precision, as --dtype; no is fp32."
     )
+
+
+class BaseModels(ModelOptions):
+    """The models of a training, whose own options say which attention it uses."""
+
+    attn_mode: AttentionMode = "torch"
 
 
 class CacheJob(Settings):
@@ -52,7 +58,7 @@ class TrainJob(Settings):
     data: DataOptions = DataOptions()
     run: TrainConfig = TrainConfig()
     base: BaseOptions = BaseOptions()
-    models: ModelOptions = ModelOptions()
+    models: BaseModels = BaseModels()
     fp8: Fp8Options = Fp8Options()
     decoding: DecodingOptions = DecodingOptions()
 
