@@ -306,16 +306,16 @@ def test_mistaken_options(
 def test_options_that_change_nothing_here(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     file = tmp_path / "run.toml"
     file.write_text("save_state = true\nkeep_cache = true\nseed = 7")
-    assert config("--sdpa", "--num_workers", "2", "--config", str(file)).seed == 7
+    assert config("--split_attn", "--num_workers", "2", "--config", str(file)).seed == 7
     assert [record.getMessage() for record in caplog.records] == [
-        "--sdpa, --num_workers, save_state, keep_cache: not needed here, ignored"
+        "--split_attn, --num_workers, save_state, keep_cache: not needed here, ignored"
     ]
 
 
 def test_a_mistaken_config_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "run.toml"
     command = ["train", "--config", str(file)]
-    file.write_text("network_size = 3\nsdpa = true\n[more]\nrate = 1\nseed = 1")
+    file.write_text("network_size = 3\nsplit_attn = true\n[more]\nrate = 1\nseed = 1")
     assert "run.toml: network_size, rate: unknown; use the names of" in failure(command, capsys)
     file.write_text("network_args = ['depth=3']")
     assert "run.toml: network_args: depth: unknown; known are rank_d" in failure(command, capsys)

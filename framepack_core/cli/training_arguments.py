@@ -10,7 +10,7 @@ from ..headless.training_options import CacheJob, TrainJob
 from ..parsing.json_toml import read_table
 from ..runtime.display import warn
 from ..runtime.errors import FramePackError
-from .options import add_options, read_options, table_options
+from .options import add_options, flag_names, read_options, table_options
 
 # Options of musubi-tuner's that change nothing here, so that its command lines carry over.
 NEEDLESS_FLAGS = (
@@ -24,13 +24,13 @@ NEEDLESS = "needless"  # where the Namespace has those that were given
 def add_cache_command_arguments(parser: ArgumentParser) -> None:
     """Everything `framepack cache` understands."""
     add_options(parser, CacheJob)
-    _add_needless(parser)
+    _add_needless(parser, flag_names(CacheJob))
 
 
 def add_train_arguments(parser: ArgumentParser) -> None:
     """Everything `framepack train` understands."""
     add_options(parser, TrainJob)
-    _add_needless(parser)
+    _add_needless(parser, flag_names(TrainJob))
 
 
 def train_job(args: Namespace) -> TrainJob:
@@ -55,9 +55,9 @@ def tell_needless(args: Namespace, more: Collection[str] = ()) -> None:
         warn(f"{', '.join(names)}: not needed here, ignored")
 
 
-def _add_needless(parser: ArgumentParser) -> None:
+def _add_needless(parser: ArgumentParser, known: Collection[str]) -> None:
     for names, count in ((NEEDLESS_FLAGS, 0), (NEEDLESS_VALUES, 1)):
-        for name in names:
+        for name in (name for name in names if name not in known):
             parser.add_argument(
                 f"--{name}",
                 dest=NEEDLESS,

@@ -19,7 +19,7 @@ from ..training.config import LESS_MEMORY, TrainConfig
 from ..training.dataset import TrainingSet
 from ..training.encoders import base_identity, check_mode_of_file
 from ..training.logs import LOGGERS, open_log
-from ..training.loop import Callbacks, StepReport, TrainResult, train
+from ..training.loop import Callbacks, StepReport, TrainResult, check_run, train
 from ..training.metadata import dataset_metadata
 from ..training.samples import PreparedSample, check_prompts, prepare_samples, sample_writer
 from .models import Models, explain_out_of_memory
@@ -36,7 +36,7 @@ from .training_options import TrainJob
 def train_lora(job: TrainJob) -> TrainResult:
     """Train what the options ask for; every mistake that can be seen before is told before."""
     config, found = job.config, open_dataset(job.data, job.models)
-    config.check_name()
+    check_run(config)
     found.check_mode(config.mode)
     prompts = _sample_prompts(config, found)
     models = train_models(job, samples=bool(prompts))

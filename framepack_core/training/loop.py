@@ -71,6 +71,11 @@ class TrainResult:
     losses: list[float] = field(repr=False)
 
 
+def check_run(config: TrainConfig) -> None:
+    """Refuse before any model is loaded what `train` would refuse after; raises FramePackError."""
+    config.check_name()
+
+
 def train(
     config: TrainConfig,
     denoiser: FlowDenoiser,

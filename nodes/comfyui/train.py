@@ -22,7 +22,7 @@ from ...framepack_core.training.batches import open_batches
 from ...framepack_core.training.config import TrainConfig
 from ...framepack_core.training.dataset import TrainingSet
 from ...framepack_core.training.encoders import base_identity
-from ...framepack_core.training.loop import Callbacks, TrainResult, train
+from ...framepack_core.training.loop import Callbacks, TrainResult, check_run, train
 from ...framepack_core.training.metadata import dataset_metadata
 from ...framepack_core.training.samples import sample_writer
 from ...framepack_core.training.stale import UNKNOWN_MODELS, CacheModels
@@ -48,7 +48,7 @@ def train_lora(
     base: the precision of the weights, None for that of the MODEL. cached_by: the encoders by which
     the data set was cached in this graph.
     """
-    config.check_name()
+    check_run(config)
     device = mm.get_torch_device()
     batches, validation = open_batches(dataset, config, cached_by)
     prepared = []
