@@ -436,6 +436,19 @@ class MemoryOptions(Settings):
         mutable=True,
         metadata="ss_gradient_checkpointing_cpu_offload",
     )
+    attn_mode: Literal["torch", "sdpa", "flash", "xformers", "sageattn"] = option(
+        "torch",
+        "Attention implementation: torch and sdpa are PyTorch's choice for this GPU; flash and "
+        "xformers need their packages. sageattn has no gradients and is refused.",
+        "attn_mode",
+        switches={
+            "sdpa": ("sdpa", "SDPA: as --attn_mode sdpa."),
+            "flash_attn": ("flash", "Flash attention: as --attn_mode flash."),
+            "xformers": ("xformers", "xformers: as --attn_mode xformers."),
+            "sage_attn": ("sageattn", "SageAttention: as --attn_mode sageattn."),
+        },
+        mutable=True,
+    )
 
     @model_validator(mode="after")
     def _checkpointing(self) -> MemoryOptions:

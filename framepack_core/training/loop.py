@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from ..models.attention import training_attention, use_attention
 from ..runtime.display import Display
 from ..runtime.distributed import Workers
 from ..runtime.errors import FramePackError
@@ -74,6 +75,7 @@ class TrainResult:
 def check_run(config: TrainConfig) -> None:
     """Refuse before any model is loaded what `train` would refuse after; raises FramePackError."""
     config.check_name()
+    training_attention(config.attn_mode)
 
 
 def train(
@@ -106,7 +108,8 @@ def train(
             swapped=config.blocks_to_swap,
             inputs_to_cpu=config.gradient_checkpointing_cpu_offload,
         )
-        with run.adapters.attached(denoiser.dit), blocks:
+        attention = use_attention(denoiser.dit, training_attention(config.attn_mode))
+        with run.adapters.attached(denoiser.dit), blocks, attention:
             try:
                 run.run(callbacks)
             except BaseException:
