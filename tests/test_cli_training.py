@@ -288,6 +288,8 @@ def test_a_config_file_and_the_command_line(tmp_path: Path) -> None:
         ("--min_timestep 500 --max_timestep 400", "500 to 400 is not a range from 0 to 1000"),
         ("--sample_every_n_steps 5", "--sample_prompts missing"),
         ("--sample_prompts x.txt", "--sample_prompts: add --sample_every_n_steps"),
+        ("--attn_mode sageattn", "attn_mode: sageattn has no gradients; train with torch or flash"),
+        ("--sage_attn", "attn_mode: sageattn has no gradients; train with torch or flash"),
         ("--config gone.toml", "gone.toml: cannot be read"),
         ("--f1 --one_frame", "argument --one_frame: not allowed with argument --f1"),
     ],

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -70,6 +71,25 @@ def test_killed_and_resumed_is_the_same_to_the_bit(tmp_path: Path) -> None:
         == dict(open_weights(stopped.adapter_path)).keys()
     )
     assert len(first["log"]) == 40
+
+
+def test_a_run_attends_as_it_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A package that attends as PyTorch does trains the same, and is what did it."""
+    calls = []
+
+    def flash(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        calls.append(q.shape)
+        out = torch.nn.functional.scaled_dot_product_attention(
+            *(x.transpose(1, 2) for x in (q, k, v))
+        )
+        return out.transpose(1, 2)
+
+    monkeypatch.setitem(sys.modules, "flash_attn", SimpleNamespace(flash_attn_func=flash))
+    samples = make_samples(tmp_path / "cache")
+    plain = run(tiny_config(tmp_path / "torch"), samples)
+    assert not calls
+    told = run(tiny_config(tmp_path / "flash", attn_mode="flash"), samples)
+    assert calls and told.losses == pytest.approx(plain.losses, rel=1e-5)
 
 
 def test_it_learns(tmp_path: Path) -> None:
