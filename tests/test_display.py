@@ -27,7 +27,7 @@ from framepack_core.runtime.images import save_png
 from framepack_core.runtime.video import VideoWriter
 from framepack_core.sampling import generate
 from framepack_core.sampling.latents import load_latents
-from framepack_core.training import logs, loop, samples
+from framepack_core.training import logs, run_files, samples
 from framepack_core.training.dataset import TrainingSet
 from framepack_core.weights.files import open_weights
 
@@ -293,7 +293,7 @@ def writer_fails_later(patch: pytest.MonkeyPatch) -> None:
 
 
 def loss_log_fails(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(loop, "append_log", broken)
+    patch.setattr(run_files, "append_log", broken)
 
 
 def sampling_fails(patch: pytest.MonkeyPatch) -> None:
