@@ -17,6 +17,7 @@ from .comfyui.train import train_lora
 from .comfyui.train_display import TrainingDisplay
 from .comfyui.train_samples import Samples
 from .dataset import TRAINING, Dataset
+from .option_inputs import option_inputs
 from .train_config import AS_LOADED, FP8_SCALED, TrainSettings
 from .types import (
     DatasetSocket,
@@ -53,7 +54,7 @@ class TrainLora(io.ComfyNode):
                     tooltip="With latents and captions cached, from FramePack Cache Captions.",
                 ),
                 TrainConfigSocket.Input("config", tooltip="From FramePack Train Config."),
-                io.String.Input("output_name", default="my_lora", tooltip="Name of the file."),
+                *option_inputs(TrainConfig, ["output_name"], optional=False),
                 io.Combo.Input(
                     "folder",
                     options=[LORAS, OUTPUT],

@@ -23,6 +23,7 @@ ADVANCED = (
     *("guidance", "caption_dropout", "end_frame"),
     *("gradient_checkpointing", "blocks_to_swap", "gradient_checkpointing_cpu_offload"),
 )
+ELSEWHERE = ("output_name", "every_steps", "at_first")  # inputs of other nodes
 LAST = ("keep_last", "save_dtype", "validation_clips", "validate_every_steps")
 
 
@@ -37,7 +38,7 @@ class TrainSettings:
 class MakeTrainConfig(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        newer = other_names(TrainConfig, BASIC, ADVANCED, LAST)
+        newer = other_names(TrainConfig, BASIC, ADVANCED, LAST, ELSEWHERE)
         return schema(
             node_id="FPReelTrainConfig",
             display_name="FramePack Train Config",

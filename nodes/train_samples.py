@@ -18,10 +18,12 @@ from ..framepack_core.runtime.errors import FramePackError
 from ..framepack_core.runtime.files import split_lines
 from ..framepack_core.runtime.images import save_png
 from ..framepack_core.sampling.sections import MAX_SIZE, SIZE_MULTIPLE
+from ..framepack_core.training.config import TrainConfig
 from .comfyui.paths import input_path, temporary_folder
 from .comfyui.sockets import to_uint8
 from .comfyui.train_samples import Samples
 from .dataset import TRAINING
+from .option_inputs import option_inputs
 from .types import SamplePromptsSocket, advanced, schema
 
 
@@ -48,12 +50,7 @@ class SampleWhileTraining(io.ComfyNode):
                     "--w 640 --h 480 --f 73 --d 42 --s 25. Also --ei end image, --ci control "
                     "image, --of one-frame options, --g guidance, --l cfg, --n negative.",
                 ),
-                io.Int.Input(
-                    "every_steps", default=250, min=1, max=1_000_000, tooltip="How often."
-                ),
-                io.Boolean.Input(
-                    "at_first", default=True, tooltip="Also before the first step, to compare."
-                ),
+                *option_inputs(TrainConfig, ["every_steps", "at_first"], optional=False),
                 io.Int.Input("width", default=640, **size, tooltip="Where a line has no --w."),
                 io.Int.Input("height", default=640, **size, tooltip="Where a line has no --h."),
                 io.Int.Input(

@@ -262,7 +262,8 @@ class RunOptions(Settings):
     output_name: str = option(
         "framepack-lora",
         "Output name: of the LoRA's file, without the ending.",
-        node="",
+        initial="my_lora",
+        advanced=False,
         metavar="NAME",
         mutable=True,
         metadata="ss_output_name",
@@ -530,9 +531,12 @@ class SampleOptions(Settings):
         None,
         "Sample every n steps, and at the end.",
         "sample_every_n_steps",
-        node="",
+        node="every_steps",
+        initial=250,
+        advanced=False,
         mutable=True,
         gt=0,
+        high=MAX_STEPS,
     )
     sample_every_epochs: int | None = option(
         None,
@@ -543,7 +547,12 @@ class SampleOptions(Settings):
         gt=0,
     )
     sample_at_first: bool = option(
-        False, "Sample before the first step too.", node="", mutable=True
+        False,
+        "Sample before the first step too, to compare.",
+        node="at_first",
+        initial=True,
+        advanced=False,
+        mutable=True,
     )
 
     @property
