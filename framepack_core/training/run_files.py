@@ -48,7 +48,8 @@ class RunFiles:
         if config.resume:
             progress = load_state(config.state_path, self.adapters, self.optimizer, self.settings)
         else:
-            config.check_name()
+            if self.writes:  # alone: another process may look after this one's first file is there
+                config.check_name()
             progress = Progress()
             if config.network_weights is not None:
                 self.adapters.load_tensors(open_weights(config.network_weights))
