@@ -26,16 +26,13 @@ class Table:
     unknown: tuple[str, ...]
 
 
-def add_options(
-    parser: ArgumentParser, kind: type[Settings], without: Collection[str] = ()
-) -> None:
+def add_options(parser: ArgumentParser, kind: type[Settings]) -> None:
     """An option for each declared one, in a group for each title.
 
-    without: names of fields that the command does not offer. What is not on the command line is not
-    in the Namespace either.
+    What is not on the command line is not in the Namespace either.
     """
     groups: dict[str, Any] = {"": parser}
-    found = [leaf for leaf in leaves(kind) if leaf.option.cli and leaf.name not in without]
+    found = [leaf for leaf in leaves(kind) if leaf.option.cli]
     for leaf in found:
         title = leaf.group.title
         if title not in groups:
