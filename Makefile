@@ -33,6 +33,9 @@ goldens: $(STAMP)
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/basedpyright --pythonpath $(BIN)/python
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.dependabot .github/dependabot.yml
 
 $(STAMP): pyproject.toml .ci/setup_venv.py
 	$(PYTHON) .ci/setup_venv.py $(VENV) $@

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from comfy_api.latest import io, ui
 
@@ -152,7 +152,7 @@ class PromptSchedule(io.ComfyNode):
 
     @classmethod
     def execute(cls, plan: Plan, clip: Any, prompts: str, system_prompt: str = "") -> io.NodeOutput:
-        texts = parse_spec(prompts, "prompts").resolve(len(plan.sections))
+        texts = cast(list[str], parse_spec(prompts, "prompts").resolve(len(plan.sections)))
         encoded = {
             text: Guide(encode_prompt(clip, text, system_prompt), text)
             for text in dict.fromkeys(texts)

@@ -23,6 +23,7 @@ Line = Mapping[str, Any]
 
 def run(command: Batch | Generate) -> None:
     """Make this process's share of the lines; a line that fails does not stop the others."""
+    assert command.from_file is not None  # or it would not be a batch
     lines = read_lines(command.from_file)
     models = open_job_models(command)
     with launched_together() as (rank, processes):

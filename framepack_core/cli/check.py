@@ -15,7 +15,7 @@ from ..headless.jobs import SMALLER_VIDEO, Job
 from ..headless.models import Models, explain_out_of_memory, open_job_models
 from ..headless.options import FLAGS
 from ..headless.request import decide
-from ..headless.scenes import OneFrameEdit
+from ..headless.scenes import OneFrameEdit, Video
 from ..models.build import dit_config, open_dit
 from ..runtime.display import say
 from ..runtime.errors import FramePackError
@@ -122,7 +122,7 @@ class Check:
         """One pass of the transformer."""
         scene, models = self.job.request.scene, self.models
         start = torch.zeros(self._start, device=models.device)
-        mode = "framepack" if isinstance(scene, OneFrameEdit) else scene.plan.mode
+        mode = scene.plan.mode if isinstance(scene, Video) else "framepack"
         config = dit_config(models.paths["dit"])
         with explain_out_of_memory(SMALLER_VIDEO):
             return probe_pass(config, mode, self._window, start, models.dtype, models.attention)

@@ -18,7 +18,7 @@ from ..headless.options import (
     ModeOption,
     TransformerOptions,
 )
-from ..runtime.options import Settings, option
+from ..runtime.options import S, Settings, option
 from ..sampling.plan import Direction
 
 
@@ -135,7 +135,7 @@ def merging(job: Make | Extend) -> Merge:
     )
 
 
-def _at_most_one(command: Settings, *names: str) -> Settings:
+def _at_most_one(command: S, *names: str) -> S:
     given = [f"--{name}" for name in names if getattr(command, name)]
     if len(given) > 1:
         raise ValueError(f"{' and '.join(given)} cannot be combined; choose one")

@@ -54,6 +54,7 @@ def _refuse_without_image(command: Extend) -> None:
 
 def _from_latents(command: Extend, models: Models) -> tuple[Video, float]:
     path = command.latent_path
+    assert path is not None
     file = LatentFile.read(path, command.prompt.latent_window_size)
     file.check(models.decoding.bulk_decode)
     if file.latents.shape[2] <= file.window:
@@ -62,8 +63,11 @@ def _from_latents(command: Extend, models: Models) -> tuple[Video, float]:
         warn("--video_size has no effect with --latent_path, whose size stays")
     command = updated(command, {("prompt", "latent_window_size"): file.window})
     plan = read_plan(command).extending(file.latents.shape[2], command.direction)
-    image = start = _given_image(command, plan, file.size)
-    if image is None:
+    image = _given_image(command, plan, file.size)
+    start: Picture | Tensor
+    if image is not None:
+        start = image
+    else:
         image = _frame_at_join(str(path), file.latents, plan, models)
         start = file.latents[:, :, :1] if plan.mode == "f1" else image
     return _video(command, plan, image, start, OldLatents(file.latents)), file.fps

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import Field
 
@@ -37,7 +37,10 @@ from .options import (
 
 LEDGER_FOLDER = ".ledger"  # in the output folder, where nothing else was asked for
 Pixels = Annotated[int, Field(gt=0)]
-Codec = Literal[tuple(ENCODERS)]  # type: ignore[valid-type]
+if TYPE_CHECKING:
+    Codec = str
+else:
+    Codec = Literal[tuple(ENCODERS)]
 _SIDE: dict[str, Any] = {
     **{"cli": False, "unit": "pixels", "advanced": False, "ge": 1},
     **{"initial": 640, "low": SIZE_MULTIPLE, "high": MAX_SIZE, "step": SIZE_MULTIPLE},

@@ -26,12 +26,14 @@ def find_models(
     incomplete or another kind of model, by the headers of the files alone.
     """
     named, snapshot = options.named, options.root
-    root = SNAPSHOT if snapshot == TOYWORLD else snapshot and Path(snapshot)
+    root = SNAPSHOT if snapshot == TOYWORLD else Path(snapshot) if snapshot else None
     missing = [f"--{FLAGS[c]}" for c in needed if not (c in named or root)]
     if missing:
         raise FramePackError(f"{', '.join(missing)} missing; name it, or give a --snapshot")
-    paths = {c: named.get(c) or root for c in needed}
-    if "dit" in needed and f1 and "dit" not in named and is_folder(root / F1_FOLDER):
+    paths: dict[Component, Path]
+    paths = {c: path for c in needed if (path := named.get(c) or root)}
+    own_dit = "dit" in needed and "dit" not in named
+    if own_dit and f1 and root is not None and is_folder(root / F1_FOLDER):
         paths["dit"] = root / F1_FOLDER
     for component, path in paths.items():
         _check_files(component, path)

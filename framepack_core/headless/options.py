@@ -51,6 +51,7 @@ class TransformerOptions(Settings):
     @property
     def named(self) -> dict[Component, Path]:
         """The paths that are given, by component."""
+        given: dict[Component, Path | None]
         given = {component: getattr(self, flag, None) for component, flag in FLAGS.items()}
         return {component: path for component, path in given.items() if path}
 

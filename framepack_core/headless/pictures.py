@@ -73,6 +73,8 @@ def load_controls(job: EditJob) -> tuple[list[Control], Size | None]:
         )
     loaded = [load_control(path, mask) for path, mask in zip_longest(paths, masks)]
     size = _size_of_edit(job, [pixels for pixels, _ in loaded])
+    if size is None:  # there are no controls
+        return [], None
     controls = [
         Control(
             Picture.of(path, resize_and_crop(pixels, *size)),
@@ -88,6 +90,7 @@ def load_start_mask(job: VideoJob, image_path: str, size: Size) -> Tensor | None
     if job.guidance.image_mask_path is None:
         return None
     _, mask = load_control(image_path, job.guidance.image_mask_path)
+    assert mask is not None  # a file of it is given
     return latent_mask(mask, *size)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, replace
 from functools import cache, partial
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 
@@ -146,7 +146,7 @@ def decide(job: AnyJob) -> VideoJob | EditJob:
 def read_scene(job: JobOptions) -> Scene:
     """The video, or the edited frame, that a job describes."""
     require_prompt(job)
-    return _read_edit(job) if isinstance(job, EditJob) else _read_video(job)
+    return _read_edit(job) if isinstance(job, EditJob) else _read_video(cast(VideoJob, job))
 
 
 def require_prompt(job: JobOptions) -> None:
@@ -164,6 +164,7 @@ def _read_video(job: VideoJob) -> Video:
         raise FramePackError("--image_path is missing")
     plan = read_plan(job)
     start = first_image(job, plan)
+    assert start is not None
     size = size_of_video(job, start)
     plan, image = fit_pictures(plan, size), Picture.load(start, size)
     mask = load_start_mask(job, start, size)
@@ -171,7 +172,9 @@ def _read_video(job: VideoJob) -> Video:
 
 
 def _read_edit(job: EditJob) -> OneFrameEdit:
-    options = parse_one_frame(job.one_frame.one_frame_inference, "--one_frame_inference")
+    text = job.one_frame.one_frame_inference
+    assert text is not None  # or it would be a video
+    options = parse_one_frame(text, "--one_frame_inference")
     controls, size = load_controls(job)
     section = plan_one_frame(options, len(controls), _window(job))
     [path] = parse_spec(job.prompt.image_path, "--image_path").resolve(1)
@@ -181,8 +184,11 @@ def _read_edit(job: EditJob) -> OneFrameEdit:
             "--control_image_path is missing: an edit needs pictures to start from (or an "
             "--image_path alone, which only SigLIP sees)"
         )
-    image = controls[0].picture if path is None else None
-    image = image or Picture.load(path, size or size_of_video(job, path))
+    if path is None:
+        image = controls[0].picture
+    else:
+        image = Picture.load(path, size or size_of_video(job, path))
+    assert prompt is not None
     return OneFrameEdit(section, prompt, image, tuple(controls), _window(job))
 
 
@@ -213,7 +219,9 @@ def read_plan(job: VideoJob) -> Plan:
 
 def first_prompt(job: VideoJob, plan: Plan) -> str:
     """The prompt of the sections that have none of their own."""
-    return parse_spec(job.prompt.prompt, "--prompt").resolve(len(plan.sections))[0]
+    first = parse_spec(job.prompt.prompt, "--prompt").resolve(len(plan.sections))[0]
+    assert first is not None
+    return first
 
 
 def first_image(job: VideoJob, plan: Plan) -> str | None:

@@ -39,40 +39,56 @@ class SampleContext:
 class Scene(Protocol):
     """A result to be made from a prompt and the picture that the image encoder sees."""
 
-    prompt: str
-    image: Picture
+    @property
+    def prompt(self) -> str:
+        """What the video shows, where no section says otherwise."""
+        ...
+
+    @property
+    def image(self) -> Picture:
+        """What the image encoder sees."""
+        ...
 
     @property
     def size(self) -> Size:
         """Width and height in pixels."""
+        ...
 
     @property
     def window(self) -> int:
         """Latent frames of a section."""
+        ...
 
     @property
     def sections(self) -> int:
         """How many sections are sampled."""
+        ...
 
     @property
     def latent_frames(self) -> int:
         """Of the latents made."""
+        ...
 
     @property
     def frames(self) -> int:
         """Of the result."""
+        ...
 
     def describe(self) -> str:
         """What will be made, as text."""
+        ...
 
     def wanted(self) -> EncodeRequest:
         """What has to be encoded for it."""
+        ...
 
     def make(self, encodings: Encodings, context: SampleContext) -> Tensor:
         """Its latents [1, 16, T, h, w]."""
+        ...
 
     def clips(self, decode: Decode, latents: Tensor, bulk: bool) -> Iterator[Tensor]:
         """Its latents decoded, as clips [1, 3, F, H, W] that follow each other in time."""
+        ...
 
 
 @dataclass(frozen=True)

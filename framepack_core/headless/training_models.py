@@ -29,7 +29,9 @@ NEEDED: dict[str, tuple[Component, ...]] = {
     "latents": ("vae", "image_encoder"),
     "text": ("llama", "clip"),
 }
-ENCODERS = tuple(component for needed in NEEDED.values() for component in needed)
+ENCODERS: tuple[Component, ...] = tuple(
+    component for needed in NEEDED.values() for component in needed
+)
 
 
 def open_dataset(data: DataOptions, models: ModelOptions) -> TrainingSet:
@@ -40,7 +42,7 @@ def open_dataset(data: DataOptions, models: ModelOptions) -> TrainingSet:
 
 def cache_models(job: CacheJob, kinds: list[str]) -> Models:
     """What encodes latents, text or both."""
-    needed = [component for kind in kinds for component in NEEDED[kind]]
+    needed: list[Component] = [c for kind in kinds for c in NEEDED[kind]]
     return open_models(job.models, needed, decoding=job.decoding)
 
 
@@ -51,7 +53,7 @@ def train_models(job: TrainJob, samples: bool) -> Models:
     )
     return open_models(
         job.models.model_copy(update={"dtype": job.dtype}),
-        ["dit", *(ENCODERS if samples else ())],
+        ("dit", *ENCODERS) if samples else ("dit",),
         f1=job.data.mode == "f1",
         fp8=job.fp8,
         loras=base,

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -133,7 +134,7 @@ FullWeight = Callable[[nn.Module, torch.device], Tensor]
 
 def own_weight(layer: nn.Module, device: torch.device) -> Tensor:
     """The weight that a layer holds itself, dequantised if it has to be."""
-    return full_weight(layer, torch.float32).to(device)
+    return full_weight(cast(nn.Linear, layer), torch.float32).to(device)
 
 
 def apply_loras(
@@ -199,15 +200,16 @@ class _Addition:
         self, out: Tensor, layer: nn.Module, change: _Change, x: Tensor, strength: float
     ) -> Tensor:
         """The layer's output with what the change of one of its parameters makes of the input."""
-        delta, is_conv = change.delta, isinstance(layer, nn.Conv3d)
+        delta = change.delta
         if change.parameter == "bias":
-            bias = delta.delta(layer.bias)
-            added = bias[:, None, None, None] if is_conv else bias
+            bias = delta.delta(cast(Tensor, layer.bias))
+            added = bias[:, None, None, None] if isinstance(layer, nn.Conv3d) else bias
             return out + strength * added.to(out.dtype)
-        base = self._full(layer, x.device) if delta.needs_base else layer.weight
-        if is_conv:
+        stored = cast(Tensor, layer.weight)
+        base = self._full(layer, x.device) if delta.needs_base else stored
+        if isinstance(layer, nn.Conv3d):
             kernel = delta.delta(base).to(x.dtype)
-            added = conv3d(x, kernel, None, layer.stride, layer.padding)
+            added = conv3d(x, kernel, None, layer.stride, cast(tuple[int, ...], layer.padding))
         elif isinstance(layer, nn.LayerNorm):
             added = layer_norm(x, base.shape, eps=layer.eps) * delta.delta(base)
         elif isinstance(layer, nn.RMSNorm):

@@ -7,7 +7,7 @@ beside the layer, without it where the form allows.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor
@@ -208,7 +208,8 @@ class Decomposed(Delta):
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> Decomposed:
         """In fp32 at least: norms of thousands of numbers lose too much in less."""
-        return super().to(device, torch.promote_types(dtype, torch.float32))
+        moved = super().to(device, torch.promote_types(dtype, torch.float32))
+        return cast(Decomposed, moved)
 
 
 def take_rows(x: Tensor, rows: Rows) -> Tensor:

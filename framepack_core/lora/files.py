@@ -91,7 +91,7 @@ def _read(path: Path, shapes: Shapes) -> Lora:
     ignored = {resolve(base, table)[1] for base, slot in keys.values() if slot} - {""}
     for key, (base, slot) in keys.items():
         name = resolve(base, table, ignored)[0] if slot else None
-        if name is None or not _has_target(slot, table[name], shapes):
+        if slot is None or name is None or not _has_target(slot, table[name], shapes):
             unmatched[base] = None
         else:
             modules.setdefault(name, LoraModule(base, table[name])).add(slot, key)

@@ -156,21 +156,20 @@ class ModuleReader:
     def _low_rank(self) -> Delta:
         if self._has("mid"):
             core = self._core("mid", self._matrix("up").T, self._matrix("down"))
-            self.rank = self._shape("down")[0]
-            return Difference(core, self._scale(self.rank))
+            return Difference(core, self._scale(self._shape("down")[0]))
         up, down = self._product("up", "down")
         self._fit(up.shape[0], down.shape[1])
-        return LowRank(up, down, self._scale(self.rank))
+        return LowRank(up, down, self._scale(self._known_rank))
 
     def _hadamard(self) -> Delta:
         if self._has("hada_t1") or self._has("hada_t2"):
             first, second = (self._tucker(f"hada_t{i}", f"hada_w{i}") for i in (1, 2))
-            return Difference(first * second, self._scale(self.rank))
+            return Difference(first * second, self._scale(self._known_rank))
         w2_a, w2_b = self._product("hada_w2_a", "hada_w2_b")
         self._fit(w2_a.shape[0], w2_b.shape[1])
         w1_a, w1_b = self._product("hada_w1_a", "hada_w1_b")
         self._fit(w1_a.shape[0], w1_b.shape[1])
-        return Hadamard(w1_a, w1_b, w2_a, w2_b, self._scale(self.rank))
+        return Hadamard(w1_a, w1_b, w2_a, w2_b, self._scale(self._known_rank))
 
     def _kronecker(self) -> Delta:
         w1, w1_b = self._kron_factor("lokr_w1")
@@ -226,6 +225,11 @@ class ModuleReader:
         if len(self.module.parts) > 1:
             raise MalformedModule("has a DoRA scale over the inputs of a layer that is split here")
         return Decomposed(delta, self._read(key))
+
+    @property
+    def _known_rank(self) -> int:
+        assert self.rank is not None  # set by what read the factors
+        return self.rank
 
     def _scale(self, rank: int) -> float:
         # A LyCORIS rs-LoRA stores an alpha that already holds the root of the rank.

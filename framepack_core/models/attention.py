@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from einops import rearrange
 from torch import Tensor, nn
@@ -73,7 +74,8 @@ def training_attention(name: str) -> Attention:
 @contextmanager
 def use_attention(model: nn.Module, attention: Attention) -> Iterator[None]:
     """Let all of a model attend by another function."""
-    before = {part: part.attention for part in model.modules() if hasattr(part, "attention")}
+    parts: list[Any] = [part for part in model.modules() if hasattr(part, "attention")]
+    before = {part: part.attention for part in parts}
     for part in before:
         part.attention = attention
     try:

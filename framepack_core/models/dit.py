@@ -210,6 +210,7 @@ class FramePackDiT(nn.Module):
                 "image_embeds: this model needs the start image's SigLIP embedding; "
                 "encode the start image with the image encoder and pass the result"
             )
+        assert self.image_projection is not None
         image = self.image_projection(image_embeds.to(words))
         mask = None if mask is None else _prepend_true(mask, image.shape[1])
         return torch.cat([image, words], dim=1), mask

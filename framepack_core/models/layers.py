@@ -54,6 +54,7 @@ class ConditionEmbedding(nn.Module):
     def forward(self, timestep: Tensor, pooled: Tensor, guidance: Tensor | None = None) -> Tensor:
         out = self.timestep_embedder(sinusoid(timestep).to(pooled.dtype))
         if self.guidance_embedder is not None:
+            assert guidance is not None  # the DiT asks for it
             out = out + self.guidance_embedder(sinusoid(guidance).to(pooled.dtype))
         return out + self.text_embedder(pooled)
 
@@ -168,6 +169,7 @@ class JointAttention(SelfAttention):
         pairs = zip(self.qkv(x), self.text_qkv(text), strict=True)
         q, k, v = (torch.cat(pair, dim=1) for pair in pairs)
         joint = self.attend(apply_rope(q, rope), apply_rope(k, rope), v, key_mask)
+        assert self.to_out is not None
         x, text = joint.split([x.shape[1], text.shape[1]], dim=1)
         return self.to_out[0](x), self.to_add_out(text)
 

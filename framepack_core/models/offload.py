@@ -10,7 +10,7 @@ import mmap
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,8 @@ ALIGNMENT = 512  # bytes
 
 def blocks_of(dit: nn.Module) -> list[nn.Module]:
     """All transformer blocks of a DiT, in the order in which they run."""
-    return [*dit.transformer_blocks, *dit.single_transformer_blocks]
+    kinds = (dit.transformer_blocks, dit.single_transformer_blocks)
+    return [block for blocks in kinds for block in cast(nn.ModuleList, blocks)]
 
 
 def last_blocks(dit: nn.Module, count: int) -> list[nn.Module]:
@@ -70,7 +71,7 @@ def _pin(tensors: Sequence[Tensor], device: torch.device) -> None:
         size += -(-tensor.nbytes // ALIGNMENT) * ALIGNMENT
     memory = mmap.mmap(-1, size)
     whole = torch.frombuffer(memory, dtype=torch.uint8)
-    address, runtime = whole.data_ptr(), torch.cuda.cudart()
+    address, runtime = whole.data_ptr(), cast(Any, torch.cuda.cudart())
     if int(runtime.cudaHostRegister(address, size, 0)) != 0:
         with suppress(RuntimeError):  # or PyTorch would raise the error at its next launch
             torch.zeros(1, device=device)
@@ -170,6 +171,7 @@ class _Prefetcher(_Copier):
         return copies
 
     def prefetch_next(self) -> None:
+        assert self._planned is not None  # by take
         # The memory planned for the copies is free once all that came before this block is done.
         self._side.wait_event(self._free)
         with torch.cuda.stream(self._side):

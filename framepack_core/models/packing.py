@@ -86,6 +86,7 @@ def pack(
 
     tokens, tables = [], []
     for rate, x, indices in context.rates() if context is not None else []:
+        assert clean_embed is not None
         embed = clean_embed.at_rate(rate)
         tokens.append(embed(_pad_to_kernel(x.to(latents), (rate, PATCH * rate, PATCH * rate))))
         indices = indices.to(latents.device)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -88,7 +88,8 @@ def clip_model(config: Mapping[str, Any]) -> ClipText:
 
 def make_position_ids(embeddings: nn.Module) -> None:
     """Give transformers' CLIP or SigLIP embeddings the buffer that no checkpoint holds."""
-    positions = torch.arange(embeddings.position_embedding.num_embeddings)
+    table = cast(nn.Embedding, embeddings.position_embedding)
+    positions = torch.arange(table.num_embeddings)
     embeddings.register_buffer("position_ids", positions[None], persistent=False)
 
 

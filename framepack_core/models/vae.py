@@ -107,6 +107,7 @@ class CausalConv3d(nn.Module):
             if out is None:
                 out = piece.new_empty(*piece.shape[:2], frames, *piece.shape[3:])
             out[:, :, start:stop] = piece
+        assert out is not None
         return out
 
     def _padded(self, x: Tensor, start: int, stop: int) -> Tensor:

@@ -108,7 +108,8 @@ def _reader(path: Path) -> Callable[[Path], list[Any]]:
 def _read_toml(path: Path) -> list[Any]:
     shared = parse_toml(read_text(path), str(path)).get("prompt")
     subsets = shared.pop("subset", None) if isinstance(shared, dict) else None
-    if not isinstance(subsets, list) or not all(isinstance(s, dict) for s in subsets):
+    rows = isinstance(subsets, list) and all(isinstance(s, dict) for s in subsets)
+    if not (isinstance(shared, dict) and isinstance(subsets, list) and rows):
         raise FramePackError(f"{path}: no [[prompt.subset]] in it; write one for each prompt")
     return [{**shared, **subset} for subset in subsets]
 

@@ -124,7 +124,7 @@ def _split(text: str, name: str) -> Iterator[tuple[int, str]]:
         raw = text[start : match.start() if match else None]
         yield start + 1 + len(raw) - len(raw.lstrip()), raw.strip()
         start = match.end() if match else len(text)
-        if text.startswith(";", start) and not text.startswith(SEPARATOR, start):
+        if match and text.startswith(";", start) and not text.startswith(SEPARATOR, start):
             problem = f"parts are separated by {SEPARATOR}, and {ESCAPED} is {SEPARATOR} in a text"
             raise _error(name, text[match.start() :], match.start() + 1, problem)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
@@ -42,7 +42,10 @@ def _numbers() -> Iterator[tuple[str, Any]]:
         yield leaf.name, (leaf.kind | None, Field(None, ge=low, le=most))
 
 
-TimelineSection = create_model("TimelineSection", __base__=_Pictured, **dict(_numbers()))
+if TYPE_CHECKING:
+    TimelineSection = _Pictured
+else:
+    TimelineSection = create_model("TimelineSection", __base__=_Pictured, **dict(_numbers()))
 """What one section has instead of the run's."""
 
 
@@ -50,7 +53,7 @@ class Timeline(_Strict):
     """Sections in order of time."""
 
     version: Literal[1] = 1
-    sections: tuple[TimelineSection, ...] = Field((), max_length=MAX_SECTIONS, strict=False)
+    sections: tuple[TimelineSection, ...] = Field(default=(), max_length=MAX_SECTIONS, strict=False)
 
     @property
     def images(self) -> list[str]:

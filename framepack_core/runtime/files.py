@@ -128,11 +128,12 @@ def size_text(size: int) -> str:
     """A number of bytes as people read it: 999 bytes, 1.2 MB, 9.9 GB."""
     if size < 1000:
         return f"{size} bytes"
-    for unit in ("kB", "MB", "GB"):
-        size /= 1000
-        if size < 1000 or unit == "GB":
-            break
-    return f"{size:.1f} {unit}"
+    number = float(size)
+    for unit in ("kB", "MB"):
+        number /= 1000
+        if number < 1000:
+            return f"{number:.1f} {unit}"
+    return f"{number / 1000:.1f} GB"
 
 
 def _flush(path: Path) -> None:

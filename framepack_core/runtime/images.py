@@ -80,7 +80,7 @@ def _without_texts(path: Path) -> Path | io.BytesIO:
         length = int.from_bytes(data[place : place + 4], "big")
         end = place + length + 12  # length, kind, content, checksum
         if bytes(data[place + 4 : place + 8]) not in PNG_TEXTS:
-            kept.append(data[place:end])
+            kept.append(bytes(data[place:end]))
         place = end
     return io.BytesIO(b"".join(kept))
 

@@ -11,7 +11,7 @@ import types
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union, cast, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -210,8 +210,9 @@ def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     both = dict(base)
     for name, value in over.items():
         inner = both.get(name)
-        tables = isinstance(inner, dict) and isinstance(value, dict)
-        both[name] = merged(inner, value) if tables else value
+        if isinstance(inner, dict) and isinstance(value, dict):
+            value = merged(inner, value)
+        both[name] = value
     return both
 
 
@@ -291,11 +292,11 @@ def _bounds(found: FieldInfo, about: Option, kind: Any) -> tuple[float | None, f
     low, high, next_to = about.low, about.high, int(kind is int)
     for rule in found.metadata:
         if isinstance(rule, (Ge, Gt)):
-            least = rule.ge if isinstance(rule, Ge) else rule.gt + next_to
-            low = least if low is None else max(low, least)  # type: ignore[call-overload]
+            least: Any = rule.ge if isinstance(rule, Ge) else cast(Any, rule.gt) + next_to
+            low = least if low is None else max(low, least)
         if isinstance(rule, (Le, Lt)):
-            most = rule.le if isinstance(rule, Le) else rule.lt - next_to
-            high = most if high is None else min(high, most)  # type: ignore[call-overload]
+            most: Any = rule.le if isinstance(rule, Le) else cast(Any, rule.lt) - next_to
+            high = most if high is None else min(high, most)
     return low, high
 
 

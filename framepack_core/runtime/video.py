@@ -8,10 +8,12 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
+from typing import cast
 
 import av
 import numpy as np
 from av.container import OutputContainer
+from av.error import FFmpegError
 from av.video.reformatter import Colorspace
 from av.video.stream import VideoStream
 
@@ -95,13 +97,14 @@ class VideoWriter:
                     _encode(self._container, self._stream, None)
                     self._container.close()
             except BaseException:
-                with suppress(av.FFmpegError):  # Windows cannot remove a file that is still open
+                with suppress(FFmpegError):  # Windows cannot remove a file that is still open
                     self._container.close()
                 raise
 
 
 def _add_stream(container: OutputContainer, codec: str, crf: int, fps: float) -> VideoStream:
-    stream = container.add_stream(codec, rate=Fraction(fps).limit_denominator(1001))
+    rate = Fraction(fps).limit_denominator(1001)
+    stream = cast(VideoStream, container.add_stream(codec, rate=rate))
     quality, options = ENCODERS[codec]
     stream.options = {quality: str(crf), **options}
     stream.pix_fmt = "yuv420p"
@@ -127,7 +130,7 @@ def _encode(container: OutputContainer, stream: VideoStream, picture: av.VideoFr
 def _video_errors(path: Path) -> Iterator[None]:
     try:
         yield
-    except av.FFmpegError as error:
+    except FFmpegError as error:
         if error.errno in DISK_FULL:  # atomic_path tells how much space is left
             raise
         raise FramePackError(
@@ -155,7 +158,7 @@ def probe_encoder(codec: str) -> None:
             stream.width = stream.height = PROBE_SIZE
             _encode(container, stream, _to_yuv(frame))
             _encode(container, stream, None)
-    except av.FFmpegError as error:
+    except FFmpegError as error:
         raise FramePackError(
             f"video codec {codec!r} does not work here ({error.strerror}); {_alternatives(codec)}"
         ) from error

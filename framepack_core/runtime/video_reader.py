@@ -8,10 +8,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import Any, cast
 
 import av
 import numpy as np
 from av.container import InputContainer
+from av.error import FFmpegError
 from av.video.reformatter import Colorspace
 from av.video.stream import VideoStream
 
@@ -25,9 +27,11 @@ MAX_ASPECT = 16  # of a pixel; more is a mistake in the file
 # Codecs whose packets are frames, one each, if the container has a time stamp for all of them.
 FRAME_CODECS = {"h264", "hevc", "av1", "vp9", "mjpeg", "prores", "png", "ffv1", "dnxhd"}
 # PyAV before 19 refuses tags that are not UTF-8, unless it is to replace them; 19 never does.
-READ_OPTIONS = {} if int(av.__version__.split(".")[0]) >= 19 else {"metadata_errors": "replace"}
+READ_OPTIONS: dict[str, Any] = (
+    {} if int(av.__version__.split(".")[0]) >= 19 else {"metadata_errors": "replace"}
+)
 # What PyAV raises for files that are not videos or are damaged.
-UNREADABLE = (av.FFmpegError, IndexError, ValueError)
+UNREADABLE = (FFmpegError, IndexError, ValueError)
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,8 @@ class VideoFile:
             height, width = _as_shown(first, aspect).shape[:2]
         with _opened(path) as (container, stream):
             times, last = _time_stamps(container, stream, first.interlaced_frame)
-        fps, order = float(rate), range(len(times))  # type: float, Sequence[int]
+        fps = float(rate)
+        order: Sequence[int] = range(len(times))
         traits: list[object] = [(float(aspect), matrix)] if matrix or aspect != 1 else []
         if not _is_constant(times):
             fps, order = RESAMPLED, _resampled(times, last)
@@ -123,17 +128,20 @@ def _time_stamps(
     odd = any(p.is_discard or p.is_corrupt for p in packets) or None in stamps
     plain = stream.codec_context.name in FRAME_CODECS and not (odd or interlaced)
     if plain and len(set(stamps)) == len(stamps):
-        ordered = sorted(packets, key=lambda packet: packet.pts)
+        ordered = sorted(packets, key=lambda packet: packet.pts or 0)
         ticks, last = [packet.pts for packet in ordered], ordered[-1].duration
     else:
         with _opened(Path(container.name)) as (again, same):
             found = [(frame.pts, getattr(frame, "duration", 0)) for frame in again.decode(same)]
         ticks, last = [pts for pts, _ in found], found[-1][1] if found else 0
-    if None in ticks:  # the container has none: its rate is all there is
-        rate = float(stream.average_rate or stream.guessed_rate)
+    known = [tick for tick in ticks if tick is not None]
+    if len(known) < len(ticks):  # the container has none: its rate is all there is
+        rate = float(stream.average_rate or stream.guessed_rate or 0)
+        if not rate:
+            raise ValueError("neither time stamps nor a frame rate")
         return [i / rate for i in range(len(ticks))], 1 / rate
-    unit = float(stream.time_base)
-    return [(tick - ticks[0]) * unit for tick in ticks], (last or 0) * unit
+    unit = float(stream.time_base or 0)
+    return [(tick - known[0]) * unit for tick in known], (last or 0) * unit
 
 
 def _is_constant(times: Sequence[float]) -> bool:
@@ -168,12 +176,13 @@ def _as_shown(frame: av.VideoFrame, aspect: Fraction) -> Pixels:
 def _to_rgb(frame: av.VideoFrame) -> Pixels:
     """Pixels uint8 [H, W, 3] of a frame as it is stored."""
     # PyAV before 14 honours the frame's own matrix only when the target's differs from it.
-    return frame.reformat(format="rgb24", dst_colorspace=Colorspace.ITU601).to_ndarray()
+    shown = frame.reformat(format="rgb24", dst_colorspace=Colorspace.ITU601)
+    return cast(Pixels, shown.to_ndarray())
 
 
 def _pixel_aspect(stream: VideoStream) -> Fraction:
     """Width over height of a pixel; 1 where the file says nothing or what cannot be."""
-    aspect = stream.sample_aspect_ratio
+    aspect = cast(Fraction | None, stream.sample_aspect_ratio)
     return aspect if aspect and 1 / MAX_ASPECT <= aspect <= MAX_ASPECT else Fraction(1)
 
 
@@ -184,7 +193,7 @@ def _display_matrix(frame: av.VideoFrame) -> tuple[int, ...]:
     than quarter turns it is the nearest quarter turn.
     """
     for i in range(len(frame.side_data)):
-        data = frame.side_data[i]
+        data = cast(Any, frame.side_data)[i]
         if data.type.name == "DISPLAYMATRIX":
             a, b, _, c, d = struct.unpack("=5i", bytes(data)[:20])
             if abs(a) + abs(d) >= abs(b) + abs(c):

@@ -34,16 +34,20 @@ class History:
             for section in plan.sections
             if section.image is not None
         }
-        forward = existing is not None and not plan.backward
-        self._before = existing.to(start) if forward else self._images.get(0, start)
+        if existing is None or plan.backward:
+            self._before = self._images.get(0, start)
+        else:
+            self._before = existing.to(start)
         blank = start.new_zeros(start.shape[0], start.shape[1], HISTORY_LENGTH, *start.shape[3:])
         if plan.mode == "f1":
             self._frames, self._finished = torch.cat([blank, self._before], 2), plan.existing
         elif plan.backward:
+            assert existing is not None
             self._frames = torch.cat([existing[:, :, 1:].to(start), blank], dim=2)
             self._finished = plan.existing - 1
         else:
-            if self._end is not None and plan.end.policy == "persistent":
+            persistent = plan.end is not None and plan.end.policy == "persistent"
+            if persistent and self._end is not None:
                 blank[:, :, :1] = self._end
             self._frames, self._finished = blank, 0
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import create_model
 
@@ -196,7 +196,7 @@ class PaddingOption(Settings):
     )
 
 
-def _spec(help: str, flag: str) -> tuple[type, object]:
+def _spec(help: str, flag: str) -> Any:
     text = f"{help} A section spec: 1:7;;;-1:8 is 7 in section 1 and 8 in the last."
     return str | None, option(None, text, metavar="SPEC", node="", metadata=flag)
 

@@ -100,7 +100,7 @@ def _measure(run: Callable[[], None], device: torch.device) -> StepCost:
     return replace(first, seconds=median(_seconds(run, device) for _ in range(TRIALS)))
 
 
-def _trial(run: Callable[[], None], device: torch.device) -> StepCost:
+def _trial(run: Callable[[], object], device: torch.device) -> StepCost:
     """What one run takes, besides what is allocated before it."""
     if device.type != "cuda":
         return StepCost(_seconds(run, device), None)
@@ -110,7 +110,7 @@ def _trial(run: Callable[[], None], device: torch.device) -> StepCost:
     return StepCost(seconds, torch.cuda.max_memory_allocated(device) - before)
 
 
-def _seconds(run: Callable[[], None], device: torch.device) -> float:
+def _seconds(run: Callable[[], object], device: torch.device) -> float:
     start = time.perf_counter()
     run()
     if device.type == "cuda":

@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol, cast
 
 from pydantic import BeforeValidator
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # so that options are declared without waiting for torch
     from torch import Tensor
 
     from ..models.dit import FramePackDiT, RunBlocks, Tokens
+    from ..models.layers import DoubleBlock
 
 # fitted by TeaCache's authors for HunyuanVideo: relative change of input to change of output
 TEACACHE_POLYNOMIAL = (733.226126, -401.131952, 67.5869174, -3.149878, 0.0961237896)
@@ -43,6 +44,7 @@ class StepCache(Protocol):
 
     def transform(self, dit: FramePackDiT, tokens: Tokens, sigma: float, pass_name: str) -> Tensor:
         """Latent tokens after the blocks, computed or approximated."""
+        ...
 
 
 def transform_with(
@@ -81,11 +83,13 @@ class TeaCache:
 
     def transform(self, dit: FramePackDiT, tokens: Tokens, sigma: float, pass_name: str) -> Tensor:
         state = self._states[pass_name]
-        modulated = dit.transformer_blocks[0].modulated_input(tokens.latent, tokens.condition)
+        first = cast("DoubleBlock", dit.transformer_blocks[0])
+        modulated = first.modulated_input(tokens.latent, tokens.condition)
         compute = self._must_compute(state, modulated, _step_index(self.sigmas, sigma))
         state.previous_input = modulated
         self.computed.append(compute)
         if not compute:
+            assert state.residual is not None  # of the first step, which is always computed
             return tokens.latent + state.residual
         state.distance = 0.0
         out = dit.transform(tokens)
@@ -154,6 +158,7 @@ class MagCache:
         compute = self._must_compute(state, _step_index(self.sigmas, sigma))
         self.computed.append(compute)
         if not compute:
+            assert state.residual is not None  # of the first step, which is always computed
             return tokens.latent + state.residual
         out = dit.transform(tokens)
         self._states[pass_name] = _MagState(residual=out - tokens.latent)
@@ -323,11 +328,12 @@ class StepCaches(Settings):
         return given[0].factory() if given else None
 
 
-OFFERED = {
-    kind.annotation.name: kind.annotation
-    for kind in StepCaches.model_fields.values()
-    if kind.annotation.name
-}
+_KINDS = [cast(type[CacheOptions], kind.annotation) for kind in StepCaches.model_fields.values()]
+OFFERED = {kind.name: kind for kind in _KINDS if kind.name}
+
+
+def _threshold(kind: type[CacheOptions]) -> float:
+    return kind.model_fields["threshold"].default
 
 
 class StepCacheChoice(Settings):
@@ -345,7 +351,7 @@ class StepCacheChoice(Settings):
         cli=False,
         none=0.0,
         absent="the usual value: "
-        + ", ".join(f"{kind().threshold:g} for {name}" for name, kind in OFFERED.items()),
+        + ", ".join(f"{_threshold(kind):g} for {name}" for name, kind in OFFERED.items()),
         gt=0.0,
         high=2.0,
         step=0.01,

@@ -63,8 +63,8 @@ def write_lessons(folder: Path) -> list[Path]:
 
 
 def _write(lesson: Lesson, path: Path) -> None:
-    size = {"width": render.SIZE, "height": render.SIZE}
-    with VideoWriter(path, **size, fps=render.FPS, crf=CRF) as video:
+    side = render.SIZE
+    with VideoWriter(path, width=side, height=side, fps=render.FPS, crf=CRF) as video:
         for frame in render.render_uint8(lesson.clips)[0].numpy():
             video.write(frame)
     _write_text(path.with_suffix(".txt"), lesson.caption)

@@ -6,7 +6,6 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from itertools import zip_longest
 from pathlib import Path
 
 import torch
@@ -128,8 +127,9 @@ class Batches:
         end frame, if it can.
         """
         samples = self.pick(number)
-        flags = zip_longest(samples, dropped, ended, fillvalue=False)
-        return collate([_load(*sample_flags) for sample_flags in flags])
+        none = [False] * len(samples)
+        each = zip(samples, dropped or none, ended or none, strict=True)
+        return collate([_load(*sample) for sample in each])
 
     def _shuffled(self, epoch: int) -> list[list[Sample]]:
         shuffle = random.Random(draw_seed("epoch", self.seed, epoch)).shuffle

@@ -10,11 +10,13 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ..models.packing import Context
 from ..models.prompt import TextCondition, fit_length
 from ..runtime.errors import FramePackError
 from ..runtime.files import is_folder
@@ -23,7 +25,7 @@ from ..runtime.images import Pixels, load_image, resize_and_crop, to_tensor
 from ..sampling.history import History
 from ..sampling.masks import latent_mask, load_control, mask_latents
 from ..sampling.one_frame import one_frame_context
-from ..sampling.plan import HISTORY_LENGTH, Section
+from ..sampling.plan import HISTORY_LENGTH, Mode, Section
 from ..sampling.sections import plan_video
 from .cache_files import (
     DIGEST,
@@ -124,6 +126,7 @@ def cache_latents(
     for batch in _batches(stale, batch_size):
         if mode == "one_frame":
             for item, digest in batch:
+                assert isinstance(item, ImageItem)
                 _encode_image(item, digest, encoders, one_frame)
         else:
             _encode_videos(batch, mode, encoders, end_frames)
@@ -210,9 +213,11 @@ def _end_slots(item: Item) -> Iterator[tuple[int, int]]:
 def _encode_videos(
     batch: list[tuple[Item, str]], mode: TrainMode, encoders: LatentEncoders, end_frames: bool
 ) -> None:
-    pixels = [item.load() for item, _ in batch]
+    items = [item for item, _ in batch if isinstance(item, VideoItem)]
+    pixels = [item.load() for item in items]
     latents = encoders.vae(torch.cat([to_tensor(x) for x in pixels]))
-    for (item, digest), frames, z in zip(batch, pixels, latents, strict=True):
+    digests = [digest for _, digest in batch]
+    for item, digest, frames, z in zip(items, digests, pixels, latents, strict=True):
         half = to_half(z[None], item.name)
         image = to_half(encoders.image(frames[0])[0], item.name)
         _save_sections(item, mode, half, image, digest, encoders.identity)
@@ -239,11 +244,21 @@ def _save_sections(
         )
 
 
+def _context_tensors(context: Context) -> dict[str, Tensor]:
+    """What a section of a video sees, which has all three rates."""
+    seen = {
+        "latents_clean": context.clean,
+        "latents_clean_2x": context.clean_2x,
+        "latents_clean_4x": context.clean_4x,
+    }
+    return {name: cast(Tensor, latents)[0] for name, latents in seen.items()}
+
+
 def section_tensors(
     mode: TrainMode, latents: Tensor, window: int
 ) -> Iterator[tuple[Section, dict[str, Tensor]]]:
     """Every section of true latents [1, C, 1 + n W, h, w], with the context a sampler gives it."""
-    plan = plan_video(mode, (latents.shape[2] - 1) // window, window)
+    plan = plan_video(cast(Mode, mode), (latents.shape[2] - 1) // window, window)
     history = History(plan, latents[:, :, :1])
     for section in plan.sections:
         context = history.context(section)
@@ -254,9 +269,7 @@ def section_tensors(
             section,
             {
                 "latents": target[0],
-                "latents_clean": context.clean[0],
-                "latents_clean_2x": context.clean_2x[0],
-                "latents_clean_4x": context.clean_4x[0],
+                **_context_tensors(context),
                 **_index_tensors(section),
             },
         )
@@ -287,6 +300,7 @@ def _encode_image(
     pixels.append(resize_and_crop(load_image(item.source.path), width, height, resample="auto"))
     *controls, target = (encoders.vae(to_tensor(x)).cpu() for x in pixels)
     clean = one_frame_context(section, mask_latents(torch.cat(controls, dim=2), masks)).clean
+    assert clean is not None
     tensors = {
         "latents": to_half(target[0], item.name),
         "latents_clean": to_half(clean[0], item.name),

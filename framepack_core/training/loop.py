@@ -204,9 +204,10 @@ class _Run:
 
     def _keep_pace(self, seconds: float) -> float:
         """Seconds an update, smoothed; the first one is slow and counts until the next."""
-        first = self._pace is None or self.step <= 2
-        self._pace = seconds if first else PACE * self._pace + (1 - PACE) * seconds
-        return self._pace
+        if self._pace is not None and self.step > 2:
+            seconds = PACE * self._pace + (1 - PACE) * seconds
+        self._pace = seconds
+        return seconds
 
     def _update(self) -> tuple[float, float, float]:
         """Loss, gradient norm and learning rate of one update."""

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -22,7 +23,7 @@ from ..sampling.flow import CFG, GUIDANCE, FlowDenoiser, Guided
 from ..sampling.generate import SamplerConfig, generate, unipc_sampler
 from ..sampling.masks import latent_mask, load_control, mask_latents
 from ..sampling.one_frame import generate_one_frame, parse_one_frame, plan_one_frame
-from ..sampling.plan import FPS, Plan, Section
+from ..sampling.plan import FPS, Mode, Plan, Section
 from ..sampling.sections import check_size, plan_video, sections_for_frames
 from .batches import text_to
 from .cache import LatentEncoders, TextEncoder
@@ -172,7 +173,8 @@ def _prepare_one_frame(
         masks.append(None if mask is None else latent_mask(mask, width, height))
         fitted = resize_and_crop(pixels, width, height, resample="auto")
         latents.append(encoders.vae(to_tensor(fitted)).float().cpu())
-    _, image = _encode(prompt.image_path or paths[0], prompt, encoders)
+    seen = prompt.image_path or next(iter(paths), None)
+    _, image = _encode(seen, prompt, encoders)
     return _section(prompt, window), mask_latents(torch.cat(latents, dim=2), masks), image
 
 
@@ -194,7 +196,7 @@ def _plan(prompt: SamplePrompt, mode: TrainMode, window: int) -> Plan:
             sections = sections_for_frames(prompt.frame_count or 1, window)
         except FramePackError as error:
             raise FramePackError(f"sample {prompt.prompt!r}: {error}") from None
-    return plan_video(mode, sections, window)
+    return plan_video(cast(Mode, mode), sections, window)
 
 
 def _section(prompt: SamplePrompt, window: int) -> Section:

@@ -51,9 +51,10 @@ def check_fresh(found: TrainingSet, mode: TrainMode, models: CacheModels = UNKNO
 def _problem(item: Item, mode: TrainMode) -> str | None:
     """What is wrong with the caches of an item; None for nothing."""
     headers = [cached_header(path) for path in item.paths]
-    if None in headers:
+    found = [header for header in headers if header is not None]
+    if len(found) < len(headers):
         return _why_missing(item)
-    for header in headers:
+    for header in found:
         if problem := _changed(item, header, mode):
             return problem
     ends = [header for path in item.paths if (header := cached_header(end_path(path)))]

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -264,7 +264,8 @@ class _Safetensors:
         count = math.prod(info.shape)
         with warnings.catch_warnings():  # of a read-only map, which is meant
             warnings.filterwarnings("ignore", message="The given buffer is not writable")
-            flat = torch.frombuffer(self._map, dtype=info.dtype, count=count, offset=info.start)
+            start = info.start or 0
+            flat = torch.frombuffer(self._map, dtype=info.dtype, count=count, offset=start)
         return flat.view(info.shape)
 
     def copy_to(self, name: str, target: Tensor) -> None:
@@ -276,10 +277,10 @@ class _Safetensors:
         if self._buffer is None:  # kept: one buffer a tensor would leave the heap full of holes
             self._buffer = torch.empty(CHUNK, dtype=torch.uint8)
         with self.path.open("rb", buffering=0) as file:
-            file.seek(info.start)
+            file.seek(info.start or 0)
             for part in target.view(-1).split(CHUNK // info.dtype.itemsize):
                 piece = self._buffer[: len(part) * info.dtype.itemsize]
-                _read_into(file, memoryview(piece.numpy()), self.path)
+                _read_into(file, memoryview(cast(Any, piece.numpy())), self.path)
                 part.copy_(piece.view(info.dtype))
 
 
@@ -359,7 +360,7 @@ def _check_extent(path: Path, tensors: dict[str, TensorInfo], base: int, size: i
     stop = base
     for name, info in sorted(tensors.items(), key=lambda item: (item[1].start, item[1].nbytes)):
         if info.start != stop:
-            fault = "overlaps the tensor before it" if info.start < stop else "leaves a gap"
+            fault = "overlaps the tensor before it" if (info.start or 0) < stop else "leaves a gap"
             raise FramePackError(
                 f"{path} has a damaged safetensors header ({name} {fault}): download it again"
             )

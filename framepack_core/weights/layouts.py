@@ -88,7 +88,9 @@ def find_snapshot(path: Path | str, *, f1: bool = False) -> dict[Component, Path
     Raises FramePackError that names the sub-folders which are not there.
     """
     root = _cached_snapshot(Path(path).expanduser())
-    names = FOLDERS | ({"dit": F1_FOLDER} if f1 else {})
+    names = dict(FOLDERS)
+    if f1:
+        names["dit"] = F1_FOLDER
     missing = [name for name in names.values() if not is_folder(root / name)]
     if missing:
         raise FramePackError(

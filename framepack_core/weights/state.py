@@ -24,9 +24,11 @@ class Transform(Protocol):
     @property
     def names(self) -> Collection[str]:
         """The parameters that it changes."""
+        ...
 
     def __call__(self, name: str, tensor: Tensor) -> Tensor:
         """The changed parameter, of the type and shape of the one given."""
+        ...
 
 
 class Source(Protocol):

@@ -93,8 +93,8 @@ class SectionReport:
         path.parent.mkdir(parents=True, exist_ok=True)
         latent = to_latent(done.latents[:1])["samples"]
         frames = to_uint8(self.vae.decode(latent).flatten(0, 1))
-        size = {"width": self.width, "height": self.height}
-        with VideoWriter(path, **size, fps=FPS, crf=CRF) as video:
+        width, height = self.width, self.height
+        with VideoWriter(path, width=width, height=height, fps=FPS, crf=CRF) as video:
             for frame in frames:
                 video.write(frame)
         return {"filename": name, "subfolder": CLIPS_FOLDER, "type": "temp"}

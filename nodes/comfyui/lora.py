@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import comfy.model_management
 import comfy.model_patcher
@@ -21,6 +21,7 @@ from ...framepack_core.models.merge import merged_from, write_dit
 from ...framepack_core.runtime.display import warn
 from ...framepack_core.runtime.errors import FramePackError
 from ...framepack_core.sampling.plan import Plan
+from ...framepack_core.weights.fp8 import Precision
 from .fp8 import layer_weight
 from .merged import PatchedWeights
 from .model import LORA_STRENGTH, managed
@@ -28,7 +29,7 @@ from .progress import NodeBar
 
 LORA_KEY = "framepack_lora"
 DIFFUSION_MODEL = comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL
-SAVED_AS = {
+SAVED_AS: dict[str, tuple[torch.dtype, Precision]] = {
     "bf16": (torch.bfloat16, "full"),
     "fp16": (torch.float16, "full"),
     "fp8_scaled": (torch.bfloat16, "fp8_scaled"),
@@ -49,8 +50,9 @@ class LoraFactors(nn.Module):
 
     def lora(self) -> Lora:
         """The LoRA with its tensors where ComfyUI has brought them."""
+        factors = {name: cast(nn.ParameterDict, kept) for name, kept in self.factors.items()}
         deltas = {
-            name: delta.with_tensors(dict(self.factors[name.replace(".", "/")].items()))
+            name: delta.with_tensors(dict(factors[name.replace(".", "/")].items()))
             for name, delta in self._lora.deltas.items()
         }
         return replace(self._lora, deltas=deltas)

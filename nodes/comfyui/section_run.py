@@ -49,6 +49,7 @@ class RunSettings:
 
     @property
     def seed(self) -> int:
+        assert self.options.seed is not None  # the widget always has one
         return self.options.seed
 
     @property

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Any
+from typing import Any, cast
 
 import comfy.model_management
 import torch
@@ -101,7 +101,7 @@ def _base_model(model: Any, base: Precision | None, place: torch.device) -> Iter
         transform=MergeLoras(uses) if uses else None,
     )
     for block in blocks_of(dit):
-        block.attn.register_forward_pre_hook(_stop_if_cancelled)
+        cast(nn.Module, block.attn).register_forward_pre_hook(_stop_if_cancelled)
     try:
         yield FlowDenoiser(dit, dtype)
     finally:
