@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -13,6 +14,8 @@ import pytest
 import torch
 from tiny import guided, randn, tiny_dit
 
+from framepack_core.cli import read_command
+from framepack_core.headless.request import Request
 from framepack_core.runtime.errors import FramePackError
 from framepack_core.runtime.files import atomic_path
 from framepack_core.runtime.fingerprint import fingerprint
@@ -296,3 +299,20 @@ def test_every_python_gives_the_same_fingerprint() -> None:
     ]
     stored = ["a7704355", "6a96bc4c", "1a70f0db", "55c02175"]
     assert [fingerprint(value)[:8] for value in values] == stored
+
+
+# Ledgers of before
+
+SAVED = json.loads((Path(__file__).parent / "saved_ledger_keys_0.1.json").read_text("utf-8"))
+
+
+@pytest.mark.parametrize("line", SAVED, ids=str)
+def test_sections_kept_by_an_earlier_release_are_found(line: str, tmp_path: Path) -> None:
+    """Keys of a plan with overrides, under the settings of a command line."""
+    command = ["generate", "--prompt", "x", "--seed", "1", *line.split()]
+    job = read_command(command)[1].decided()
+    plan = plan_framepack(3).with_overrides("1", prompt="a", seed=7, guidance=6.5)
+    plan = plan.with_overrides("-1", image="b.png", padding=0, lora_strength=0.5)
+    ledger = Ledger(tmp_path)
+    ledger.open(plan, Request(job, None, 1, job.step_cache.factory()).ledger_settings())
+    assert list(ledger.runs()[0].keys) == SAVED[line]
