@@ -21,10 +21,10 @@ from ..framepack_core.sampling.one_frame import (
 from ..framepack_core.sampling.options import WindowOption
 from ..framepack_core.sampling.sections import LATENT_STRIDE, WINDOW
 from .comfyui.progress import RunProgress, show_text
-from .comfyui.section_run import check_mode, section_run
+from .comfyui.section_run import check_mode
 from .comfyui.sockets import to_image_latent, to_latent
 from .option_inputs import option_inputs
-from .sampler_inputs import read_settings, setting_inputs
+from .sampler_inputs import run_of, setting_inputs
 from .types import CATEGORY, ControlsSocket, advanced, schema
 
 HIDDEN, KEPT = "hidden", "kept"
@@ -198,13 +198,9 @@ class MakeOneFrame(io.ComfyNode):
         no_2x: bool,
         no_4x: bool,
         no_post: bool,
-        clip_vision_output: Any = None,
-        negative: list[Any] | None = None,
         post_index: int = AFTER_WINDOW,
         window: int = WINDOW,
-        sampler: Any = None,
-        sigmas: Tensor | None = None,
-        **settings: Any,
+        **inputs: Any,
     ) -> io.NodeOutput:
         indices = tuple(control.index for control in controls)
         if post_index != AFTER_WINDOW:
@@ -214,15 +210,9 @@ class MakeOneFrame(io.ComfyNode):
         options = OneFrame(target_index, indices, no_2x, no_4x, no_post)
         section = plan_one_frame(options, len(controls), window)
         latents = torch.cat([control.latent for control in controls], dim=2)
-        run = section_run(
-            model,
-            positive,
-            read_settings(settings, "FramePack One Frame", sampler, sigmas),
-            (1, *latents.shape[3:]),
-            partial(RunProgress, cls.hidden.unique_id, 1),
-            clip_vision_output,
-            negative,
-        )
+        shape = (1, *latents.shape[3:])
+        progress = partial(RunProgress, cls.hidden.unique_id, 1)
+        run = run_of("FramePack One Frame", model, positive, shape, progress, inputs)
         check_mode(model, "framepack", "one frame needs")
         latent = generate_one_frame(section, run, latents, run.settings.seed)
         text = describe_one_frame(section, len(controls))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, get_args
 
@@ -10,15 +11,16 @@ from comfy_api.latest import io, ui
 from torch import Tensor
 
 from ..framepack_core.runtime.display import Display
-from ..framepack_core.sampling.generate import SectionDone, extend, generate
+from ..framepack_core.sampling.generate import OnSection, SectionDone, extend, generate
+from ..framepack_core.sampling.ledger import LedgerRun
 from ..framepack_core.sampling.plan import Direction, Plan
 from ..framepack_core.sampling.sections import LATENT_STRIDE
 from .comfyui.ledger import open_ledger
 from .comfyui.live_sections import ReportedProgress, SectionReport
 from .comfyui.lora import check_section_loras
-from .comfyui.section_run import check_mode, image_embeds, section_run
+from .comfyui.section_run import SectionRun, check_mode, image_embeds
 from .comfyui.sockets import WINDOW_KEY, to_image_latent, to_latent, to_latents
-from .sampler_inputs import read_settings, setting_inputs
+from .sampler_inputs import run_of, setting_inputs
 from .types import CATEGORY, PlanSocket, advanced, schema
 
 logger = logging.getLogger(__name__)
@@ -113,49 +115,50 @@ class Sampler(io.ComfyNode):
         plan: Plan,
         positive: list[Any],
         start_latent: dict[str, Any],
-        clip_vision_output: Any = None,
-        negative: list[Any] | None = None,
         existing: dict[str, Any] | None = None,
         direction: Direction = "forward",
         ledger: bool = True,
         vae: Any = None,
-        sampler: Any = None,
-        sigmas: Tensor | None = None,
-        **settings: Any,
+        **inputs: Any,
     ) -> io.NodeOutput:
         start = to_image_latent(start_latent, "start_latent")
         video = None if existing is None else to_latents(existing, "existing")
         if video is not None:
             plan = plan.extending(video.shape[2], direction)
-        report = SectionReport(cls.hidden, plan, start, vae)
-        run = section_run(
-            model,
-            positive,
-            read_settings(settings, "FramePack Sampler", sampler, sigmas),
-            (plan.window, *start.shape[3:]),
-            partial(ReportedProgress, report, cls.hidden.unique_id),
-            clip_vision_output,
-            negative,
-        )
+        report, log = SectionReport(cls.hidden, plan, start, vae), RunLog()
+        progress = partial(ReportedProgress, report, cls.hidden.unique_id)
+        shape = (plan.window, *start.shape[3:])
+        run = run_of("FramePack Sampler", model, positive, shape, progress, inputs)
         check_mode(model, plan.mode, "FramePack Plan says")
         check_section_loras(plan, model)
-        plan, seed = encoded(plan, model, start), run.settings.seed
-        log = RunLog()
-        inputs = {"start_latent": start, "existing": video}
-        kept = open_ledger(run, plan, inputs, log.say) if ledger else None
-
-        def on_section(done: SectionDone) -> None:
-            log.on_section(done)
-            report.on_section(done)
-
+        plan = encoded(plan, model, start)
+        origin = {"start_latent": start, "existing": video}
+        kept = open_ledger(run, plan, origin, log.say) if ledger else None
         with report.run():
-            if video is None:
-                latents = generate(plan, run, start, seed, on_section, ledger=kept)
-            else:
-                latents = extend(plan, run, video, seed, direction, start, on_section, kept)
-        return io.NodeOutput(
-            to_latent(latents, **{WINDOW_KEY: plan.window}), ui=ui.PreviewText(log.text)
-        )
+            latents = make(plan, run, start, video, (log.on_section, report.on_section), kept)
+        made = to_latent(latents, **{WINDOW_KEY: plan.window})
+        return io.NodeOutput(made, ui=ui.PreviewText(log.text))
+
+
+def make(
+    plan: Plan,
+    run: SectionRun,
+    start: Tensor,
+    video: Tensor | None,
+    followers: Sequence[OnSection],
+    ledger: LedgerRun | None,
+) -> Tensor:
+    """The latents of a plan's sections, with those of the video that it extends, if any."""
+
+    def on_section(done: SectionDone) -> None:
+        for follow in followers:
+            follow(done)
+
+    seed = run.settings.seed
+    if video is None:
+        return generate(plan, run, start, seed, on_section, ledger=ledger)
+    direction: Direction = "backward" if plan.backward else "forward"
+    return extend(plan, run, video, seed, direction, start, on_section, ledger)
 
 
 class RunLog:

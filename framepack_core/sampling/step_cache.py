@@ -334,6 +334,7 @@ OFFERED = {kind.name: kind for kind in _KINDS if kind.name}
 
 def _threshold(kind: type[CacheOptions]) -> float:
     return kind.model_fields["threshold"].default
+WITH_THRESHOLD = {name: kind for name, kind in OFFERED.items() if "threshold" in kind.model_fields}
 
 
 class StepCacheChoice(Settings):
@@ -351,7 +352,7 @@ class StepCacheChoice(Settings):
         cli=False,
         none=0.0,
         absent="the usual value: "
-        + ", ".join(f"{_threshold(kind):g} for {name}" for name, kind in OFFERED.items()),
+        + ", ".join(f"{_threshold(kind):g} for {name}" for name, kind in WITH_THRESHOLD.items()),
         gt=0.0,
         high=2.0,
         step=0.01,
@@ -361,5 +362,6 @@ class StepCacheChoice(Settings):
         """That of the chosen cache."""
         if self.step_cache == "off":
             return None
-        given = {} if self.cache_threshold is None else {"threshold": self.cache_threshold}
+        given = {"threshold": self.cache_threshold} if self.step_cache in WITH_THRESHOLD else {}
+        given = {name: value for name, value in given.items() if value is not None}
         return OFFERED[self.step_cache](**given).factory()
