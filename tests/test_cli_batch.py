@@ -131,7 +131,7 @@ def test_a_line_that_fails_in_the_model_stops_no_other(
         ("x --f 5 --vs 2", "line 2: --f and --vs both say how long"),
     ],
 )
-def test_a_line_that_cannot_be_read_is_told_before_anything_runs(
+def test_a_line_that_cannot_be_read_costs_only_itself(
     tmp_path: Path,
     command: list[str],
     line: str,
@@ -140,8 +140,14 @@ def test_a_line_that_cannot_be_read_is_told_before_anything_runs(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     write(tmp_path, "good", line)
-    assert message in failure(command, capsys)
-    assert not loads and not (tmp_path / "out").exists()
+    assert main(command) == 2
+    output = capsys.readouterr()
+    assert message in output.err and "1 of 2 lines failed: line 2" in output.err
+    assert len(paths(output.out)) == 1
+    loads.clear()
+    write(tmp_path, "# nothing else", line)
+    assert main(command) == 2
+    assert not loads
 
 
 @pytest.mark.parametrize(

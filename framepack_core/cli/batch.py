@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
 
 from ..headless.encodings import Encodings
 from ..headless.job import parse_prompt_line
@@ -18,13 +16,11 @@ from ..runtime.distributed import launched_together
 from ..runtime.errors import FramePackError
 from .commands import Batch, Generate
 
-Line = Mapping[str, Any]
-
 
 def run(command: Batch | Generate) -> None:
     """Make this process's share of the lines; a line that fails does not stop the others."""
     assert command.from_file is not None  # or it would not be a batch
-    lines = read_lines(command.from_file)
+    lines = read_prompt_file(command.from_file)
     models = open_job_models(command)
     with launched_together() as (rank, processes):
         share = lines[rank::processes]
@@ -35,21 +31,13 @@ def run(command: Batch | Generate) -> None:
         )
 
 
-def read_lines(path: Path) -> list[tuple[int, Line]]:
-    """(number, line) of every prompt in a file; raises for the first line that cannot be read."""
-    lines = []
-    for number, text in read_prompt_file(path):
-        try:
-            lines.append((number, parse_prompt_line(text)))
-        except FramePackError as error:
-            raise FramePackError(f"{path} line {number}: {error}") from None
-    return lines
-
-
 def make_lines(
-    lines: Sequence[tuple[int, Line]], command: Batch | Generate, models: Models
+    lines: Sequence[tuple[int, str]], command: Batch | Generate, models: Models
 ) -> list[str]:
-    """Make the results of lines; the titles of those that failed."""
+    """Make the results of numbered lines; the titles of those that failed.
+
+    What can be seen to be wrong with any of them is told before the first one is made.
+    """
     failed: list[str] = []
 
     @contextmanager
@@ -62,10 +50,10 @@ def make_lines(
 
     start = timestamp()
     jobs = []
-    for number, line in lines:
+    for number, text in lines:
         title = f"line {number}"
         with attempt(title):
-            job = decide(command.with_line(line))
+            job = decide(command.with_line(parse_prompt_line(text)))
             jobs.append(Job.prepare(job, f"{start}_{number:04d}", title))
     if jobs:
         encodings = Encodings(models.device, command.prompt.custom_system_prompt)

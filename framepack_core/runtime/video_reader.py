@@ -123,13 +123,19 @@ def _time_stamps(
     Packets tell without decoding, unless some of them are no frames: those that an edit list cuts
     away, fields, hidden frames.
     """
-    packets = [packet for packet in container.demux(stream) if packet.size]
-    stamps = [packet.pts for packet in packets]
-    odd = any(p.is_discard or p.is_corrupt for p in packets) or None in stamps
-    plain = stream.codec_context.name in FRAME_CODECS and not (odd or interlaced)
-    if plain and len(set(stamps)) == len(stamps):
-        ordered = sorted(packets, key=lambda packet: packet.pts or 0)
-        ticks, last = [packet.pts for packet in ordered], ordered[-1].duration
+    stamps: dict[int, int | None] = {}
+    odd = interlaced or stream.codec_context.name not in FRAME_CODECS
+    for packet in container.demux(stream):  # none of them is kept: they hold the whole file
+        if not packet.size:
+            continue
+        if packet.is_discard or packet.is_corrupt or packet.pts is None or packet.pts in stamps:
+            odd = True
+        if odd:
+            break
+        stamps[packet.pts] = packet.duration
+    if not odd:
+        ticks = sorted(stamps)
+        last = stamps[ticks[-1]]
     else:
         with _opened(Path(container.name)) as (again, same):
             found = [(frame.pts, getattr(frame, "duration", 0)) for frame in again.decode(same)]

@@ -334,6 +334,8 @@ OFFERED = {kind.name: kind for kind in _KINDS if kind.name}
 
 def _threshold(kind: type[CacheOptions]) -> float:
     return kind.model_fields["threshold"].default
+
+
 WITH_THRESHOLD = {name: kind for name, kind in OFFERED.items() if "threshold" in kind.model_fields}
 
 

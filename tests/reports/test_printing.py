@@ -24,7 +24,7 @@ def lines(folder: Path) -> list[str]:
     made[2] = f"a ball --i {folder / 'ない😀.png'}"
     made[6] = f"a ball --i {'n' * 300}.png"
     made[10] = f"a ball --i {folder / 'text.png'}"
-    made[14] = f"a ball --i {good} --w 40"
+    made[14] = f"a ball --i {good} --colour red"
     made[18] = f"5:a ball --i {good}"
     return made
 
