@@ -128,14 +128,14 @@ def _time_stamps(
     for packet in container.demux(stream):  # none of them is kept: they hold the whole file
         if not packet.size:
             continue
-        if packet.is_discard or packet.is_corrupt or packet.pts is None or packet.pts in stamps:
+        pts = packet.pts
+        if odd or packet.is_discard or packet.is_corrupt or pts is None or pts in stamps:
             odd = True
-        if odd:
             break
-        stamps[packet.pts] = packet.duration
+        stamps[pts] = packet.duration
     if not odd:
         ticks = sorted(stamps)
-        last = stamps[ticks[-1]]
+        last = stamps[ticks[-1]] if ticks else 0
     else:
         with _opened(Path(container.name)) as (again, same):
             found = [(frame.pts, getattr(frame, "duration", 0)) for frame in again.decode(same)]
