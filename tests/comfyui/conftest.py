@@ -6,13 +6,14 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 HERE = Path(__file__).resolve().parent
+NONE = "not in ComfyUI: "
 CHECKS_TIMEOUT = 900  # seconds for all checks inside ComfyUI
 sys.path.insert(0, str(HERE))
 
@@ -46,11 +47,20 @@ def _all_are_wanted(config: pytest.Config) -> bool:
     return "comfy" in config.getoption("markexpr")
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Where there is no ComfyUI pytest's summary says so in one line, not in one for each test."""
+    report = yield
+    if report.skipped and isinstance(report.longrepr, tuple) and NONE in report.longrepr[2]:
+        report.longrepr = (str(HERE), None, report.longrepr[2])
+    return report
+
+
 @pytest.fixture(scope="session")
 def comfy() -> ComfyUI:
     found = find_comfyui()
     if isinstance(found, str):
-        pytest.skip(os.environ.get("COMFYUI_MISSING") or found)
+        pytest.skip(f"{NONE}{os.environ.get('COMFYUI_MISSING') or found}")
     return found
 
 

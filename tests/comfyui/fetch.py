@@ -21,7 +21,7 @@ from comfy_host import FETCHED, PACK, ComfyUI, find_comfyui
 REPOSITORY = "https://github.com/comfyanonymous/ComfyUI"
 NEWEST = "v0.33.0"  # that the pack supports
 PATIENCE = 5  # seconds until a server that says nothing counts as unreachable
-NAME_ONE = "name a checkout with COMFYUI_PATH; tests in ComfyUI are skipped"
+NAME_ONE = "name a checkout with COMFYUI_PATH"
 
 
 def fetch(tag: str = NEWEST) -> ComfyUI | str:
