@@ -16,11 +16,11 @@ from framepack_core.models.vae import (
     AutoencoderKL,
     CausalConv3d,
     ResnetBlock,
-    Upsample,
     VAEConfig,
     draw,
     frame_causal_attention,
 )
+from framepack_core.models.vae_kernels import grown
 from framepack_core.models.vae_tiling import (
     Tiles,
     Tiling,
@@ -77,13 +77,11 @@ def test_attention_sees_its_own_and_earlier_frames(monkeypatch, limit):
     torch.testing.assert_close(frame_causal_attention(q, k, v, frames), expected)
 
 
-def test_upsample_gives_every_frame_but_the_first_twice():
-    up = Upsample(1, (2, 2, 2), **FACTORY)
-    up.conv = nn.Identity()
+def test_growth_gives_every_frame_but_the_first_twice():
     x = torch.arange(3.0).view(1, 1, 3, 1, 1).expand(1, 1, 3, 2, 3)
-    grown = up(x)
-    assert grown.shape == (1, 1, 5, 4, 6)
-    assert grown[0, 0, :, 3, 5].tolist() == [0, 1, 1, 2, 2]
+    big = grown(x, (2, 2, 2))
+    assert big.shape == (1, 1, 5, 4, 6)
+    assert big[0, 0, :, 3, 5].tolist() == [0, 1, 1, 2, 2]
 
 
 def test_resnet_gradients_survive_the_in_place_activation():

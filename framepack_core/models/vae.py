@@ -6,16 +6,26 @@ Parameter names are those of the released checkpoint. Pixels are [B, 3, F, H, W]
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange, repeat
+from einops import rearrange
 from torch import Tensor, nn
 
 from ..runtime.errors import FramePackError
+from .vae_kernels import (
+    Affine,
+    Kernels,
+    Window,
+    convolve_bare,
+    grown,
+    kernels_for,
+    norm_parameters,
+)
 
 NORM_EPS = 1e-6
 # Replicate padding and cuDNN index a tensor with 32 bits.
@@ -95,36 +105,126 @@ class CausalConv3d(nn.Module):
             in_channels, out_channels, kernel, stride=stride, dtype=dtype, device=device
         )
 
-    def forward(self, x: Tensor) -> Tensor:
-        frames = (x.shape[2] - 1) // self.time_stride + 1
-        step = min(self.chunk_size or frames, self._indexable_frames(x))
+    def forward(self, x: Tensor, growth: tuple[int, int, int] = (1, 1, 1)) -> Tensor:
+        """The convolution of x, first grown where asked for."""
+        kernels = fused_kernels(x)
+        if kernels is None:
+            return self._convolve(_Padded(grown(x, growth), self.kernel), False)[0]
+        y, bias = self.bare(x, kernels, growth=growth)
+        return kernels.add_(y, None, bias)
+
+    def of_normed(self, x: Tensor, norm: nn.Module) -> Tensor:
+        """The convolution of SiLU of the norm of x."""
+        kernels = fused_kernels(x)
+        if kernels is None:
+            return self(F.silu(norm(x), inplace=True))
+        y, bias = self.bare(x, kernels, norm)
+        return kernels.add_(y, None, bias)
+
+    def bare(
+        self,
+        x: Tensor,
+        kernels: Kernels,
+        norm: nn.Module | None = None,
+        late: Tensor | None = None,
+        growth: tuple[int, int, int] = (1, 1, 1),
+    ) -> tuple[Tensor, Tensor | None]:
+        """The same by fused kernels, and a bias that is yet to be added; late: that of x."""
+        source = _Fused(x, self.kernel, kernels, norm, late, growth)
+        return self._convolve(source, kernels.late_bias)
+
+    def _convolve(self, source: _Padded, late_bias: bool) -> tuple[Tensor, Tensor | None]:
+        convolve = partial(convolve_bare, self.conv) if late_bias else self._with_bias
+        frames = (source.shape[2] - 1) // self.time_stride + 1
+        step = min(self.chunk_size or frames, self._indexable_frames(source.shape))
         if step >= frames:
-            return self.conv(self._padded(x, 0, frames))
-        out = None
+            return convolve(self._window(source, 0, frames))
+        out = bias = None
         for start in range(0, frames, step):
             stop = min(start + step, frames)
-            piece = self.conv(self._padded(x, start, stop))
+            piece, bias = convolve(self._window(source, start, stop))
             if out is None:
-                out = piece.new_empty(*piece.shape[:2], frames, *piece.shape[3:])
+                out = _empty_frames(piece, frames)
             out[:, :, start:stop] = piece
         assert out is not None
-        return out
+        return out, bias
 
-    def _padded(self, x: Tensor, start: int, stop: int) -> Tensor:
+    def _with_bias(self, x: Tensor) -> tuple[Tensor, None]:
+        return self.conv(x), None
+
+    def _window(self, source: _Padded, start: int, stop: int) -> Tensor:
         """The padded input frames that output frames start..stop are computed from."""
-        if self.kernel == 1:
-            return x[:, :, start:stop]
         first = start * self.time_stride - (self.kernel - 1)
-        last = (stop - 1) * self.time_stride
-        side = self.kernel // 2
-        window = x[:, :, max(first, 0) : last + 1]
-        return F.pad(window, (side, side, side, side, max(-first, 0), 0), mode="replicate")
+        return source.frames(first, (stop - 1) * self.time_stride + 1)
 
-    def _indexable_frames(self, x: Tensor) -> int:
-        batch, channels, _, height, width = x.shape
+    def _indexable_frames(self, shape: torch.Size) -> int:
+        batch, channels, _, height, width = shape
         frame = batch * max(channels, self.conv.out_channels)
         frame *= (height + self.kernel) * (width + self.kernel)
         return max(1, (MAX_ELEMENTS // frame - self.kernel) // self.time_stride)
+
+
+class _Padded:
+    """Windows of frames with replicated edges."""
+
+    def __init__(self, x: Tensor, kernel: int) -> None:
+        self.x, self.kernel, self.shape = x, kernel, x.shape
+
+    def frames(self, first: int, stop: int) -> Tensor:
+        """Frames first..stop; those before 0 repeat the first one."""
+        window = self.x[:, :, max(first, 0) : stop]
+        if self.kernel == 1:
+            return window
+        side = self.kernel // 2
+        return F.pad(window, (side, side, side, side, max(-first, 0), 0), mode="replicate")
+
+
+class _Fused(_Padded):
+    """The same of normalised or grown frames, each window written once."""
+
+    def __init__(
+        self,
+        x: Tensor,
+        kernel: int,
+        kernels: Kernels,
+        norm: nn.Module | None,
+        late: Tensor | None,
+        growth: tuple[int, int, int],
+    ) -> None:
+        super().__init__(kernels.layout(x), kernel)
+        self.kernels, self.growth = kernels, growth
+        self.affine = None if norm is None else _affine(norm, self.x, late, kernels)
+        time, height, width = (n * g for n, g in zip(x.shape[2:], growth, strict=True))
+        self.shape = torch.Size((*x.shape[:2], time - growth[0] + 1, height, width))
+
+    def frames(self, first: int, stop: int) -> Tensor:
+        if self.kernel == 1 and self.affine is None:
+            return self.x[:, :, max(first, 0) : stop]
+        window = Window(first, stop, self.kernel // 2, self.growth)
+        return self.kernels.padded(self.x, window, self.affine, silu=True)
+
+
+def fused_kernels(x: Tensor) -> Kernels | None:
+    """The kernels for x; None where gradients are wanted or PyTorch's own layers do best."""
+    return None if torch.is_grad_enabled() else kernels_for(x)
+
+
+def _affine(norm: Any, x: Tensor, late: Tensor | None, kernels: Kernels) -> Affine:
+    """A group norm of x + late as one factor and one summand for each sample and channel, fp32."""
+    mean, variance = kernels.moments(x, norm.num_groups, late)
+    weight, bias = norm_parameters(norm, x.device)
+    each = weight.shape[0] // norm.num_groups
+    scale = torch.rsqrt(variance + norm.eps).repeat_interleave(each, dim=1) * weight
+    mean = mean.repeat_interleave(each, dim=1)
+    return Affine(scale, bias + ((0 if late is None else late) - mean) * scale)
+
+
+def _empty_frames(piece: Tensor, frames: int) -> Tensor:
+    """Memory for as many frames like those of a piece, in its layout."""
+    shape = (*piece.shape[:2], frames, *piece.shape[3:])
+    last = piece.is_contiguous(memory_format=torch.channels_last_3d)
+    layout = torch.channels_last_3d if last else torch.contiguous_format
+    return torch.empty(shape, dtype=piece.dtype, device=piece.device, memory_format=layout)
 
 
 class ResnetBlock(nn.Module):
@@ -143,10 +243,19 @@ class ResnetBlock(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.conv1(_norm_silu(self.norm1, x))
-        h = _norm_silu(self.norm2, h)  # a line of its own, so that conv1's output is let go
-        h = self.conv2(h)
+        kernels = fused_kernels(x)
+        if kernels is not None:
+            return self._fused(x, kernels)
+        h = self.conv2.of_normed(self.conv1.of_normed(x, self.norm1), self.norm2)
         return h + (x if self.conv_shortcut is None else self.conv_shortcut(x))
+
+    def _fused(self, x: Tensor, kernels: Kernels) -> Tensor:
+        h, late = self.conv1.bare(x, kernels, self.norm1)
+        h, bias = self.conv2.bare(h, kernels, self.norm2, late)
+        if self.conv_shortcut is not None:
+            x, more = self.conv_shortcut.bare(x, kernels)
+            bias = _sum(bias, more)
+        return kernels.add_(h, x, bias)
 
 
 class FrameCausalAttention(nn.Module):
@@ -222,9 +331,7 @@ class Upsample(nn.Module):
         self.conv = CausalConv3d(channels, channels, **factory)
 
     def forward(self, x: Tensor) -> Tensor:
-        time, height, width = self.stride
-        x = repeat(x, "b c t h w -> b c (t rt) (h rh) (w rw)", rt=time, rh=height, rw=width)
-        return self.conv(x[:, :, time - 1 :])
+        return self.conv(x, self.stride)
 
 
 class DownBlock(nn.Module):
@@ -245,10 +352,8 @@ class DownBlock(nn.Module):
             Downsample(out_channels, stride, **factory) for _ in range(int(max(stride) > 1))
         )
 
-    def forward(self, x: Tensor) -> Tensor:
-        for layer in (*self.resnets, *self.downsamplers):
-            x = layer(x)
-        return x
+    def layers(self) -> list[nn.Module]:
+        return [*self.resnets, *self.downsamplers]
 
 
 class UpBlock(nn.Module):
@@ -269,10 +374,8 @@ class UpBlock(nn.Module):
             Upsample(out_channels, stride, **factory) for _ in range(int(max(stride) > 1))
         )
 
-    def forward(self, x: Tensor) -> Tensor:
-        for layer in (*self.resnets, *self.upsamplers):
-            x = layer(x)
-        return x
+    def layers(self) -> list[nn.Module]:
+        return [*self.resnets, *self.upsamplers]
 
 
 class Encoder(nn.Module):
@@ -293,10 +396,10 @@ class Encoder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv_in(x)
-        for block in self.down_blocks:
-            x = block(x)
+        for layer in _layers(self.down_blocks):
+            x = layer(x)
         x = self.mid_block(x)
-        return self.conv_out(_norm_silu(self.conv_norm_out, x))
+        return self.conv_out.of_normed(x, self.conv_norm_out)
 
 
 class Decoder(nn.Module):
@@ -318,10 +421,9 @@ class Decoder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.mid_block(self.conv_in(x))
-        for block in self.up_blocks:
-            x = block(x)
-        x = _norm_silu(self.conv_norm_out, x)
-        return self.conv_out(x)
+        for layer in _layers(self.up_blocks):
+            x = layer(x)
+        return self.conv_out.of_normed(x, self.conv_norm_out)
 
 
 class AutoencoderKL(nn.Module):
@@ -426,9 +528,16 @@ def _norm(
     return ops.GroupNorm(groups, channels, eps=NORM_EPS, dtype=dtype, device=device)
 
 
-def _norm_silu(norm: nn.Module, x: Tensor) -> Tensor:
-    # In place on the norm's own fresh output: a copy less, and autograd keeps what it needs.
-    return F.silu(norm(x), inplace=True)
+def _sum(one: Tensor | None, other: Tensor | None) -> Tensor | None:
+    if one is None or other is None:
+        return one if other is None else other
+    return one + other
+
+
+def _layers(blocks: Iterable[Any]) -> Iterator[nn.Module]:
+    """Of all blocks in one loop: a call of a block would hold on to its input until it ends."""
+    for block in blocks:
+        yield from block.layers()
 
 
 def _resnets(

@@ -46,12 +46,40 @@ def decode_video(
 
 
 def collect(clips: Iterable[Tensor]) -> Tensor:
-    """IMAGE of all frames."""
-    device = mm.intermediate_device()
-    frames = [
-        ((clip[0].movedim(0, -1).to(device, torch.float32) + 1) / 2).clamp(0, 1) for clip in clips
-    ]
+    """IMAGE of all frames; those of a clip come to main memory while the next one is decoded."""
+    move, frames = ClipMover(mm.intermediate_device()), []
+    waiting: tuple[Tensor, Any] | None = None
+    for clip in clips:
+        pictures = ((clip[0].movedim(0, -1).float() + 1) / 2).clamp_(0, 1).contiguous()
+        if waiting is not None:
+            frames.append(move(*waiting))
+        waiting = pictures, move.now(pictures)
+        del clip, pictures  # or the next clip would be decoded beside them
+    assert waiting is not None  # there is always a clip
+    frames.append(move(*waiting))
     return torch.cat(frames) if len(frames) > 1 else frames[0]
+
+
+class ClipMover:
+    """Moves finished tensors to a device while a GPU computes what was given to it later."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._side: torch.cuda.Stream | None = None
+
+    def now(self, x: Tensor) -> Any:
+        """What to wait for until x is computed."""
+        if x.device.type != "cuda":
+            return None
+        return torch.cuda.current_stream(x.device).record_event()
+
+    def __call__(self, x: Tensor, done: Any) -> Tensor:
+        if done is None or self.device.type == "cuda":
+            return x.to(self.device)
+        self._side = self._side or torch.cuda.Stream(x.device)
+        self._side.wait_event(done)
+        with torch.cuda.stream(self._side):
+            return x.to(self.device)
 
 
 def clip_decoder(
@@ -66,6 +94,7 @@ def clip_decoder(
     longest: as many latents as one call decodes at most; tile: side in pixels, 0 chooses.
     """
     vae, to_pixels = _unclipped(vae)
+    vae.output_device = vae.device  # cross-faded there too
     bar, whole, own = NodeBar(calls), _without_fallback(vae), _own_vae(vae)
     done = 0
 
