@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +44,12 @@ class Adapter(nn.Module):
         self.alpha = float(config.rank) if whole else config.alpha
         self.scale = self.alpha / config.rank
 
+    @property
+    def drops(self) -> bool:
+        """Whether anything of it is dropped in training."""
+        config = self.config
+        return bool(config.dropout or config.rank_dropout or config.module_dropout)
+
     def delta(self) -> Delta:
         """The change as it would be read back from a file."""
         kinds = {"lora": LowRank, "loha": Hadamard, "lokr": Kronecker}
@@ -53,8 +60,7 @@ class Adapter(nn.Module):
         config, delta = self.config, self.delta()
         # None of the kinds needs more of the layer's weight than its shape.
         weight = x.new_empty(out.shape[-1], x.shape[-1], device="meta")
-        drops = config.dropout or config.rank_dropout or config.module_dropout
-        if step_seed is None or not drops:
+        if step_seed is None:
             return delta.add_branch(out, x, weight)
         # A generator of its own, so that the second forward of gradient checkpointing drops the
         # same as the first.
@@ -162,11 +168,13 @@ class Adapters(nn.Module):
             assert isinstance(module, Adapter)
             yield module
 
-    def _hook(self, adapter: Adapter):
+    def _hook(self, adapter: Adapter) -> Any:
         def add(_layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            return adapter.add_branch(output, inputs[0], self._step_seed)
+            seed = self._step_seed if adapter.drops else None
+            return adapter.add_branch(output, inputs[0], seed)
 
-        return add
+        # Compiled code would be made anew for every seed, and cannot hold a generator.
+        return torch.compiler.disable(add) if adapter.drops else add
 
 
 def select_layers(

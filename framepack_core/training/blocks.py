@@ -4,14 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import (
+    CheckpointPolicy,
+    checkpoint,
+    create_selective_checkpoint_contexts,
+)
 
-from ..models.offload import blocks_of, last_blocks, place, streamed_forwards
+from ..models.compiling import COMPILATION, prepare_compiling
+from ..models.offload import Plain, blocks_of, last_blocks, place, streamed_forwards
 from ..runtime.errors import FramePackError
 
 
@@ -23,36 +29,76 @@ def wrapped_blocks(
     checkpointing: bool,
     swapped: int,
     inputs_to_cpu: bool = False,
+    keep_attention: bool = False,
+    compiled: bool = False,
 ) -> Iterator[None]:
     """Run the blocks of a DiT with checkpointing, the last `swapped` with weights on the CPU.
 
-    inputs_to_cpu: what checkpointing keeps, the input of every block, waits in main memory. With
-    swapped above 0 all of the DiT is put where it belongs. Raises FramePackError for more blocks
-    than there are, and for either without checkpointing.
+    inputs_to_cpu: what checkpointing keeps, the input of every block, waits in main memory.
+    keep_attention: it keeps the output of every attention too, which then is not computed again.
+    compiled: by torch.compile. With swapped above 0 all of the DiT is put where it belongs. Raises
+    FramePackError for more blocks than there are, and for what needs checkpointing without it.
     """
     blocks, streamed = blocks_of(dit), last_blocks(dit, swapped)
-    if not checkpointing and (swapped or inputs_to_cpu):
-        raise FramePackError("blocks that wait in main memory need checkpointing; turn it on")
+    if not checkpointing and (swapped or inputs_to_cpu or keep_attention):
+        raise FramePackError(
+            "blocks or activations that wait in main memory need checkpointing; turn it on"
+            if swapped or inputs_to_cpu
+            else "keep_attention: it needs checkpointing; turn that on"
+        )
     if swapped:
         place(dit, streamed, device, pin=True)
-    resident = [block.forward for block in blocks[: len(blocks) - swapped]]
-    forwards = [*resident, *streamed_forwards(streamed, device)]
-    if checkpointing:
+    compilation = COMPILATION if compiled else None
+    if compiled:
+        prepare_compiling()
+    resident = [_resident(block, compilation) for block in blocks[: len(blocks) - swapped]]
+    forwards = [*resident, *streamed_forwards(streamed, device, compilation)]
+    if checkpointing or compiled:
         for block, forward in zip(blocks, forwards, strict=True):
-            block.forward = _checkpointed(forward, inputs_to_cpu)
+            block.forward = (
+                _checkpointed(forward, inputs_to_cpu, keep_attention) if checkpointing else forward
+            )
     try:
         yield
     finally:
-        for block in blocks if checkpointing else []:
+        for block in blocks if checkpointing or compiled else []:
             del block.forward
 
 
-def _checkpointed(forward: Callable[..., Any], inputs_to_cpu: bool) -> Callable[..., Any]:
+def _resident(block: nn.Module, compilation: dict[str, Any] | None) -> Callable[..., Any]:
+    if compilation is None:
+        return block.forward
+    plain = Plain(block)
+    plain.compile(**compilation)
+    return plain.__call__  # a module would become a part of the block
+
+
+def _checkpointed(
+    forward: Callable[..., Any], inputs_to_cpu: bool, keep_attention: bool
+) -> Callable[..., Any]:
+    kept = {}
+    if keep_attention:
+        kept["context_fn"] = partial(create_selective_checkpoint_contexts, _keep_attention)
+
     def run(*inputs: Any) -> Any:
         with _inputs_on_cpu() if inputs_to_cpu else nullcontext():
-            return checkpoint(forward, *inputs, use_reentrant=False)
+            return checkpoint(forward, *inputs, use_reentrant=False, **kept)
 
     return run
+
+
+_aten = torch.ops.aten
+_ATTENTIONS = (
+    _aten._scaled_dot_product_cudnn_attention.default,
+    _aten._scaled_dot_product_flash_attention.default,
+    _aten._scaled_dot_product_efficient_attention.default,
+    _aten._scaled_dot_product_flash_attention_for_cpu.default,
+)
+
+
+def _keep_attention(_context: Any, operation: Any, *_args: Any, **_kwargs: Any) -> CheckpointPolicy:
+    kept = operation in _ATTENTIONS
+    return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
 
 
 def _inputs_on_cpu() -> saved_tensors_hooks:

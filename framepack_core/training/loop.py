@@ -107,6 +107,8 @@ def train(
             checkpointing=config.gradient_checkpointing,
             swapped=config.blocks_to_swap,
             inputs_to_cpu=config.gradient_checkpointing_cpu_offload,
+            keep_attention=config.keep_attention,
+            compiled=config.compile,
         )
         attention = use_attention(denoiser.dit, training_attention(config.attn_mode))
         with run.adapters.attached(denoiser.dit), blocks, attention:
