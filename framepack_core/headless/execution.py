@@ -9,12 +9,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..models.compiling import COMPILATION, prepare_compiling
 from ..models.offload import blocks_of, last_blocks, place, streamed_forwards
+from ..runtime.display import say
 from ..runtime.errors import FramePackError
 from ..runtime.options import leaves
 from .options import ExecutionOptions
 
-_DYNAMIC = {None: None, "auto": None, "true": True, "false": False}
+_DYNAMIC = {None: COMPILATION["dynamic"], "auto": None, "true": True, "false": False}
 
 
 @dataclass(frozen=True)
@@ -49,10 +51,8 @@ class Execution:
     def prepare(self, dit: nn.Module, device: torch.device) -> None:
         """Make a DiT run this way; `place` puts its weights where they belong."""
         if self.compilation is not None:
-            # LoRAs are hooks, and code compiled for a model without them must not serve another
-            torch._dynamo.config.skip_nnmodule_hook_guards = False
-            if self.cache_size_limit is not None:
-                torch._dynamo.config.cache_size_limit = self.cache_size_limit
+            prepare_compiling(self.cache_size_limit)
+            say("compiling the blocks: the first step takes up to a minute longer")
         streamed = last_blocks(dit, self.swapped)
         forwards = streamed_forwards(streamed, device, self.compilation)
         for block, forward in zip(streamed, forwards, strict=True):

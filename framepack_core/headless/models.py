@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..lora.apply import AppliedLoras, LoraUse, apply_loras
 from ..models.attention import Attention, sdpa
+from ..models.attention_kernels import attention_of
 from ..models.build import load_dit, load_image_encoder, load_text_encoders, load_vae
 from ..models.dit import FramePackDiT
 from ..models.image import ImageEncoder
@@ -40,7 +41,6 @@ from .options import (
     ModelOptions,
 )
 
-ATTENTION: dict[str, Attention] = {"torch": sdpa, "sdpa": sdpa}
 HUGGING_FACE = ("text_encoders", "image_encoder")  # models that are transformers' own
 
 
@@ -72,7 +72,7 @@ class Models:
             "model": [files.weights, files.config],
             "precision": [self.dtype, self.precision, self.device.type],
             "LoRA": [use.identity for use in self.loras],
-            "attention": self.attention,
+            "attention": getattr(self.attention, "name", self.attention),
             "compile": self.execution.compilation,
         }
 
@@ -202,7 +202,7 @@ def open_models(
         paths,
         device,
         parse_dtype(options.dtype) if options.dtype else dtype,
-        ATTENTION[options.attn_mode],
+        attention_of(options.attn_mode),
         decoding or DecodingOptions(),
         keep,
         Execution.of(execution or ExecutionOptions()),

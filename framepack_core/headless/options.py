@@ -24,7 +24,9 @@ FLAGS: dict[Component, str] = {
 }
 
 CompileMode = Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
-AttentionMode = Literal["torch", "sdpa"]
+AttentionMode = Literal[
+    "auto", "torch", "sdpa", "flash", "flash3", "flash4", "xformers", "sageattn", "cudnn"
+]
 
 
 class ModeOption(Settings):
@@ -80,7 +82,12 @@ class ModelOptions(TransformerOptions):
     dtype: str | None = option(
         None, "Dtype of the transformer.", metavar="NAME", absent="bf16, on the CPU fp32"
     )
-    attn_mode: AttentionMode = option("torch", "Attention implementation; both are PyTorch's.")
+    attn_mode: AttentionMode = option(
+        "auto",
+        "Attention implementation. auto measures the exact ones that are installed and says which "
+        "is the fastest here; torch and sdpa are PyTorch's choice; sageattn is less exact.",
+        reference="torch",
+    )
     fp8_llm: bool = option(False, "FP8 weights for the LLaMA text encoder.")
     disable_numpy_memmap: bool = option(
         False, "No memory mapping by NumPy. Changes nothing: NumPy reads no weights here."

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..runtime.errors import FramePackError
 from .attention import Attention, sdpa
+from .fused import modulate
 from .layers import (
     EPS,
     ConditionEmbedding,
@@ -19,7 +20,6 @@ from .layers import (
     Modulation,
     SingleBlock,
     TokenRefiner,
-    modulate,
 )
 from .packing import PATCH, CleanPatchEmbed, Context, PatchEmbed, pack, unpack
 from .prompt import TextCondition

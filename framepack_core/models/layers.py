@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, silu
 
 from .attention import Attention
-from .rope import Rope, apply_rope
+from .fused import joined, modulate, normed_and_rotated
+from .rope import Rope
 
 EPS = 1e-6
 TIME_CHANNELS = 256
@@ -71,11 +72,6 @@ class Modulation(nn.Module):
         return self.linear(silu(condition))[:, None].chunk(self.parts, dim=-1)
 
 
-def modulate(norm: nn.Module, x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """norm(x) * (1 + scale) + shift."""
-    return torch.addcmul(shift, norm(x), 1 + scale)
-
-
 class _Gelu(nn.Module):
     def __init__(self, dim_in: int, dim_out: int, ops: Any, **factory: Any) -> None:
         super().__init__()
@@ -129,20 +125,19 @@ class SelfAttention(nn.Module):
         self.norm_k = ops.RMSNorm(head_dim, eps=EPS, **factory) if qk_norm else nn.Identity()
         self.to_out = nn.ModuleList([ops.Linear(dim, dim, **factory)]) if out else None
 
-    def qkv(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        q = self.norm_q(split_heads(self.to_q(x), self.heads))
-        k = self.norm_k(split_heads(self.to_k(x), self.heads))
-        return q, k, split_heads(self.to_v(x), self.heads)
+    def qkv(self, x: Tensor, rope: Rope | None) -> tuple[Tensor, Tensor, Tensor]:
+        q, k, v = (split_heads(f(x), self.heads) for f in (self.to_q, self.to_k, self.to_v))
+        q, k = (
+            normed_and_rotated(x, norm, rope) for x, norm in ((q, self.norm_q), (k, self.norm_k))
+        )
+        return q, k, v
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None) -> Tensor:
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))
         return self.attention(q, k, v, key_mask)
 
     def forward(self, x: Tensor, rope: Rope | None, key_mask: Tensor | None) -> Tensor:
-        q, k, v = self.qkv(x)
-        if rope is not None:
-            q, k = apply_rope(q, rope), apply_rope(k, rope)
-        x = self.attend(q, k, v, key_mask)
+        x = self.attend(*self.qkv(x, rope), key_mask)
         return x if self.to_out is None else self.to_out[0](x)
 
 
@@ -166,9 +161,10 @@ class JointAttention(SelfAttention):
     def forward(
         self, x: Tensor, text: Tensor, rope: Rope, key_mask: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        pairs = zip(self.qkv(x), self.text_qkv(text), strict=True)
+        # text does not rotate
+        pairs = zip(self.qkv(x, rope.first(x.shape[1])), self.text_qkv(text), strict=True)
         q, k, v = (torch.cat(pair, dim=1) for pair in pairs)
-        joint = self.attend(apply_rope(q, rope), apply_rope(k, rope), v, key_mask)
+        joint = self.attend(q, k, v, key_mask)
         assert self.to_out is not None
         x, text = joint.split([x.shape[1], text.shape[1]], dim=1)
         return self.to_out[0](x), self.to_add_out(text)
@@ -230,8 +226,8 @@ class SingleBlock(nn.Module):
         shift, scale, gate = self.norm(condition)
         normed = modulate(self.layer_norm, x, shift, scale)
         attended = self.attn(normed, rope, key_mask)
-        hidden = gelu(self.proj_mlp(normed), approximate="tanh")
-        return torch.addcmul(x, self.proj_out(torch.cat([attended, hidden], dim=-1)), gate)
+        hidden = joined(attended, self.proj_mlp(normed))
+        return torch.addcmul(x, self.proj_out(hidden), gate)
 
 
 class RefinerBlock(nn.Module):

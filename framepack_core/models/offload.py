@@ -83,7 +83,7 @@ def _pin(tensors: Sequence[Tensor], device: torch.device) -> None:
         tensor.data = part.copy_(tensor.data)
 
 
-class _Plain(nn.Module):
+class Plain(nn.Module):
     """A block by its class's forward, so that a replaced one does not call itself."""
 
     def __init__(self, block: nn.Module) -> None:
@@ -103,7 +103,7 @@ def streamed_forwards(
 
     compilation: options of torch.compile for what runs on the copies.
     """
-    modules = [_Plain(block) for block in blocks]
+    modules = [Plain(block) for block in blocks]
     if compilation is not None:
         for module in modules:
             module.compile(**compilation)

@@ -19,6 +19,10 @@ class Rope(NamedTuple):
     cos: Tensor
     sin: Tensor
 
+    def first(self, length: int) -> Rope:
+        """The table of the first tokens."""
+        return Rope(self.cos[:, :length], self.sin[:, :length])
+
 
 def axis_angles(positions: Tensor, dim: int, theta: float) -> Tensor:
     """Angles [..., dim / 2] of `positions` [...]: position * theta^(-2j / dim), fp32."""

@@ -13,7 +13,7 @@ from ...framepack_core.sampling.ledger import Ledger, LedgerRun
 from ...framepack_core.sampling.plan import Plan
 from ...framepack_core.weights.layouts import find_component
 from .lora import LORA_KEY, applied_loras
-from .model import find_attention, load_model
+from .model import load_model
 from .paths import output_folder
 from .section_run import SectionRun
 
@@ -63,7 +63,7 @@ def _settings(run: SectionRun) -> dict[str, Any]:
             name: change for name, change in changes.items() if change
         },
         "precision": [base.get_dtype(), base.manual_cast_dtype, model.load_device.type],
-        "attention": find_attention(base.diffusion_model.host_attention.name).__qualname__,
+        "attention": base.diffusion_model.host_attention.label,
         "positive": run.positive,
         "negative": run.negative,
         "clip_vision_output": run.image_embeds,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -23,6 +24,14 @@ import torch
 from torch import Tensor, nn
 
 from ...framepack_core.models import build
+from ...framepack_core.models.attention_kernels import (
+    AUTO,
+    AttentionKernel,
+    AutoAttention,
+    NamedAttention,
+    Traceable,
+    find_kernel,
+)
 from ...framepack_core.models.dit import DiTConfig, DiTInputs, FramePackDiT
 from ...framepack_core.models.packing import Context
 from ...framepack_core.models.prompt import TextCondition
@@ -60,14 +69,29 @@ def section_conditions(
     return {SECTION_PREFIX + name: value for name, value in values.items() if value is not None}
 
 
-AUTO_ATTENTION = "auto"
-ATTENTIONS = (AUTO_ATTENTION, "pytorch", "sage", "flash", "xformers", "sub_quad", "split")
+AUTO_ATTENTION = AUTO
+COMFYUI = "comfyui"
+OWN_ATTENTIONS = ("flash3", "cudnn")
+OVERRIDE = "optimized_attention_override"  # by which other nodes replace attention
+ATTENTIONS = (
+    AUTO_ATTENTION,
+    "pytorch",
+    "sage",
+    "flash",
+    "xformers",
+    "sub_quad",
+    "split",
+    COMFYUI,
+    "comfy_kitchen_int8",
+    *OWN_ATTENTIONS,
+)
+HOST_ERROR = 0.1  # of what ComfyUI was started with, which may be a lossy one
 
 
 def find_attention(name: str) -> Callable[..., Tensor]:
-    """One of ComfyUI's attention functions; auto is the one that ComfyUI was started with."""
+    """One of ComfyUI's attention functions; comfyui is the one that it was started with."""
     module = comfy.ldm.modules.attention
-    found = module.get_attention_function("optimized" if name == AUTO_ATTENTION else name, None)
+    found = module.get_attention_function("optimized" if name == COMFYUI else name, None)
     if found is None:
         raise FramePackError(
             f"attention: {name} is not available in this ComfyUI; install its package in "
@@ -76,29 +100,70 @@ def find_attention(name: str) -> Callable[..., Tensor]:
     return found
 
 
-class HostAttention:
-    """ComfyUI's attention behind the core's signature; it also is where a run can be stopped."""
+class HostAttention(Traceable):
+    """Attention by the name of a loader; it also is where a run can be stopped.
+
+    auto measures ComfyUI's own function beside the core's kernels. Where another node replaces the
+    attention, it is called.
+    """
 
     def __init__(self, name: str = AUTO_ATTENTION) -> None:
-        find_attention(name)  # refuses one that is not there before anything is loaded
+        super().__init__()
         self.name = name
         self.transformer_options: Mapping[str, Any] = {}
+        self._core = self._core_attention()
+        if self._core is None:
+            find_attention(name)  # refuses one that is not there before anything is loaded
 
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
+    def _core_attention(self) -> AutoAttention | NamedAttention | None:
+        if self.name in OWN_ATTENTIONS:
+            return NamedAttention(find_kernel(self.name))
+        if self.name != AUTO_ATTENTION:
+            return None
+        run = partial(_host_attention, COMFYUI, {})
+        return AutoAttention([AttentionKernel("ComfyUI's", run, error=HOST_ERROR)])
+
+    @property
+    def label(self) -> str:
+        """What is computed, as far as it is known before a run."""
+        return self.name if self._core is not None else find_attention(self.name).__name__
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None) -> Tensor:
         mm.throw_exception_if_processing_interrupted()
-        mask = None
-        if key_mask is not None:  # additive: not every kernel takes booleans
-            mask = torch.zeros_like(key_mask, dtype=q.dtype)
-            mask = mask.masked_fill(~key_mask, torch.finfo(q.dtype).min)[:, None, None, :]
-        return find_attention(self.name)(
-            q,
-            k,
-            v,
-            heads=q.shape[1],
-            mask=mask,
-            skip_reshape=True,
-            transformer_options=self.transformer_options,
-        )
+        if self._core is not None and OVERRIDE not in self.transformer_options:
+            return self._core.attend(q, k, v, key_mask)
+        name = COMFYUI if self._core is not None else self.name
+        return _host_attention(name, self.transformer_options, q, k, v, key_mask)
+
+    def trained(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None) -> Tensor:
+        mm.throw_exception_if_processing_interrupted()
+        if self._core is not None:
+            return self._core.trained(q, k, v, key_mask)
+        return _host_attention(self.name, self.transformer_options, q, k, v, key_mask)
+
+
+def _host_attention(
+    name: str,
+    transformer_options: Mapping[str, Any],
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    key_mask: Tensor | None = None,
+) -> Tensor:
+    """ComfyUI's function of this name behind the core's signature."""
+    mask = None
+    if key_mask is not None:  # additive: not every kernel takes booleans
+        mask = torch.zeros_like(key_mask, dtype=q.dtype)
+        mask = mask.masked_fill(~key_mask, torch.finfo(q.dtype).min)[:, None, None, :]
+    return find_attention(name)(
+        q,
+        k,
+        v,
+        heads=q.shape[1],
+        mask=mask,
+        skip_reshape=True,
+        transformer_options=transformer_options,
+    )
 
 
 class FramePackTransformer(FramePackDiT):

@@ -28,7 +28,6 @@ from .model import (
     ROPE_SCALING,
     STEP_CACHE,
     FramePackModel,
-    find_attention,
     section_conditions,
 )
 from .progress import RunProgress
@@ -183,9 +182,9 @@ def check_model_attention(model: Any) -> None:
     """Compare the attention that a model would use with PyTorch's, once for each kind of number."""
     attention = model.model.diffusion_model.host_attention
     dtype = model.model.manual_cast_dtype or model.model.get_dtype()
-    key = (find_attention(attention.name), model.load_device, dtype)
+    key = (attention.label, model.load_device, dtype)
     if key not in _checked_attentions:
-        check_attention(attention, key[0].__name__, *key[1:])
+        check_attention(attention, *key)
         _checked_attentions.add(key)
 
 

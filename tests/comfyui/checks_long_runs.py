@@ -21,7 +21,20 @@ import comfy.model_management as mm
 import comfy.samplers
 import killing
 import torch
-from inside import BASE, ROOT, difference, error_of, pack, plan, run, sample, scene, slow, toy
+from inside import (
+    BASE,
+    ROOT,
+    difference,
+    error_of,
+    pack,
+    plan,
+    run,
+    sample,
+    scene,
+    slow,
+    toy,
+    toy_with_comfyui_attention,
+)
 
 SECTIONS, KILLED_SECTIONS = 3, 6
 LEDGER = BASE / "output" / ".framepack_ledger"
@@ -393,7 +406,7 @@ def check_wrong_attention_is_refused_by_name() -> str:
 
     kernels.optimized_attention = fast_attention
     try:
-        message = error_of(sample)
+        message = error_of(lambda: sample(toy_with_comfyui_attention()))
     finally:
         kernels.optimized_attention = original
     assert message.startswith("attention fast_attention: "), message

@@ -33,6 +33,7 @@ from inside import (
     scene,
     slow,
     toy,
+    toy_with_comfyui_attention,
 )
 
 META, CPU = torch.device("meta"), torch.device("cpu")
@@ -412,7 +413,7 @@ def check_interrupt_stops_within_one_attention_call() -> Any:
 
     kernel.optimized_attention = counted
     try:
-        sample()
+        sample(toy_with_comfyui_attention())
     except mm.InterruptProcessingException:
         return len(calls)
     finally:

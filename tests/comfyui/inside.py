@@ -89,6 +89,13 @@ def toy(mode: str = "framepack") -> SimpleNamespace:
 
 
 @cache
+def toy_with_comfyui_attention() -> Any:
+    """The built-in DiT with the attention function that ComfyUI was started with."""
+    dit = pack("framepack_core.toyworld").SNAPSHOT / "transformer"
+    return pack("nodes.comfyui.model").load_model(dit, attention="comfyui")
+
+
+@cache
 def scene() -> SimpleNamespace:
     """A start image and all that the sampler needs of it."""
     image, prompt, *_ = run(

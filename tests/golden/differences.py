@@ -118,6 +118,10 @@ DIFFERENCES: dict[str, str] = {
         "the reference accepts multiples of 8, on which its model then fails; here the sides must "
         "be multiples of 16"
     ),
+    "attention-measured": (
+        "the attention of a run is the fastest exact one that is installed, measured once; it "
+        "differs from PyTorch's choice by rounding"
+    ),
     "default-later": (
         "left out, the option has the reference's value in the end; None tells it from one given"
     ),

@@ -264,6 +264,15 @@ def check_defaults(expected: dict[str, Any]) -> Iterator[Case]:
                 reference=value,
                 inputs=["default", option],
             )
+        elif option == "attn_mode":
+            yield exact_ours(
+                f"default.{option}",
+                "attention-measured",
+                defaults[option],
+                rule="auto",
+                reference=value,
+                inputs=["default", option],
+            )
         else:
             yield exact(f"default.{option}", defaults[option], value)
 

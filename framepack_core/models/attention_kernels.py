@@ -1,0 +1,273 @@
+"""Attention kernels by name, and the fastest exact one of this machine, measured.
+
+Which kernel is fastest differs by card, number type and length, so nothing is listed: `auto` times
+those that are installed on the tensors of the first pass and keeps the answer. Kernels that round
+more than bf16 does are used only where they are named.
+"""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache, partial
+from importlib.util import find_spec
+from weakref import WeakValueDictionary
+
+import torch
+from einops import rearrange
+from torch import Tensor
+from torch.compiler import is_compiling
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import scaled_dot_product_attention
+
+from ..runtime.display import say
+from ..runtime.errors import FramePackError
+from .attention import Attention, sdpa
+
+AUTO = "auto"
+SHORT = 1024  # tokens; below, the choice of a kernel costs more than it gains
+RUNS = 3
+GAIN = 1.03  # by which a kernel must be faster than one before it, so that ties end the same way
+ERROR = 0.02  # relative, against fp32; exact kernels stay below 0.004 in bf16
+SAMPLED = 128  # queries that are checked
+
+Run = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(q, k, v [B, heads, L, head_dim]) -> [B, L, heads * head_dim], without a mask."""
+
+
+@dataclass(frozen=True)
+class AttentionKernel:
+    """A kernel, the module that it needs and the package that a user installs for it.
+
+    exact: rounds no more than the number type does; backward: has gradients.
+    """
+
+    name: str
+    run: Run
+    module: str = ""
+    package: str = ""
+    exact: bool = True
+    backward: bool = False
+    error: float = ERROR
+
+    def installed(self) -> bool:
+        try:
+            return not self.module or find_spec(self.module) is not None
+        except Exception:  # of the package that holds the module, which is asked on the way
+            return False
+
+
+def _backend(backend: SDPBackend, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    with sdpa_kernel(backend):
+        return rearrange(scaled_dot_product_attention(q, k, v), "b h l d -> b l (h d)")
+
+
+def _by_token(module: str, function: str, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """A package's function that takes [B, L, heads, head_dim]."""
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    out = getattr(_module(module), function)(q, k, v)
+    return rearrange(out[0] if isinstance(out, tuple) else out, "b l h d -> b l (h d)")
+
+
+def _sage(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    out = _module("sageattention").sageattn(q, k, v, tensor_layout="HND")
+    return rearrange(out, "b h l d -> b l (h d)")
+
+
+_module = cache(importlib.import_module)
+
+
+def _package(
+    name: str, module: str, package: str, function: str = "flash_attn_func", backward: bool = False
+) -> AttentionKernel:
+    run = partial(_by_token, module, function)
+    return AttentionKernel(name, run, module, package, backward=backward)
+
+
+KERNELS = (
+    AttentionKernel("sdpa", sdpa, backward=True),
+    AttentionKernel("cudnn", partial(_backend, SDPBackend.CUDNN_ATTENTION), backward=True),
+    AttentionKernel("torch-flash", partial(_backend, SDPBackend.FLASH_ATTENTION), backward=True),
+    AttentionKernel("efficient", partial(_backend, SDPBackend.EFFICIENT_ATTENTION), backward=True),
+    _package("flash", "flash_attn", "flash-attn", backward=True),
+    _package("flash3", "fa3_fwd_interface", "fa3-fwd"),
+    _package("flash3", "flash_attn_interface", "flash-attn-3", backward=True),
+    _package("flash4", "flash_attn.cute", "flash-attn-4"),
+    _package("xformers", "xformers.ops", "xformers", "memory_efficient_attention", backward=True),
+    AttentionKernel("sageattn", _sage, "sageattention", "sageattention", exact=False),
+)
+ALIASES = {"torch": "sdpa"}  # as musubi-tuner names it
+NAMES = (AUTO, *ALIASES, *dict.fromkeys(kernel.name for kernel in KERNELS))
+
+
+def attention_of(name: str) -> Attention:
+    """The attention of this name; refuses one that is not installed."""
+    if name == AUTO:
+        return AutoAttention()
+    kernel = find_kernel(name)
+    return sdpa if kernel.run is sdpa else NamedAttention(kernel)
+
+
+def find_kernel(name: str) -> AttentionKernel:
+    """The kernel of this name; raises FramePackError where its package is missing."""
+    name = ALIASES.get(name, name)
+    found = [kernel for kernel in KERNELS if kernel.name == name]
+    if not found:
+        raise FramePackError(f"attention {name}: unknown; use {', '.join(NAMES)}")
+    for kernel in found:
+        if kernel.installed():
+            return kernel
+    packages = " or ".join(kernel.package for kernel in found)
+    raise FramePackError(
+        f"attention {name}: its package is not installed; `pip install {packages}`, or use auto"
+    )
+
+
+class Traceable:
+    """An attention that compiled code calls as one operation, whatever it does inside."""
+
+    def __init__(self) -> None:
+        _register_operation()
+        self._number = next(_numbers)
+        _by_number[self._number] = self
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
+        if torch.is_grad_enabled() and q.requires_grad:
+            return self.trained(q, k, v, key_mask)
+        if is_compiling():
+            return torch.ops.framepack_reel.attention(q, k, v, key_mask, self._number)
+        return self.attend(q, k, v, key_mask)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None) -> Tensor:
+        """The attention without gradients."""
+        raise NotImplementedError
+
+    def trained(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None) -> Tensor:
+        """The attention with gradients."""
+        return sdpa(q, k, v, key_mask)
+
+
+_numbers = itertools.count()
+_by_number: WeakValueDictionary[int, Traceable] = WeakValueDictionary()
+
+
+@cache
+def _register_operation() -> None:
+    @torch.library.custom_op("framepack_reel::attention", mutates_args=())
+    def attention(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, number: int) -> Tensor:
+        return _by_number[number].attend(q, k, v, key_mask).contiguous()
+
+    @attention.register_fake
+    def _(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, number: int) -> Tensor:
+        batch, heads, length, size = q.shape
+        return q.new_empty(batch, length, heads * size)
+
+
+class NamedAttention(Traceable):
+    """One kernel; where there is a mask, which few of them take, PyTorch's attention."""
+
+    def __init__(self, kernel: AttentionKernel) -> None:
+        super().__init__()
+        self.kernel, self.name = kernel, kernel.name
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None) -> Tensor:
+        return sdpa(q, k, v, key_mask) if key_mask is not None else self.kernel.run(q, k, v)
+
+    def trained(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None) -> Tensor:
+        if not self.kernel.backward:
+            raise FramePackError(
+                f"attention {self.kernel.name}: it has no gradients; train with sdpa or flash"
+            )
+        return self.attend(q, k, v, key_mask)
+
+
+class AutoAttention(Traceable):
+    """The fastest exact kernel for a device, number type, head size and length.
+
+    more: kernels of a host, tried like the others. On a CPU, for short sequences, with a mask and
+    with gradients it is PyTorch's attention.
+    """
+
+    def __init__(self, more: Sequence[AttentionKernel] = ()) -> None:
+        super().__init__()
+        self.more, self.name = tuple(more), AUTO
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None) -> Tensor:
+        if key_mask is not None or q.device.type != "cuda" or q.shape[2] < SHORT:
+            return sdpa(q, k, v, key_mask)
+        return self.kernel(q, k, v).run(q, k, v)
+
+    def kernel(self, q: Tensor, k: Tensor, v: Tensor) -> AttentionKernel:
+        """The kernel for tensors like these, measured on them the first time."""
+        names = tuple(kernel.name for kernel in self.more)
+        key = (q.device, q.dtype, q.shape[1], q.shape[3], q.shape[2].bit_length(), names)
+        if key not in _chosen:
+            kernels = [k for k in KERNELS if k.exact and k.installed()]
+            _chosen[key] = choose([*kernels, *self.more], q, k, v)
+        return _chosen[key]
+
+
+_chosen: dict[tuple[object, ...], AttentionKernel] = {}
+
+
+def choose(
+    kernels: Sequence[AttentionKernel],
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    clock: Callable[[Callable[[], object]], float] | None = None,
+) -> AttentionKernel:
+    """The fastest of the kernels whose result is right, and a line that says so.
+
+    clock: runs a function several times and returns milliseconds; by default the device's own.
+    """
+    expected, queries = _expected(q, k, v)
+    best, fastest = kernels[0], float("inf")
+    tried = []
+    for kernel in kernels:
+        try:
+            found = rearrange(kernel.run(q, k, v)[:, queries], "b l (h d) -> b h l d", h=q.shape[1])
+            error = float((found[:, :1].float() - expected).norm() / expected.norm())
+            if not error < kernel.error:
+                tried.append(f"{kernel.name} is wrong by {error:.0%}")
+                continue
+            took = (clock or _milliseconds)(partial(kernel.run, q, k, v))
+        except Exception as failure:  # packages refuse a card in ways of their own
+            reason = next(iter(str(failure).splitlines()), type(failure).__name__)
+            tried.append(f"{kernel.name} refuses ({reason[:60]})")
+            continue
+        tried.append(f"{kernel.name} {took:.2f} ms")
+        if took * GAIN < fastest:
+            best, fastest = kernel, took
+    shape = f"{q.shape[2]} tokens of {q.shape[1]} x {q.shape[3]}, {str(q.dtype).split('.')[-1]}"
+    say(f"attention: {best.name} is the fastest for {shape} ({', '.join(tried)})")
+    return best
+
+
+def _expected(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """Plain attention in fp32 of some queries of the first head, and which they are."""
+    queries = torch.linspace(0, q.shape[2] - 1, SAMPLED, device=q.device).long()
+    q, k, v = (x[:, :1].float() for x in (q[:, :, queries], k, v))
+    weights = (q @ k.mT * q.shape[3] ** -0.5).softmax(dim=-1)
+    return weights @ v, queries
+
+
+def _milliseconds(run: Callable[[], object]) -> float:
+    times = []
+    for _ in range(RUNS):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        run()
+        end.record()
+        end.synchronize()
+        times.append(start.elapsed_time(end))
+    return min(times)
+
+
+def installed_names() -> Iterator[str]:
+    """The names that can be used here."""
+    yield AUTO
+    yield from ALIASES
+    yield from dict.fromkeys(kernel.name for kernel in KERNELS if kernel.installed())

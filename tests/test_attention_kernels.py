@@ -1,0 +1,135 @@
+"""The choice of an attention kernel: what is fastest, right and installed."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from framepack_core.models import attention_kernels
+from framepack_core.models.attention import sdpa
+from framepack_core.models.attention_kernels import (
+    AttentionKernel,
+    AutoAttention,
+    NamedAttention,
+    attention_of,
+    choose,
+    find_kernel,
+)
+from framepack_core.runtime.errors import FramePackError
+
+
+def tensors(length: int = 130) -> tuple[Tensor, Tensor, Tensor]:
+    draws = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(1, 2, length, 8, generator=draws) for _ in range(3))
+    return q, k, v
+
+
+def with_times(monkeypatch: pytest.MonkeyPatch, times: dict[str, float]):
+    """Kernels that compute plain attention, and a clock that says how long each takes."""
+
+    def kernel(name: str) -> AttentionKernel:
+        def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            return sdpa(q, k, v)
+
+        return AttentionKernel(name, run)
+
+    kernels = [kernel(name) for name in times]
+    by_run = {k.run: times[k.name] for k in kernels}
+    return kernels, lambda call: by_run[call.func]
+
+
+def test_the_fastest_is_chosen_and_said(monkeypatch, capsys) -> None:
+    kernels, clock = with_times(monkeypatch, {"slow": 3.0, "fast": 1.0, "middle": 2.0})
+    assert choose(kernels, *tensors(), clock).name == "fast"
+    said = capsys.readouterr().out
+    assert said.count("\n") == 1
+    assert "fast is the fastest for 130 tokens of 2 x 8, float32" in said
+    assert "slow 3.00 ms, fast 1.00 ms, middle 2.00 ms" in said
+
+
+def test_a_tie_ends_with_the_first(monkeypatch) -> None:
+    kernels, clock = with_times(monkeypatch, {"first": 1.0, "hardly faster": 0.99})
+    assert choose(kernels, *tensors(), clock).name == "first"
+
+
+def test_a_wrong_kernel_and_one_that_fails_are_passed_over(monkeypatch, capsys) -> None:
+    def fail(*_: Tensor) -> Tensor:
+        raise RuntimeError("no kernel image is available\nand more")
+
+    (good,), clock = with_times(monkeypatch, {"good": 9.0})
+    wrong = AttentionKernel("wrong", lambda q, k, v: sdpa(q, k, v) * 1.1)
+    broken = AttentionKernel("broken", lambda q, k, v: sdpa(q, k, v) * float("nan"))
+    kernels = [AttentionKernel("failing", fail), wrong, broken, good]
+    assert choose(kernels, *tensors(), clock) is good
+    said = capsys.readouterr().out
+    assert "wrong is wrong by 10%" in said and "failing refuses (no kernel image is" in said
+    assert "broken is wrong by nan" in said
+
+
+@pytest.mark.parametrize("name", ["auto", "torch", "sdpa"])
+def test_on_a_cpu_nothing_is_timed(name, monkeypatch) -> None:
+    monkeypatch.setattr(attention_kernels, "choose", None)
+    q, k, v = tensors(2000)
+    assert torch.equal(attention_of(name)(q, k, v, None), sdpa(q, k, v))
+
+
+def test_masks_and_gradients_take_pytorchs_attention() -> None:
+    class Other(AutoAttention):
+        def kernel(self, *_: Tensor) -> AttentionKernel:
+            raise AssertionError
+
+    q, k, v = tensors()
+    mask = torch.arange(130)[None] < 100
+    named = NamedAttention(AttentionKernel("wrong", lambda q, k, v: q, backward=True))
+    for attention in (Other(), named):
+        torch.testing.assert_close(attention(q, k, v, mask), sdpa(q, k, v, mask))
+    assert Other()(q.requires_grad_(), k, v).requires_grad
+
+
+def test_a_kernel_without_gradients_is_refused_by_name_where_they_are_needed() -> None:
+    attention = NamedAttention(AttentionKernel("flash3", sdpa))
+    q, k, v = tensors()
+    with torch.no_grad():
+        attention(q.requires_grad_(), k, v)
+    with pytest.raises(FramePackError, match="attention flash3: it has no gradients"):
+        attention(q, k, v)
+
+
+def test_names_that_are_not_installed_or_unknown_are_refused(monkeypatch) -> None:
+    monkeypatch.setattr(attention_kernels, "find_spec", lambda name: None)
+    for name in ("flash", "flash3", "flash4", "sageattn", "xformers"):
+        with pytest.raises(FramePackError, match=f"attention {name}: .*pip install"):
+            attention_of(name)
+    with pytest.raises(FramePackError, match="attention fast: unknown; use auto, torch, sdpa"):
+        find_kernel("fast")
+
+
+def test_lossy_kernels_are_used_only_where_they_are_named() -> None:
+    assert not find_lossy() & {kernel.name for kernel in attention_kernels.KERNELS if kernel.exact}
+    assert find_lossy() == {"sageattn"}
+
+
+def find_lossy() -> set[str]:
+    return {kernel.name for kernel in attention_kernels.KERNELS if not kernel.exact}
+
+
+def test_compiled_code_calls_it_as_one_operation() -> None:
+    calls = []
+
+    def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        calls.append(q.shape)
+        return sdpa(q, k, v)
+
+    attention = NamedAttention(AttentionKernel("counted", run))
+
+    @torch.compile(fullgraph=True, backend="aot_eager", dynamic=True)
+    def block(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return attention(2 * q, k, v, None) + 1
+
+    q, k, v = tensors()
+    with torch.no_grad():
+        for length in (130, 70):
+            found = block(q[:, :, :length], k, v)
+            torch.testing.assert_close(found, sdpa(2 * q[:, :, :length], k, v) + 1)
+    assert [shape[2] for shape in calls] == [130, 70]
