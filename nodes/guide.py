@@ -23,7 +23,7 @@ LATER = other_names(Overrides, NEEDED)  # optional, as workflows of before do no
 
 
 @dataclass(frozen=True, eq=False)
-class Guide:
+class PlanValue:
     """Something of ComfyUI's that a plan carries to the sampler; plans show its `label`."""
 
     value: Any
@@ -34,15 +34,15 @@ class Guide:
         return self.value
 
 
-class FittedGuide(Guide):
-    """A guide that is made when the size is known: its value is a function of width and height."""
+class SizedPlanValue(PlanValue):
+    """A value that is made when the size is known: its value is a function of width and height."""
 
     def at(self, width: int, height: int) -> Any:
         return self.value(width, height)
 
 
-def guide(value: Any, label: str | None = None) -> Guide | None:
-    return None if value is None else Guide(value, label)
+def wrapped(value: Any, label: str | None = None) -> PlanValue | None:
+    return None if value is None else PlanValue(value, label)
 
 
 class GuideSections(io.ComfyNode):
@@ -106,9 +106,9 @@ class GuideSections(io.ComfyNode):
         image = None if start_image is None else to_image_latent(start_image, "start_image")
         plan = plan.with_overrides(
             sections,
-            prompt=guide(conditioning),
-            image=guide(image),
-            image_embeds=guide(clip_vision_output),
+            prompt=wrapped(conditioning),
+            image=wrapped(image),
+            image_embeds=wrapped(clip_vision_output),
             **read_inputs(Overrides, overrides, "FramePack Guide Sections").given(),
         )
         return show_plan(plan, cls.hidden.unique_id)
@@ -154,7 +154,7 @@ class PromptSchedule(io.ComfyNode):
     def execute(cls, plan: Plan, clip: Any, prompts: str, system_prompt: str = "") -> io.NodeOutput:
         texts = cast(list[str], parse_spec(prompts, "prompts").resolve(len(plan.sections)))
         encoded = {
-            text: Guide(encode_prompt(clip, text, system_prompt), text)
+            text: PlanValue(encode_prompt(clip, text, system_prompt), text)
             for text in dict.fromkeys(texts)
         }
         for index, text in enumerate(texts):
@@ -201,8 +201,8 @@ class EndFrame(io.ComfyNode):
         policy: EndPolicy,
         clip_vision_output: Any = None,
     ) -> io.NodeOutput:
-        plan = plan.with_end(Guide(to_image_latent(end_image, "end_image")), policy, strength)
-        plan = plan.with_overrides("-1", image_embeds=guide(clip_vision_output))
+        plan = plan.with_end(PlanValue(to_image_latent(end_image, "end_image")), policy, strength)
+        plan = plan.with_overrides("-1", image_embeds=wrapped(clip_vision_output))
         return show_plan(plan, cls.hidden.unique_id)
 
 

@@ -189,7 +189,7 @@ def encoded(plan: Plan, model: Any, start: Tensor) -> Plan:
     """
     height, width = (side * LATENT_STRIDE for side in start.shape[3:])
     return plan.encoded(
-        prompt=lambda guide: guide.value,
-        image=lambda guide: guide.at(width, height),
-        image_embeds=lambda guide: image_embeds(model, guide.at(width, height)),
+        prompt=lambda given: given.value,
+        image=lambda given: given.at(width, height),
+        image_embeds=lambda given: image_embeds(model, given.at(width, height)),
     )

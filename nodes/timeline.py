@@ -12,7 +12,7 @@ from ..framepack_core.sampling.plan import Plan
 from .comfyui.encode import encode_prompt
 from .comfyui.paths import input_path
 from .comfyui.sockets import to_image, to_image_latent
-from .guide import FittedGuide, Guide
+from .guide import PlanValue, SizedPlanValue
 
 
 def encode_timeline(plan: Plan, clip: Any, vae: Any, clip_vision: Any) -> Plan:
@@ -22,12 +22,12 @@ def encode_timeline(plan: Plan, clip: Any, vae: Any, clip_vision: Any) -> Plan:
         _check_connected("a prompt", clip=clip)
     if names:
         _check_connected("an image", vae=vae, clip_vision=clip_vision)
-    prompts = {text: Guide(encode_prompt(clip, text), text) for text in texts}
+    prompts = {text: PlanValue(encode_prompt(clip, text), text) for text in texts}
     pictures = {name: TimelinePicture(name, vae, clip_vision) for name in names}
     return plan.encoded(
         prompt=prompts.__getitem__,
-        image=lambda name: FittedGuide(pictures[name].latent, name),
-        image_embeds=lambda name: FittedGuide(pictures[name].view, name),
+        image=lambda name: SizedPlanValue(pictures[name].latent, name),
+        image_embeds=lambda name: SizedPlanValue(pictures[name].view, name),
     )
 
 

@@ -77,8 +77,8 @@ def test_prompts_and_images_by_section(pictures: dict[str, str]) -> None:
     assert (scene.prompt, scene.image.label) == ("runs", pictures["a"])
     wanted = scene.wanted()
     assert wanted.texts == ["runs", "catches", "runs back"]
-    assert [p.label for p in wanted.seen] == [pictures[name] for name in "abc"]
-    assert [p.label for p in wanted.placed] == [pictures[name] for name in "abcd"]
+    assert [p.label for p in wanted.for_image_encoder] == [pictures[name] for name in "abc"]
+    assert [p.label for p in wanted.for_vae] == [pictures[name] for name in "abcd"]
 
 
 def test_numbers_by_section(pictures: dict[str, str]) -> None:

@@ -62,6 +62,7 @@ def test_an_empty_prompt_is_a_prompt() -> None:
         ("[]", "timeline: Input should be"),
         ('{"version": 2}', "timeline: version: Input should be 1"),
         (timeline({"promt": "a"}), "timeline: sections.0.promt: unknown; known are prompt, image"),
+        ('{"section": []}', "timeline: section: unknown; known are version, sections"),
         (timeline({}, {"padding": -1}), "timeline: sections.1.padding: .* greater than or equal"),
         (timeline({"padding": True}), "timeline: sections.0.padding: .* integer"),
         (timeline({"seed": MAX_NUMBER + 1}), "timeline: sections.0.seed: .* less than or equal"),

@@ -68,7 +68,7 @@ def _from_latents(command: Extend, models: Models) -> tuple[Video, float]:
     if image is not None:
         start = image
     else:
-        image = _frame_at_join(str(path), file.latents, plan, models)
+        image = _context_frame(str(path), file.latents, plan, models)
         start = file.latents[:, :, :1] if plan.mode == "f1" else image
     return _video(command, plan, image, start, OldLatents(file.latents)), file.fps
 
@@ -85,8 +85,9 @@ def _from_video(command: Extend) -> tuple[Video, float]:
     plan = plan.extending((len(clip) + 3) // 4, command.direction)
     image = _given_image(command, plan, size)
     if image is None:
-        [first] = fitted(video.frames(0, 1), size)
-        image = Picture.of(name, first if plan.mode == "f1" else clip[-1])
+        of_f1 = plan.mode == "f1"
+        shown = next(iter(fitted(video.frames(0, 1), size))) if of_f1 else clip[-1]
+        image = Picture.of(name, shown)
     old = OldVideo(Picture.of(name, clip), video)
     return _video(command, plan, image, image, old), video.fps
 
@@ -108,7 +109,7 @@ def _given_image(command: Extend, plan: Plan, size: tuple[int, int]) -> Picture 
     return None if path is None else Picture.load(path, size)
 
 
-def _frame_at_join(name: str, latents: Tensor, plan: Plan, models: Models) -> Picture:
+def _context_frame(name: str, latents: Tensor, plan: Plan, models: Models) -> Picture:
     """The frame that new sections continue: F1 sees the video's first, the other the last."""
     part = latents[:, :, :1] if plan.mode == "f1" else latents[:, :, -plan.window - 1 :]
     with models.decoder() as decode:

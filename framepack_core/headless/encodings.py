@@ -21,8 +21,8 @@ class EncodeRequest:
     """What a result needs encoded: texts, pictures for the image encoder, pictures for the VAE."""
 
     texts: list[str]
-    seen: list[Picture]
-    placed: list[Picture]
+    for_image_encoder: list[Picture]
+    for_vae: list[Picture]
 
 
 @dataclass
@@ -38,11 +38,11 @@ class Encodings:
     def add(self, wanted: Iterable[EncodeRequest], models: Models) -> None:
         """Encode what is new of all that is wanted, with each encoder loaded once."""
         wanted = list(wanted)
-        placed = _new((p for w in wanted for p in w.placed), self._latents)
+        placed = _new((p for w in wanted for p in w.for_vae), self._latents)
         if placed:
             with models.encoder() as encode:
                 self._latents |= {picture: encode(picture.pixels).cpu() for picture in placed}
-        seen = _new((p for w in wanted for p in w.seen), self._embeds)
+        seen = _new((p for w in wanted for p in w.for_image_encoder), self._embeds)
         if seen:
             with models.image_encoder() as encoder:
                 self._embeds |= {p: encoder.encode(p.pixels).cpu() for p in seen}

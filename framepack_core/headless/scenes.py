@@ -178,8 +178,8 @@ class Video:
             placed.append(self.existing.latents)
         return EncodeRequest(
             texts=[self.prompt, *self.plan.handles("prompt")],
-            seen=[self.image, *self.plan.handles("image_embeds")],
-            placed=[source for source in placed if isinstance(source, Picture)],
+            for_image_encoder=[self.image, *self.plan.handles("image_embeds")],
+            for_vae=[source for source in placed if isinstance(source, Picture)],
         )
 
     def make(self, encodings: Encodings, context: SampleContext) -> Tensor:

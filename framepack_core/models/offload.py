@@ -171,7 +171,7 @@ class _Prefetcher(_Copier):
         return copies
 
     def prefetch_next(self) -> None:
-        assert self._planned is not None  # by take
+        assert self._planned is not None  # set by acquire
         # The memory planned for the copies is free once all that came before this block is done.
         self._side.wait_event(self._free)
         with torch.cuda.stream(self._side):

@@ -79,5 +79,6 @@ def _first_mistake(error: ValidationError) -> str:
     mistake = error.errors(include_url=False)[0]
     place = ".".join(str(part) for part in mistake["loc"])
     if mistake["type"] == "extra_forbidden":
-        return f"{place}: unknown; known are {', '.join(TimelineSection.model_fields)}"
+        kind = TimelineSection if len(mistake["loc"]) > 1 else Timeline
+        return f"{place}: unknown; known are {', '.join(kind.model_fields)}"
     return f"{place}: {mistake['msg']}" if place else mistake["msg"]

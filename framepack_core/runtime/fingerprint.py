@@ -17,8 +17,8 @@ import torch
 from pydantic import BaseModel
 from torch import Tensor
 
-SAMPLES = 64  # places at which the content of a large file is looked at
-SAMPLE_BYTES = 1 << 16
+FILE_CHUNKS = 64  # places at which the content of a large file is looked at
+CHUNK_BYTES = 1 << 16
 
 
 def fingerprint(value: Any) -> str:
@@ -64,12 +64,12 @@ def _feed(digest: Any, value: Any) -> None:
     elif isinstance(value, partial):
         _feed(digest, [value.func, value.args, value.keywords])
     elif isinstance(value, FunctionType | type):
-        _feed(digest, [value.__module__, value.__qualname__, *_held(value)])
+        _feed(digest, [value.__module__, value.__qualname__, *_function_state(value)])
     else:
         raise TypeError(f"no fingerprint of a {type(value).__name__}")
 
 
-def _held(value: FunctionType | type) -> list[Any]:
+def _function_state(value: FunctionType | type) -> list[Any]:
     """All that tells apart functions made by one piece of code; nothing where the name says it."""
     name = value.__qualname__
     if getattr(sys.modules.get(value.__module__), name, None) is value:
@@ -94,9 +94,9 @@ def _feed_file(digest: Any, path: Path) -> None:
     size = path.stat().st_size
     digest.update(f"file {size} ".encode())
     with path.open("rb") as file:
-        if size <= SAMPLES * SAMPLE_BYTES:
+        if size <= FILE_CHUNKS * CHUNK_BYTES:
             digest.update(file.read())
             return
-        for i in range(SAMPLES):
-            file.seek(i * (size - SAMPLE_BYTES) // (SAMPLES - 1))
-            digest.update(file.read(SAMPLE_BYTES))
+        for i in range(FILE_CHUNKS):
+            file.seek(i * (size - CHUNK_BYTES) // (FILE_CHUNKS - 1))
+            digest.update(file.read(CHUNK_BYTES))

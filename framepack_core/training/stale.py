@@ -37,7 +37,7 @@ def check_fresh(found: TrainingSet, mode: TrainMode, models: CacheModels = UNKNO
     """
     check_cached(found, mode)
     problems = {item.name: problem for item in found.items if (problem := _problem(item, mode))}
-    problems |= _mixed(found, models)
+    problems |= _mismatched_items(found, models)
     if problems:
         named = [f"{name}: {problem}" for name, problem in list(problems.items())[:SHOWN]]
         more = f" (and {len(problems) - SHOWN} more)" if len(problems) > SHOWN else ""
@@ -114,17 +114,19 @@ def _problem_of_text(item: Item) -> str | None:
     return None
 
 
-def _mixed(found: TrainingSet, models: CacheModels) -> dict[str, str]:
+def _mismatched_items(found: TrainingSet, models: CacheModels) -> dict[str, str]:
     """Items whose caches come from other models than the run's, or than those of most."""
     latents = {item.name: item.paths[0] for item in found.items}
     texts = {item.name: text_path(item, item.captions[0]) for item in found.items}
     return {
-        **dict(_strangers(texts, models.text, "other text encoders")),
-        **dict(_strangers(latents, models.latents, "another VAE or image encoder")),
+        **dict(_encoder_mismatches(texts, models.text, "other text encoders")),
+        **dict(_encoder_mismatches(latents, models.latents, "another VAE or image encoder")),
     }
 
 
-def _strangers(paths: dict[str, Path], wanted: str | None, what: str) -> Iterator[tuple[str, str]]:
+def _encoder_mismatches(
+    paths: dict[str, Path], wanted: str | None, what: str
+) -> Iterator[tuple[str, str]]:
     headers = {name: cached_header(path) for name, path in paths.items()}
     made_by = {
         name: _models(header.metadata[MODELS])
