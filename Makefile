@@ -21,7 +21,7 @@ demo: $(STAMP)
 PYTEST = COMFYUI_MISSING="$$($(BIN)/python tests/comfyui/fetch.py)" $(BIN)/python -m pytest
 
 test: $(STAMP)
-	$(PYTEST) -n logical --maxprocesses 6 --dist loadfile
+	$(PYTEST) -n logical --maxprocesses 6 --dist loadfile --max-worker-restart 0
 
 test-comfyui: $(STAMP)
 	$(PYTEST) -m comfy tests/comfyui

@@ -18,6 +18,7 @@ else:
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 DISTRIBUTIONS = {"PIL": "pillow"}  # where a package is imported by another name
+NEWER = {"tomllib"}  # of Python itself, but not of all that are supported
 OF_TORCH = {"triton"}  # which is there where its GPU builds are, and else does without
 OF_COMFYUI = {
     *("comfy", "comfy_api", "comfy_execution", "folder_paths", "latent_preview", "node_helpers"),
@@ -36,7 +37,7 @@ def imported(folder: str) -> set[str]:
     modules = {name.split(".")[0] for tree in trees for name in imports(tree)}
     return {
         DISTRIBUTIONS.get(module, module).lower().replace("_", "-")
-        for module in modules - set(sys.stdlib_module_names)
+        for module in modules - NEWER - set(sys.stdlib_module_names)
     }
 
 

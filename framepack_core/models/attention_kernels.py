@@ -155,7 +155,10 @@ _by_number: WeakValueDictionary[int, Traceable] = WeakValueDictionary()
 
 @cache
 def _register_operation() -> None:
-    @torch.library.custom_op("framepack_reel::attention", mutates_args=())
+    # PyTorch 2.4 to 2.5 reads no schema from annotations that are text.
+    schema = "(Tensor q, Tensor k, Tensor v, Tensor? key_mask, int number) -> Tensor"
+
+    @torch.library.custom_op("framepack_reel::attention", mutates_args=(), schema=schema)
     def attention(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, number: int) -> Tensor:
         return _by_number[number].attend(q, k, v, key_mask).contiguous()
 

@@ -328,7 +328,8 @@ def _first_line(
     names: Mapping[tuple[str, ...], str],
 ) -> str:
     first = error.errors()[0]
-    path = tuple(str(part) for part in first["loc"] if isinstance(part, str | int))
+    # Validators inside of a union stand in the path too: "function-after[...]".
+    path = tuple(str(part) for part in first["loc"] if "[" not in str(part))
     name = next((n for p, n in names.items() if path[: len(p)] == p), None)
     name = f"{place}: {'.'.join(path)}" if name is None and path else name or place
     if first["type"] == "extra_forbidden":
