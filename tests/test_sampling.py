@@ -8,6 +8,7 @@ import pytest
 import torch
 from tiny import context, guided, randn, tiny_dit
 
+from framepack_core.models.dit import Tokens
 from framepack_core.runtime.errors import FramePackError
 from framepack_core.sampling.flow import CFG, FlowDenoiser, RopeScaling, x_at
 from framepack_core.sampling.generate import (
@@ -18,7 +19,7 @@ from framepack_core.sampling.generate import (
 )
 from framepack_core.sampling.schedule import dynamic_shift, flow_sigmas
 from framepack_core.sampling.sections import plan_f1, plan_framepack
-from framepack_core.sampling.step_cache import MagCache, MagCacheConfig, TeaCache
+from framepack_core.sampling.step_cache import EasyCache, MagCache, MagCacheConfig, TeaCache
 from framepack_core.sampling.unipc import sample_unipc
 
 
@@ -84,7 +85,9 @@ def test_rope_scaling_starts_at_its_threshold() -> None:
     assert (at - plain).abs().max() > 1e-4
 
 
-@pytest.mark.parametrize("make", [lambda s: TeaCache(s, 3.0), MagCache])
+@pytest.mark.parametrize(
+    "make", [lambda s: TeaCache(s, 3.0), MagCache, lambda s: EasyCache(s, 0.6)]
+)
 def test_caches_keep_one_state_a_pass(make) -> None:
     """With CFG the positive pass must decide and reuse as it does alone."""
     dit, sigmas, ctx = tiny_dit(), flow_sigmas(12, 3.0), context()
@@ -114,6 +117,28 @@ def test_mag_cache_computes_first_and_last_and_checks_its_settings() -> None:
         MagCacheConfig(max_skips=0)
     with pytest.raises(FramePackError, match="teacache"):
         TeaCache(flow_sigmas(10, 3.0), 0)
+
+
+def test_easy_cache_follows_the_changes_of_input_and_output() -> None:
+    """By hand: the output is twice the input, so each step is predicted to change it by 0.2.
+
+    That adds up to 0.25 of an output of 2.2 in three steps, and of one of 2.8 in four.
+    """
+    sigmas = torch.linspace(1, 0, 11)
+    cache, inputs = EasyCache(sigmas, 0.25), [torch.full((1, 4, 8), 1 + 0.1 * i) for i in range(10)]
+
+    class Doubling:
+        def transform(self, tokens):
+            return 2 * tokens.latent
+
+    results = [
+        cache.transform(Doubling(), Tokens(x, x, x, x, None), float(sigma), "positive")  # type: ignore[arg-type]
+        for x, sigma in zip(inputs, sigmas[:-1], strict=True)
+    ]
+    assert cache.computed == [True, True, False, False, True, False, False, False, True, True]
+    torch.testing.assert_close(results[2], inputs[2] + inputs[1])
+    with pytest.raises(FramePackError, match="easycache"):
+        EasyCache(sigmas, 0)
 
 
 def run_tiny(plan, seed, batch=1, steps=2, on_section=None):

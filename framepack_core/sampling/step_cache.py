@@ -1,4 +1,4 @@
-"""Skipping the blocks at steps that change little: TeaCache and MagCache.
+"""Skipping the blocks at steps that change little: TeaCache, MagCache and EasyCache.
 
 A cache belongs to one section of one run and keeps a state for each CFG pass; it decides by the
 step's index in the schedule, never by counting calls. Where a step is skipped, the change that the
@@ -37,6 +37,8 @@ MAGCACHE_RATIOS = (
     0.9904, 1.00258, 1.00878, 0.97039, 0.97686, 0.94315, 0.97728, 0.91154, 0.86139, 0.76592,
 )
 # fmt: on
+
+EASYCACHE_RETENTION = 0.15  # the share of steps at the start that are never skipped, as in ComfyUI
 
 
 class StepCache(Protocol):
@@ -175,6 +177,60 @@ class MagCache:
         return state.error > self.config.threshold or state.skipped > self.config.max_skips
 
 
+@dataclass
+class _EasyState:
+    previous_input: Tensor | None = None
+    computed_input: Tensor | None = None
+    residual: Tensor | None = None
+    rate: float | None = None
+    error: float = 0.0
+
+
+class EasyCache:
+    """Skip while the predicted relative change of the output is small (arXiv 2507.02860).
+
+    Between two computed steps the output changed `rate` times as much as the input; that rate
+    predicts the change of the output from the input's at each step after.
+    """
+
+    def __init__(self, sigmas: Tensor, threshold: float) -> None:
+        if threshold <= 0:
+            raise FramePackError(f"easycache: threshold {threshold} must be above 0")
+        self.sigmas, self.threshold = sigmas.tolist(), threshold
+        self.computed: list[bool] = []
+        self._states: dict[str, _EasyState] = defaultdict(_EasyState)
+
+    def transform(self, dit: FramePackDiT, tokens: Tokens, sigma: float, pass_name: str) -> Tensor:
+        state, latent = self._states[pass_name], tokens.latent
+        compute = self._must_compute(state, latent, _step_index(self.sigmas, sigma))
+        state.previous_input = latent
+        self.computed.append(compute)
+        if not compute:
+            assert state.residual is not None  # of the first step, which is always computed
+            return latent + state.residual
+        out = dit.transform(tokens)
+        if state.computed_input is not None and state.residual is not None:
+            moved = _mean_change(latent, state.computed_input)
+            changed = _mean_change(out, state.computed_input + state.residual)
+            state.rate = changed / moved if moved else None
+        state.computed_input, state.residual, state.error = latent, out - latent, 0.0
+        return out
+
+    def _must_compute(self, state: _EasyState, latent: Tensor, step: int) -> bool:
+        steps = len(self.sigmas) - 1
+        if step < EASYCACHE_RETENTION * steps or step == steps - 1 or state.rate is None:
+            return True
+        assert state.previous_input is not None  # there was a rate to measure
+        assert state.computed_input is not None and state.residual is not None
+        size = (state.computed_input + state.residual).abs().mean().item()
+        state.error += state.rate * _mean_change(latent, state.previous_input) / size
+        return state.error >= self.threshold
+
+
+def _mean_change(now: Tensor, before: Tensor) -> float:
+    return (now - before).abs().mean().item()
+
+
 class MagCalibration:
     """Computes every step and records what MagCache needs: `norm_ratio`, `norm_std`, `cos_dis`."""
 
@@ -302,6 +358,18 @@ class MagCacheOptions(CacheOptions):
         return partial(MagCache, config=config)
 
 
+class EasyCacheOptions(CacheOptions):
+    title: ClassVar[str] = "EasyCache"
+    about: ClassVar[str] = "a step cache: skips by the output's predicted change (arXiv 2507.02860)"
+    name: ClassVar[str] = "EasyCache"
+    threshold: float = option(
+        0.15, "EasyCache, and its threshold: how readily steps are skipped.", "easycache", gt=0
+    )
+
+    def factory(self) -> StepCacheFactory:
+        return partial(EasyCache, threshold=self.threshold)
+
+
 class CalibrationOptions(CacheOptions):
     title: ClassVar[str] = "MagCache calibration"
     magcache_calibration: bool = option(
@@ -317,6 +385,7 @@ class StepCaches(Settings):
 
     teacache: TeaCacheOptions = TeaCacheOptions()
     magcache: MagCacheOptions = MagCacheOptions()
+    easycache: EasyCacheOptions = EasyCacheOptions()
     calibration: CalibrationOptions = CalibrationOptions()
 
     def factory(self) -> StepCacheFactory | None:

@@ -66,10 +66,12 @@ def check_step_caches_give_the_latents_of_the_headless_core() -> Any:
     caches = pack("framepack_core.sampling.step_cache")
     tea = sample(step_cache="TeaCache", cache_threshold=0.9)
     mag = sample(step_cache="MagCache", cache_threshold=0.9)
+    easy = sample(step_cache="EasyCache", cache_threshold=0.9)
     config = caches.MagCacheConfig(threshold=0.9)
     measured = {
         "tea": difference(tea, headless(step_cache=partial(caches.TeaCache, threshold=0.9))),
         "mag": difference(mag, headless(step_cache=partial(caches.MagCache, config=config))),
+        "easy": difference(easy, headless(step_cache=partial(caches.EasyCache, threshold=0.9))),
     }
     assert max(measured.values()) < 1e-4, measured
     assert difference(tea, sample()) > 0, "no step was skipped"
