@@ -14,40 +14,26 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from cli_runs import failure, parse
+from cli_runs import FRAMES, SMALL_DATA, failure, make_clip, make_clips, parse
 
 from framepack_core.cli import main
 from framepack_core.cli.training_arguments import train_job
 from framepack_core.headless import models
 from framepack_core.lora.report import LORA_MODE
 from framepack_core.runtime.images import save_png
-from framepack_core.runtime.video import VideoWriter, read_video
+from framepack_core.runtime.video import read_video
 from framepack_core.toyworld import OPPOSITE_LORA, SNAPSHOT
 from framepack_core.training.config import TrainConfig
 from framepack_core.training.logs import LOGGERS
 from framepack_core.training.loop import StepReport
 from framepack_core.weights.files import open_weights
 
-SMALL = "--resolution 32 --latent_window_size 1 --device cpu"
 TRAIN = "--output_name x --max_train_steps 3 --network_dim 2 --seed 1"
-FRAMES = 5  # of a start frame and one section at window 1
-
-
-def make_clip(path: Path, frames: int = FRAMES, size: int = 32) -> None:
-    noise = np.random.default_rng(frames).integers(0, 256, (frames, size, size, 3), np.uint8)
-    with VideoWriter(path, width=size, height=size, fps=30) as video:
-        for frame in noise:
-            video.write(frame)
 
 
 @pytest.fixture
 def clips(tmp_path: Path) -> Path:
-    folder = tmp_path / "clips"
-    folder.mkdir()
-    for name in ("a", "b"):
-        make_clip(folder / f"{name}.mp4", 9 if name == "b" else FRAMES)
-        (folder / f"{name}.txt").write_text(f"clip {name}")
-    return folder
+    return make_clips(tmp_path / "clips")
 
 
 @pytest.fixture
@@ -62,13 +48,12 @@ def no_models(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def cache(dataset: Path, *options: str) -> list[str]:
-    return ["cache", "--dataset_config", str(dataset), *SMALL.split(), *options]
+    return ["cache", "--dataset_config", str(dataset), *SMALL_DATA.split(), *options]
 
 
 def train(dataset: Path, out: Path, *options: str) -> list[str]:
-    small = TRAIN.split()
-    data = ["train", "--dataset_config", str(dataset), *SMALL.split(), "--output_dir", str(out)]
-    return [*data, *small, *options]
+    data = [*["train", "--output_dir"], str(out), "--dataset_config", str(dataset)]
+    return [*data, *SMALL_DATA.split(), *TRAIN.split(), *options]
 
 
 def config(*options: str) -> TrainConfig:
@@ -210,8 +195,8 @@ def test_a_log_of_tensorboard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed")
 def test_two_processes_of_a_launcher(clips: Path, tmp_path: Path) -> None:
+    """They agree on a seed that nobody has given."""
     assert main(cache(clips)) == 0
-    assert main(train(clips, tmp_path / "one", "--gradient_accumulation_steps", "2")) == 0
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
@@ -219,8 +204,10 @@ def test_two_processes_of_a_launcher(clips: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", *launch, "-m", "framepack_core.cli"]
     root = str(Path(__file__).resolve().parents[1])
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": root}
+    _, *options = train(clips, tmp_path / "two")
+    at = options.index("--seed")
     done = subprocess.run(
-        [*command, *train(clips, tmp_path / "two")],
+        [*command, "fpack_train_network", *options[:at], *options[at + 2 :]],
         env=environment,
         capture_output=True,
         text=True,
@@ -228,6 +215,9 @@ def test_two_processes_of_a_launcher(clips: Path, tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("x.safetensors") == 1
+    seed = open_weights(tmp_path / "two" / "x.safetensors").metadata["ss_seed"]
+    _, *options = train(clips, tmp_path / "one", "--gradient_accumulation_steps", "2")
+    assert main(["fpack_train_network", *options, "--seed", seed]) == 0
     one, two = (
         [json.loads(s)["loss"] for s in (tmp_path / n / "x-log.jsonl").read_text().splitlines()]
         for n in ("one", "two")

@@ -7,6 +7,7 @@ import importlib
 import re
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
 from ..runtime.display import console, say, say_error
@@ -19,7 +20,8 @@ from .training_arguments import add_cache_command_arguments, add_train_arguments
 USER_ERROR = 2  # exit code
 INTERRUPTED = 130
 
-COMMANDS: dict[str, tuple[str, type[Settings] | Callable[[argparse.ArgumentParser], None]]] = {
+AddOptions = Callable[[argparse.ArgumentParser, bool], None]
+COMMANDS: dict[str, tuple[str, type[Settings] | AddOptions]] = {
     "generate": ("make a video or an edited frame", commands.Generate),
     "batch": ("make one for each line of a file", commands.Batch),
     "interactive": ("make one for each line typed", commands.Make),
@@ -31,6 +33,14 @@ COMMANDS: dict[str, tuple[str, type[Settings] | Callable[[argparse.ArgumentParse
     "cache": ("encode a data set before training", add_cache_command_arguments),
     "train": ("train a LoRA", add_train_arguments),
     "demo": ("make a video with the built-in model", commands.Demo),
+}
+# musubi-tuner's scripts: the command that does the same, which by this name has its defaults, and
+# what this name alone sets.
+SCRIPTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "fpack_generate_video": ("generate", {}),
+    "fpack_cache_latents": ("cache", {"cache.only": "latents"}),
+    "fpack_cache_text_encoder_outputs": ("cache", {"cache.only": "text"}),
+    "fpack_train_network": ("train", {}),
 }
 
 
@@ -54,13 +64,22 @@ class Parser(argparse.ArgumentParser):
 def build_parser() -> Parser:
     parser = Parser(prog="framepack", description="FramePack: one image to a long video.")
     parsers = parser.add_subparsers(dest="command", required=True, parser_class=Parser)
-    for name, (title, options) in COMMANDS.items():
-        added = parsers.add_parser(name, help=title, allow_abbrev=False)
-        if isinstance(options, type):
-            add_options(added, options)
-        else:
-            options(added)
+    for name, (title, _) in COMMANDS.items():
+        _add_options(parsers.add_parser(name, help=title, allow_abbrev=False), name)
+    for name, (command, defaults) in SCRIPTS.items():
+        title = f"{command}, as musubi-tuner's script of this name: with its defaults"
+        script = parsers.add_parser(name, help=title, prog=name, allow_abbrev=False)
+        _add_options(script, command, reference=True)
+        script.set_defaults(**defaults)
     return parser
+
+
+def _add_options(parser: argparse.ArgumentParser, command: str, reference: bool = False) -> None:
+    options = COMMANDS[command][1]
+    if isinstance(options, type):
+        add_options(parser, options, reference=reference)
+    else:
+        options(parser, reference)
 
 
 def read_command(argv: Sequence[str]) -> tuple[str, Any]:
@@ -69,19 +88,25 @@ def read_command(argv: Sequence[str]) -> tuple[str, Any]:
     Raises FramePackError for the first one that cannot be; ends the process where argparse does.
     """
     args = build_parser().parse_args(argv)
-    options = COMMANDS[args.command][1]
+    name = SCRIPTS[args.command][0] if args.command in SCRIPTS else args.command
+    options = COMMANDS[name][1]
     if not isinstance(options, type):
-        return args.command, args
+        return name, args
     command = read_options(options, args)
     if isinstance(command, commands.Make | commands.Extend) and command.merged.save_merged_model:
         return "merge", commands.merging(command)  # and ends there, as in musubi-tuner
-    return args.command, command
+    return name, command
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit code is 0, or 2 after an `error:` line for a user error."""
     with console():
         return _run(sys.argv[1:] if argv is None else argv)
+
+
+def script() -> int:
+    """The entry of the programs that are called as musubi-tuner's scripts."""
+    return main([Path(sys.argv[0]).stem, *sys.argv[1:]])
 
 
 def _run(argv: Sequence[str]) -> int:

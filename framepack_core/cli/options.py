@@ -4,12 +4,24 @@ from __future__ import annotations
 
 from argparse import SUPPRESS, ArgumentParser, BooleanOptionalAction, Namespace
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
 from ..runtime.errors import FramePackError
-from ..runtime.options import OFF, Leaf, S, Settings, leaves, merged, nested, parse_pairs, validate
+from ..runtime.options import (
+    OFF,
+    RANDOM,
+    SAME,
+    Leaf,
+    S,
+    Settings,
+    leaves,
+    merged,
+    nested,
+    parse_pairs,
+    validate,
+)
 
 Place = tuple[str, ...]  # of an option within a model
 
@@ -26,13 +38,17 @@ class Table:
     unknown: tuple[str, ...]
 
 
-def add_options(parser: ArgumentParser, kind: type[Settings]) -> None:
+def add_options(parser: ArgumentParser, kind: type[Settings], *, reference: bool = False) -> None:
     """An option for each declared one, in a group for each title.
 
-    What is not on the command line is not in the Namespace either.
+    What is not on the command line is not in the Namespace either. reference: `read_options` then
+    takes musubi-tuner's defaults.
     """
+    parser.set_defaults(reference=reference)
     groups: dict[str, Any] = {"": parser}
     found = [leaf for leaf in leaves(kind) if leaf.option.cli]
+    if reference:
+        found = [leaf_of_reference(leaf) for leaf in found]
     for leaf in found:
         title = leaf.group.title
         if title not in groups:
@@ -61,11 +77,19 @@ def read_options(
     """
     table = table or Table({}, {}, ())
     found = list(leaves(kind))
+    if args.reference:
+        base = merged(_reference_values(found), base or {})
     given = _given(found, args)
     names = {leaf.path: leaf.command for leaf in found}
     names |= {path: name for path, name in table.names.items() if path not in given}
     values = merged(merged(base or {}, nested(table.values)), nested(given))
     return validate(kind, values, COMMAND_LINE, names)
+
+
+def leaf_of_reference(leaf: Leaf) -> Leaf:
+    """An option with musubi-tuner's default."""
+    theirs = leaf.option.reference
+    return leaf if theirs is SAME else replace(leaf, default=theirs)
 
 
 def table_options(kind: type[Settings], table: Mapping[str, Any], place: str) -> Table:
@@ -199,6 +223,12 @@ def _given(found: Collection[Leaf], args: Namespace) -> dict[Place, Any]:
         if hasattr(args, flag):
             values |= _pair_values(members, getattr(args, flag), f"--{flag}")
     return values
+
+
+def _reference_values(found: Iterable[Leaf]) -> dict[str, Any]:
+    """musubi-tuner's defaults where they are others, as tables within tables."""
+    theirs = ((leaf.path, leaf.option.reference) for leaf in found)
+    return nested({path: v for path, v in theirs if v is not SAME and v is not RANDOM})
 
 
 def _pair_values(members: Mapping[str, Leaf], words: Any, place: str) -> dict[Place, Any]:

@@ -21,20 +21,26 @@ NEEDLESS_VALUES = ("num_workers", "max_data_loader_n_workers")
 NEEDLESS = "needless"  # where the Namespace has those that were given
 
 
-def add_cache_command_arguments(parser: ArgumentParser) -> None:
+def add_cache_command_arguments(parser: ArgumentParser, reference: bool = False) -> None:
     """Everything `framepack cache` understands."""
-    add_options(parser, CacheJob)
+    add_options(parser, CacheJob, reference=reference)
     _add_needless(parser, flag_names(CacheJob))
 
 
-def add_train_arguments(parser: ArgumentParser) -> None:
+def add_train_arguments(parser: ArgumentParser, reference: bool = False) -> None:
     """Everything `framepack train` understands."""
-    add_options(parser, TrainJob)
+    add_options(parser, TrainJob, reference=reference)
     _add_needless(parser, flag_names(TrainJob))
 
 
 def train_job(args: Namespace) -> TrainJob:
     """What a command line and its config file ask for, where the command line wins."""
+    job = _train_job(args)
+    seeded = not args.reference or "seed" in job.run.model_fields_set
+    return job if seeded else job.model_copy(update={"draws_seed": True})
+
+
+def _train_job(args: Namespace) -> TrainJob:
     path = read_options(TrainJob, args).config_file
     if path is None:
         tell_needless(args)

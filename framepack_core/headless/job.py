@@ -79,6 +79,7 @@ class PromptOptions(WindowOption, ModeOption):
         "Size, height before width, in multiples of 16; the image is scaled and cropped to it.",
         absent="FramePack's 640 size nearest in shape to the image; 64 64 for toyworld",
         metavar=("H", "W"),
+        reference=(256, 256),
     )
     width: int | None = option(None, "Width of the video.", lines=("w",), **_SIDE)
     height: int | None = option(None, "Height of the video.", lines=("h",), **_SIDE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -11,11 +12,12 @@ import torch
 
 from ..parsing.sample_prompts import SamplePrompt, load_sample_prompts
 from ..runtime.display import Bar, Display, say
-from ..runtime.distributed import launched_rank
+from ..runtime.distributed import Workers, launched_rank
 from ..runtime.errors import FramePackError
 from ..sampling.flow import FlowDenoiser
 from ..training.batches import open_batches
-from ..training.config import LESS_MEMORY, TrainConfig
+from ..training.checkpoint import seed_of_state
+from ..training.config import LESS_MEMORY, MAX_TRAINING_SEED, TrainConfig
 from ..training.dataset import TrainingSet
 from ..training.encoders import base_identity, check_mode_of_file
 from ..training.logs import LOGGERS, open_log
@@ -41,6 +43,9 @@ def train_lora(job: TrainJob) -> TrainResult:
     prompts = _sample_prompts(config, found)
     models = train_models(job, samples=bool(prompts))
     check_mode_of_file(models.paths["dit"], config.mode)
+    workers = Workers.join(models.device)
+    if job.draws_seed:
+        config = config.model_copy(update={"seed": _drawn_seed(config, workers)})
     batches, validation = open_batches(found, config, known_models(job))
     with Display("summary of the run"):
         _say(f"{found.describe()}\n{_plan(config, len(batches))}")
@@ -67,8 +72,16 @@ def train_lora(job: TrainJob) -> TrainResult:
                 metadata={**dataset_metadata(found), "ss_sd_model_name": models.paths["dit"].name},
                 base=base_identity(models.paths["dit"], models.loras),
             )
+    workers.leave()
     _say(str(result.path))
     return result
+
+
+def _drawn_seed(config: TrainConfig, workers: Workers) -> int:
+    """One that nobody chose: the resumed run's, or a random one that all processes agree on."""
+    if config.resume:
+        return seed_of_state(config.state_path)
+    return workers.agree(random.randrange(MAX_TRAINING_SEED + 1))
 
 
 def _placed(models: Models, config: TrainConfig) -> Models:
@@ -81,7 +94,8 @@ def _placed(models: Models, config: TrainConfig) -> Models:
 
 def _plan(config: TrainConfig, batches: int) -> str:
     total = config.total_steps(batches)
-    return f"{total} steps, {config.adapter.kind} of rank {config.adapter.rank}: {config.mode}"
+    adapter = f"{config.adapter.kind} of rank {config.adapter.rank}: {config.mode}"
+    return f"{total} steps, {adapter}, seed {config.seed}"
 
 
 def _say(text: str) -> None:

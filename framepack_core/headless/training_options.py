@@ -45,7 +45,7 @@ class CacheJob(Settings):
 
 
 class TrainJob(Settings):
-    """An adapter to be trained."""
+    """An adapter to be trained; draws_seed: its seed is a random one, or that of a resumed run."""
 
     config_file: Path | None = option(
         None,
@@ -61,6 +61,7 @@ class TrainJob(Settings):
     models: BaseModels = BaseModels()
     fp8: Fp8Options = Fp8Options()
     decoding: DecodingOptions = DecodingOptions()
+    draws_seed: bool = False
 
     @property
     def config(self) -> TrainConfig:

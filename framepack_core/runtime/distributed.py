@@ -79,6 +79,13 @@ class Workers:
         """Whether this process writes the files."""
         return self.rank == 0
 
+    def agree(self, value: int) -> int:
+        """The main process's value."""
+        values = [value]
+        if self.count > 1:
+            dist.broadcast_object_list(values, src=0)
+        return values[0]
+
     def average(self, tensors: Sequence[Tensor]) -> None:
         """Replace each tensor by its mean over the processes, in one message."""
         if self.count == 1 or not tensors:

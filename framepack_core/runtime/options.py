@@ -25,6 +25,8 @@ NonEmpty = Annotated[str, Field(min_length=1)]
 OFF = "off"
 SAME = object()
 """Of `Option.reference`: musubi-tuner has the same default."""
+RANDOM = "random"
+"""Of `Option.reference`: it draws one for each run."""
 
 
 @dataclass(frozen=True)

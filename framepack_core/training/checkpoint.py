@@ -59,6 +59,20 @@ def load_state(
     path: Path, adapters: Adapters, optimizer: Optimizer, settings: dict[str, Any]
 ) -> Progress:
     """Take a run's state over; raises FramePackError if it is of another run or damaged."""
+    state, earlier = _read_state(path)
+    _check_settings(path, earlier, json.loads(json.dumps(settings, default=str)))
+    adapters.load_tensors(state["adapter"])
+    optimizer.load_state_dict(state["optimizer"])
+    return Progress(state["step"], state["log"])
+
+
+def seed_of_state(path: Path) -> int:
+    """The seed of the run that a state is of; raises FramePackError if it is none."""
+    return int(_read_state(path)[1]["seed"])
+
+
+def _read_state(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What a file holds, and of it the settings by their names now."""
     if not is_file(path):
         raise FramePackError(
             f"{path} is not there: there is nothing to resume; start without resume, or give the "
@@ -68,16 +82,12 @@ def load_state(
         state = torch.load(path, map_location="cpu", weights_only=True)
         if state["format"] != STATE_FORMAT:
             raise FramePackError(f"{path} is of another version; start without resume")
-        earlier = _with_current_names(json.loads(state["settings"]))
+        return state, _with_current_names(json.loads(state["settings"]))
     except (RuntimeError, KeyError, EOFError, ValueError, pickle.UnpicklingError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise FramePackError(
             f"{path} is damaged ({reason}); train on from the last adapter file instead"
         ) from None
-    _check_settings(path, earlier, json.loads(json.dumps(settings, default=str)))
-    adapters.load_tensors(state["adapter"])
-    optimizer.load_state_dict(state["optimizer"])
-    return Progress(state["step"], state["log"])
 
 
 def _with_current_names(settings: dict[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from pydantic import BeforeValidator, model_validator
 
 from ..runtime.errors import FramePackError
 from ..runtime.files import check_file_name, is_folder
-from ..runtime.options import Settings, option
+from ..runtime.options import RANDOM, Settings, option
 from ..sampling.plan import GUIDANCE, TIME_SCALE
 
 TrainMode = Literal["framepack", "f1", "one_frame"]
@@ -248,7 +248,7 @@ class CacheOptions(Settings):
         False, "No 4x context: for one-frame, leave out the blank one.", "one_frame_no_4x"
     )
     skip_existing: bool = option(
-        True, "Skip existing: leave what is cached and still fits.", node=""
+        True, "Skip existing: leave what is cached and still fits.", node="", reference=False
     )
 
 
@@ -284,6 +284,7 @@ class RunOptions(Settings):
         metadata="ss_seed",
         ge=0,
         high=MAX_TRAINING_SEED,
+        reference=RANDOM,
     )
     steps: int = option(
         1600,
@@ -421,6 +422,7 @@ class MemoryOptions(Settings):
         "for a third more time.",
         mutable=True,
         metadata="ss_gradient_checkpointing",
+        reference=False,
     )
     blocks_to_swap: int = option(
         0,
@@ -505,7 +507,7 @@ class SavingOptions(Settings):
         high=1000,
     )
     save_dtype: Literal["bf16", "fp16", "fp32"] = option(
-        "bf16", "File dtype.", "save_precision", mutable=True
+        "bf16", "File dtype.", "save_precision", mutable=True, reference="fp32"
     )
     validation_clips: int = option(
         0,
