@@ -9,14 +9,21 @@ import torch
 from comfy_api.latest import io
 
 from ..framepack_core.runtime.device import parse_dtype
+from ..framepack_core.runtime.display import warn
 from ..framepack_core.sampling.plan import Mode
 from ..framepack_core.toyworld import SNAPSHOT
 from ..framepack_core.weights.fp8 import Precision
-from ..framepack_core.weights.layouts import find_snapshot
+from ..framepack_core.weights.layouts import find_snapshot, is_standard_name
 from ..framepack_core.weights.names import mode_by_name
 from .comfyui.encoders import FramePackCLIPVision, FramePackVAE, load_clip
 from .comfyui.model import ATTENTIONS, AUTO_ATTENTION, TrainedFor, load_model
-from .comfyui.paths import model_choices, model_path, snapshot_choices, snapshot_path
+from .comfyui.paths import (
+    check_choice,
+    model_choices,
+    model_path,
+    snapshot_choices,
+    snapshot_path,
+)
 from .types import CATEGORY, advanced, schema
 
 LOADERS = f"{CATEGORY}/loaders"
@@ -89,6 +96,10 @@ class LoadModel(io.ComfyNode):
         dtype, kept = _types(precision)
         return io.NodeOutput(load_model(path, dtype, trained_for, kept, attention))
 
+    @classmethod
+    def validate_inputs(cls, model: str | None = None) -> bool | str:
+        return check_choice("dit", model)
+
 
 def _types(precision: str) -> tuple[torch.dtype | None, Precision]:
     """The type of weights, None for ComfyUI's choice, and what becomes of those in fp8."""
@@ -100,6 +111,11 @@ def _types(precision: str) -> tuple[torch.dtype | None, Precision]:
 def _mode_by_name(name: str) -> TrainedFor | None:
     """What the names of the released files say, of which the weights themselves say nothing."""
     mode = mode_by_name(name)
+    if mode is None and is_standard_name(name):
+        warn(
+            f"{name}: FramePack and F1 are published under this same name; put the files into a "
+            "folder FramePackI2V_HY or FramePack_F1_I2V_HY_20250503, so that the wrong mode is seen"
+        )
     return None if mode is None else TrainedFor(mode, certain=False)
 
 
@@ -136,6 +152,11 @@ class LoadTextEncoders(io.ComfyNode):
         paths = model_path("llama", llama), model_path("clip", clip_l)
         return io.NodeOutput(load_clip(*paths, _dtype(precision)))
 
+    @classmethod
+    def validate_inputs(cls, llama: str | None = None, clip_l: str | None = None) -> bool | str:
+        checks = check_choice("llama", llama), check_choice("clip", clip_l)
+        return "; ".join(c for c in checks if isinstance(c, str)) or True
+
 
 class LoadVAE(io.ComfyNode):
     @classmethod
@@ -162,6 +183,10 @@ class LoadVAE(io.ComfyNode):
     @classmethod
     def execute(cls, vae: str, precision: str) -> io.NodeOutput:
         return io.NodeOutput(FramePackVAE(model_path("vae", vae), _dtype(precision)))
+
+    @classmethod
+    def validate_inputs(cls, vae: str | None = None) -> bool | str:
+        return check_choice("vae", vae)
 
 
 class LoadImageEncoder(io.ComfyNode):
@@ -190,6 +215,10 @@ class LoadImageEncoder(io.ComfyNode):
     def execute(cls, image_encoder: str, precision: str) -> io.NodeOutput:
         path = model_path("image_encoder", image_encoder)
         return io.NodeOutput(FramePackCLIPVision(path, _dtype(precision)))
+
+    @classmethod
+    def validate_inputs(cls, image_encoder: str | None = None) -> bool | str:
+        return check_choice("image_encoder", image_encoder)
 
 
 class LoadSnapshot(io.ComfyNode):

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from framepack_core.weights.released import RELEASED, RELEASED_F1, ReleasedFile
+
 ROOT = Path(__file__).resolve().parents[1]
 WORKFLOWS = sorted((ROOT / "example_workflows").glob("*.json"))
 
@@ -53,6 +55,39 @@ def test_only_our_nodes_and_core_ones(workflow: dict[str, Any]) -> None:
             ours = node["type"].startswith("FPReel")
             pack = "framepack-reel" if ours else "comfy-core"
             assert node["properties"]["cnr_id"] == pack, node["type"]
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+def test_every_file_of_the_real_model_can_be_downloaded(path: Path) -> None:
+    """By ComfyUI's dialog of missing models, and by the links of the note."""
+    workflow = json.loads(path.read_text(encoding="utf-8"))
+    given = [
+        ReleasedFile(component, model["name"], model["url"])
+        for node in workflow["nodes"]
+        for model in node["properties"].get("models", ())
+        for component, files in (*RELEASED.items(), ("dit", RELEASED_F1))
+        if model["name"] in {file.name for file in files}
+        if model["directory"] == files[0].folder
+    ]
+    if path.stem.startswith("toyworld_"):
+        assert given == []
+        return
+    dit = RELEASED_F1 if path.stem in ("framepack_f1", "framepack_extend") else RELEASED["dit"]
+    others = {file for name, files in RELEASED.items() if name != "dit" for file in files}
+    assert len(given) == len(set(given)) and set(given) == others | set(dit)
+    values = {v for node in workflow["nodes"] for v in node["widgets_values"]}
+    assert {dit[0].name, *(file.name for file in others)} <= values
+    (note,) = (node for node in workflow["nodes"] if node["type"] == "MarkdownNote")
+    for file in given:
+        assert f"({file.url})" in note["widgets_values"][0]
+
+
+def test_shards_of_f1_are_in_a_folder_that_says_so() -> None:
+    """Those of the original model have the same names."""
+    assert {file.name.partition("/")[0] for file in RELEASED_F1} == {"FramePack_F1_I2V_HY_20250503"}
+    assert [Path(file.url).name for file in RELEASED_F1] == [
+        f"diffusion_pytorch_model-{n:05}-of-00003.safetensors" for n in (1, 2, 3)
+    ]
 
 
 def test_reads_from_left_to_right(workflow: dict[str, Any]) -> None:

@@ -54,6 +54,13 @@ SHARD = re.compile(r"(?P<stem>.*?)-?(?P<number>\d+)-of-(?P<count>\d+)")
 INDEX = ".index.json"
 
 
+def is_standard_name(name: str) -> bool:
+    """Whether a file, or shard, has the name that diffusers and transformers give to any model."""
+    stem = Path(name).stem
+    shard = SHARD.fullmatch(stem)
+    return (shard["stem"] if shard else stem) in STANDARD_NAMES
+
+
 @dataclass(frozen=True)
 class ComponentFiles:
     """The files of one component: all shards, config.json if there is one, its tokenizer folder."""

@@ -14,23 +14,36 @@ from comfy.cli_args import args as comfy_args
 from ...framepack_core.runtime.errors import FramePackError
 from ...framepack_core.runtime.files import check_file_name, natural_key
 from ...framepack_core.toyworld import OPPOSITE_LORA
-from ...framepack_core.weights.layouts import F1_FOLDER, FOLDERS, SHARD, Component
+from ...framepack_core.weights.layouts import F1_FOLDER, FOLDERS, SHARD, TITLES, Component
+from ...framepack_core.weights.released import COMFYUI_FOLDERS, RELEASED, released_with
 
 SNAPSHOTS = "diffusers"  # where ComfyUI keeps models that are folders
-FILE_FOLDERS: dict[Component, str] = {
-    "dit": "diffusion_models",
-    "vae": "vae",
-    "llama": "text_encoders",
-    "clip": "text_encoders",
-    "image_encoder": "clip_vision",
-}
+NOTHING = "nothing there yet: run to see what to get"  # in place of a file
 
 
 def model_choices(component: Component) -> list[str]:
     """Files of a component's folder, a sharded model once, then folders of models/diffusers."""
-    files = folder_paths.get_filename_list(FILE_FOLDERS[component])
+    files = folder_paths.get_filename_list(COMFYUI_FOLDERS[component])
     files = [name for name in files if not _is_later_shard(name)]
-    return [name.replace("\\", "/") for name in files] + _component_folders(component)
+    found = [name.replace("\\", "/") for name in files] + _component_folders(component)
+    return found or [NOTHING]
+
+
+def check_choice(component: Component, name: str | None) -> bool | str:
+    """True, or what to do about a model that is not there; a name that comes by a link is None."""
+    if name is None or (name != NOTHING and name in model_choices(component)):
+        return True
+    folder = f"models/{COMFYUI_FOLDERS[component]}"
+    if name == NOTHING:
+        files, problem = RELEASED[component], f"no {TITLES[component]} is in {folder}"
+    else:
+        files, problem = released_with(name), f"{name} is not in {folder}"
+    if not files:
+        return f"{problem} or models/{SNAPSHOTS}; choose another"
+    own = files[0].name.rpartition("/")[0]
+    place = f"{folder}/{own}" if own else folder
+    urls = ", ".join(file.url for file in files)
+    return f"{problem}: download {urls} into {place}, then press R and choose it"
 
 
 def snapshot_choices() -> list[str]:
@@ -41,7 +54,7 @@ def snapshot_choices() -> list[str]:
 
 def model_path(component: Component, name: str) -> Path:
     """The file or folder that a choice stands for."""
-    return _find(name, FILE_FOLDERS[component], SNAPSHOTS)
+    return _find(name, COMFYUI_FOLDERS[component], SNAPSHOTS)
 
 
 def snapshot_path(name: str) -> Path:

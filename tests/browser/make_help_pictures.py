@@ -72,7 +72,7 @@ BOX = """
     return [x + left + canvas.x, y + top + canvas.y, width, height];
 """
 FILES = (
-    "models/diffusers/lllyasviel/FramePackI2V_HY/diffusion_pytorch_model.safetensors",
+    "models/diffusion_models/FramePackI2V_HY_bf16.safetensors",
     "models/vae/hunyuan_video_vae_bf16.safetensors",
     "models/text_encoders/llava_llama3_fp16.safetensors",
     "models/text_encoders/clip_l.safetensors",

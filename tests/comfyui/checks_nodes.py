@@ -718,3 +718,46 @@ def check_choices_show_a_sharded_model_once_and_folders() -> None:
     assert paths.snapshot_choices() == ["me/reel"]
     assert paths.model_path("dit", "me/FramePackI2V_HY").is_dir()
     error_of(lambda: paths.model_path("dit", "../../custom_nodes"))
+
+
+def check_a_loader_says_which_file_to_get_and_where_it_goes() -> None:
+    import nodes
+
+    def said(node_id: str, **chosen: str) -> str:
+        node = nodes.NODE_CLASS_MAPPINGS[node_id].PREPARE_CLASS_CLONE(None)
+        return node.validate_inputs(**chosen)
+
+    nothing = pack("nodes.comfyui.paths").NOTHING
+    hub = "https://huggingface.co/Comfy-Org/HunyuanVideo_repackaged/resolve/main/split_files"
+    assert said("FPReelLoadVAE", vae=nothing) == (
+        f"no HunyuanVideo VAE is in models/vae: download {hub}/vae/hunyuan_video_vae_bf16."
+        "safetensors into models/vae, then press R and choose it"
+    )
+    f1 = "FramePack_F1_I2V_HY_20250503"
+    shards = [f"diffusion_pytorch_model-{n:05}-of-00003.safetensors" for n in (1, 2, 3)]
+    message = said("FPReelLoadModel", model=f"{f1}/{shards[0]}")
+    assert all(f"lllyasviel/{f1}/resolve/main/{shard}" in message for shard in shards)
+    assert f"into models/diffusion_models/{f1}, then press R" in message
+    assert said("FPReelLoadModel", model="mine.safetensors") == (
+        "mine.safetensors is not in models/diffusion_models or models/diffusers; choose another"
+    )
+    both = said("FPReelLoadTextEncoders", llama=nothing, clip_l="clip_l.safetensors")
+    assert "llava_llama3_fp16.safetensors into" in both and "/clip_l.safetensors into" in both
+
+
+def check_shards_whose_name_says_nothing_are_warned_of() -> None:
+    import logging
+
+    logger, heard = logging.getLogger(pack("framepack_core.runtime.display").__name__), []
+    handler = logging.Handler()
+    handler.emit = lambda record: heard.append(record.getMessage())
+    logger.addHandler(handler)
+    try:
+        mode = pack("nodes.load")._mode_by_name
+        shard = "diffusion_pytorch_model-00001-of-00003.safetensors"
+        assert mode(shard) is None and mode("mine.safetensors") is None
+        assert mode(f"FramePack_F1_I2V_HY_20250503/{shard}").mode == "f1"
+    finally:
+        logger.removeHandler(handler)
+    (warning,) = heard
+    assert warning.startswith(f"{shard}: FramePack and F1 are published under this same name")

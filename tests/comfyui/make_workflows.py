@@ -10,14 +10,15 @@ import json
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from comfy_host import PACK, find_comfyui, make_base, serve
 from workflow_graph import Graph, Node, Socket
 
+from framepack_core.weights.released import RELEASED, RELEASED_F1, ReleasedFile
+
 FOLDER = PACK / "example_workflows"
-MODELS = "https://huggingface.co/"
 
 
 @dataclass(frozen=True)
@@ -75,11 +76,10 @@ class World:
 
 
 def real_world(graph: Graph, mode: str = "framepack") -> World:
-    name = {"framepack": "FramePackI2V_HY", "f1": "FramePack_F1_I2V_HY_20250503"}[mode]
-    model = graph.add("FPReelLoadModel", model=f"lllyasviel/{name}")["model"]
+    model = graph.add("FPReelLoadModel", model=dit(mode)[0].name)["model"]
     clip = graph.add("DualCLIPLoader")["CLIP"]
-    vae = graph.add("FPReelLoadVAE", vae="hunyuan_video_vae_bf16.safetensors")["vae"]
-    encoder = "sigclip_vision_patch14_384.safetensors"
+    vae = graph.add("FPReelLoadVAE", vae=RELEASED["vae"][0].name)["vae"]
+    encoder = RELEASED["image_encoder"][0].name
     vision = graph.add("FPReelLoadImageEncoder", image_encoder=encoder)["clip_vision"]
     return World(graph, model, clip, vae, vision, toy=False)
 
@@ -95,19 +95,23 @@ def scene(graph: Graph, title: str | None = None, **choices: Any) -> Node:
     return graph.add("FPReelToyWorldScene", title, **drawn)
 
 
+def dit(mode: str) -> tuple[ReleasedFile, ...]:
+    return RELEASED_F1 if mode == "f1" else RELEASED["dit"]
+
+
 def files(mode: str = "framepack") -> str:
-    name = {"framepack": "FramePackI2V_HY", "f1": "FramePack_F1_I2V_HY_20250503"}[mode]
-    encoders = f"{MODELS}Comfy-Org/HunyuanVideo_repackaged/tree/main/split_files"
-    return (
-        "Files, by folder of ComfyUI/models:\n\n"
-        f"- diffusers: the folder [lllyasviel/{name}]({MODELS}lllyasviel/{name}) (24 GB), with\n"
-        f"  `hf download lllyasviel/{name} --local-dir models/diffusers/lllyasviel/{name}`\n"
-        "- text_encoders: [llava_llama3_fp16.safetensors and clip_l.safetensors]"
-        f"({encoders}/text_encoders)\n"
-        f"- vae: [hunyuan_video_vae_bf16.safetensors]({encoders}/vae)\n"
-        "- clip_vision: [sigclip_vision_patch14_384.safetensors]"
-        f"({MODELS}Comfy-Org/sigclip_vision_384)\n\n"
+    """What a note says of the files that the workflow needs."""
+    needed = dit(mode) + sum((RELEASED[name] for name in ("llama", "clip", "vae")), ())
+    needed += RELEASED["image_encoder"]
+    places: dict[str, list[ReleasedFile]] = {}
+    for file in needed:
+        own = file.name.rpartition("/")[0]
+        places.setdefault(f"{file.folder}/{own}".rstrip("/"), []).append(file)
+    lines = (
+        f"- {place}: " + ", ".join(f"[{PurePosixPath(f.name).name}]({f.url})" for f in listed)
+        for place, listed in places.items()
     )
+    return "Files, by folder of ComfyUI/models:\n\n" + "\n".join(lines) + "\n\n"
 
 
 TOY = (

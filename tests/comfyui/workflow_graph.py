@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 import uuid
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from comfy_host import PACK_NAME, REGISTRY_ID
+from comfy_host import PACK, PACK_NAME, REGISTRY_ID
 from workflow import NOTES, WIDGETS
+
+sys.path.append(str(PACK))
+
+from framepack_core.weights.released import released_with
 
 GAP, TITLE = (80, 30), 30  # between columns and nodes; the height of a node's title
 ROW, TEXT_ROWS, PICTURE, TIMELINE = 24, 4, 280, 340  # heights
@@ -215,4 +220,16 @@ class Graph:
         if node.type not in NOTES:
             owner = REGISTRY_ID if node.type.startswith("FPReel") else "comfy-core"
             made["properties"] = {"cnr_id": owner, "Node name for S&R": node.type}
+            if needed := downloads(node):
+                made["properties"]["models"] = needed
         return made
+
+
+def downloads(node: Node) -> list[dict[str, str]]:
+    """The published files that a node's widgets name, as ComfyUI offers them for download."""
+    chosen = (value for value in node.widgets.values() if isinstance(value, str))
+    return [
+        {"name": file.name, "url": file.url, "directory": file.folder}
+        for value in chosen
+        for file in released_with(value)
+    ]
