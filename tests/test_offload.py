@@ -13,7 +13,56 @@ from tiny import tiny_dit
 from torch import nn
 
 from framepack_core.models import offload
-from framepack_core.models.offload import _pin, _Prefetcher, blocks_of, place, streamed_forwards
+from framepack_core.models.dit import DiTConfig, FramePackDiT
+from framepack_core.models.offload import (
+    WeightSizes,
+    _pin,
+    _Prefetcher,
+    blocks_of,
+    place,
+    streamed_blocks,
+    streamed_forwards,
+)
+
+# musubi-tuner's blocks_to_swap, and by its arithmetic the bytes of bf16 weights that stay: all but
+# the linear layers of N // 2 double and 2 (N - N // 2) + 1 single blocks.
+KEPT_BY_MUSUBI = {
+    0: 25749022976,
+    10: 19235700992,
+    20: 13005562112,
+    36: 3037339904,
+    38: 1791312128,
+}
+
+
+def bytes_of(modules: list[nn.Module]) -> int:
+    return sum(x.nbytes for m in modules for x in (*m.parameters(), *m.buffers()))
+
+
+@pytest.mark.parametrize(("swapped", "kept"), KEPT_BY_MUSUBI.items())
+def test_blocks_to_swap_means_what_it_means_in_musubi_tuner(swapped: int, kept: int) -> None:
+    """Beside its small norms we stream all of a block, so a little less stays."""
+    dit = FramePackDiT(DiTConfig(), device="meta", dtype=torch.bfloat16)
+    streamed = streamed_blocks(dit, swapped)
+    linears = [x for block in streamed for x in block.modules() if isinstance(x, nn.Linear)]
+    assert bytes_of([dit]) - bytes_of(linears) == kept
+    ours = bytes_of([dit]) - bytes_of(streamed)
+    assert 0 <= kept - ours < 50_000
+    sizes = WeightSizes.of_model(dit)
+    assert sizes.kept(swapped) == ours
+    largest = max(map(bytes_of, ([block] for block in streamed)), default=0)
+    assert sizes.needed(swapped) == ours + 2 * largest
+    assert sizes.fewest(ours + 2 * largest) == swapped
+
+
+def test_the_last_blocks_of_both_kinds_are_streamed_as_far_as_there_are() -> None:
+    dit = FramePackDiT(DiTConfig(), device="meta")
+    double, single = list(dit.transformer_blocks), list(dit.single_transformer_blocks)
+    assert streamed_blocks(dit, 38) == [*double[1:], *single[1:]]
+    assert streamed_blocks(dit, 5) == [*double[-2:], *single[-7:]]
+    for every in (40, 60):  # 0.1 counted up to 60
+        assert streamed_blocks(dit, every) == blocks_of(dit)
+    assert WeightSizes.of_model(dit).fewest(10**9) is None
 
 
 class Block(nn.Module):

@@ -277,12 +277,6 @@ def test_blocks_that_wait_need_checkpointing(tmp_path: Path, option: dict[str, i
         run(unchecked, samples)
 
 
-def test_more_blocks_to_swap_than_there_are(tmp_path: Path) -> None:
-    samples = make_samples(tmp_path / "cache")
-    with pytest.raises(FramePackError, match="9 of 3 blocks"):
-        run(tiny_config(tmp_path, blocks_to_swap=9), samples)
-
-
 def test_accumulation_is_a_larger_batch(tmp_path: Path) -> None:
     """Four batches of one against one of four: the same captions and no dropout."""
     samples = make_samples(tmp_path / "cache", clips=2)

@@ -17,6 +17,7 @@ from ..headless.options import FLAGS
 from ..headless.request import decide
 from ..headless.scenes import OneFrameEdit, Video
 from ..models.build import dit_config, open_dit
+from ..models.offload import WeightSizes
 from ..runtime.display import say
 from ..runtime.errors import FramePackError
 from ..runtime.files import size_text
@@ -101,7 +102,7 @@ class Check:
         return (
             OTHER_MEMORY
             + 4 * self._latent_size
-            + sum(self._last_blocks(self.models.execution.swapped))
+            + sum(self._sizes.streamed(self.models.execution.swapped))
         )
 
     @property
@@ -165,45 +166,25 @@ class Check:
         return self._transformer_with(self.models.execution.swapped)
 
     def _transformer_with(self, swapped: int) -> int:
-        """Bytes on the device with so many blocks streamed: one is at work, one on its way."""
-        streamed = self._last_blocks(swapped)
-        visiting = max(streamed, default=0) * (2 if self.models.device.type == "cuda" else 1)
-        here = sum(self._sizes.values()) - sum(streamed) + visiting
-        return here + self._lora_size + self._working
+        """Bytes on the device with so many blocks streamed."""
+        visitors = 2 if self.models.device.type == "cuda" else 1
+        return self._sizes.needed(swapped, visitors) + self._lora_size + self._working
 
     @property
     def _working(self) -> int:
         return working_memory(self._window, self._start, self.models.dtype, self.step)
 
     @cached_property
-    def _sizes(self) -> dict[str, int]:
-        """Bytes of each tensor of the transformer as it will be kept."""
+    def _sizes(self) -> WeightSizes:
+        """Of the transformer's weights as they will be kept."""
         return self._sizes_in(self.models.precision)
 
-    def _sizes_in(self, precision: Precision) -> dict[str, int]:
+    def _sizes_in(self, precision: Precision) -> WeightSizes:
         options = {"dtype": self.models.dtype, "precision": precision}
         _, state = open_dit(self.models.paths["dit"], **options)
         infos = state.infos().items()
-        return {name: math.prod(info.shape) * info.dtype.itemsize for name, info in infos}
-
-    @cached_property
-    def _blocks(self) -> list[int]:
-        """Bytes of each block, in the order in which they run."""
-        config = dit_config(self.models.paths["dit"])
-        counts = {
-            "transformer_blocks": config.num_layers,
-            "single_transformer_blocks": config.num_single_layers,
-        }
-        prefixes = [f"{kind}.{i}." for kind, count in counts.items() for i in range(count)]
-        sizes = dict.fromkeys(prefixes, 0)
-        for name, size in self._sizes.items():
-            prefix = ".".join(name.split(".")[:2]) + "."
-            if prefix in sizes:
-                sizes[prefix] += size
-        return list(sizes.values())
-
-    def _last_blocks(self, count: int) -> list[int]:
-        return self._blocks[len(self._blocks) - count :]
+        sizes = {name: math.prod(info.shape) * info.dtype.itemsize for name, info in infos}
+        return WeightSizes.of(sizes)
 
     @property
     def _lora_size(self) -> int:
@@ -213,12 +194,11 @@ class Check:
 
     def _smaller_transformer(self, free: int) -> str:
         if self.models.precision == "auto":
-            scaled = sum(self._sizes_in("fp8_scaled").values())
+            scaled = self._sizes_in("fp8_scaled").total
             if scaled + self._lora_size + self._working < free:
                 return "use --fp8_scaled"
         if self.models.device.type == "cuda":
-            counts = range(1, len(self._blocks) + 1)
-            fitting = next((n for n in counts if self._transformer_with(n) <= free), None)
+            fitting = self._sizes.fewest(free - self._lora_size - self._working)
             if fitting is not None:
                 return f"use --blocks_to_swap {fitting}"
         return "use a smaller --video_size" if self.step.memory else "use another --device"

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ..models.compiling import COMPILATION, prepare_compiling
-from ..models.offload import blocks_of, last_blocks, place, streamed_forwards
+from ..models.offload import blocks_of, place, streamed_blocks, streamed_forwards
 from ..runtime.display import say
 from ..runtime.errors import FramePackError
 from ..runtime.options import leaves
@@ -21,7 +21,7 @@ _DYNAMIC = {None: COMPILATION["dynamic"], "auto": None, "true": True, "false": F
 
 @dataclass(frozen=True)
 class Execution:
-    """How many blocks are streamed, whether from pinned memory; torch.compile's options, if any."""
+    """blocks_to_swap, whether from pinned memory; torch.compile's options, if any."""
 
     swapped: int = 0
     pinned: bool = False
@@ -53,17 +53,18 @@ class Execution:
         if self.compilation is not None:
             prepare_compiling(self.cache_size_limit)
             say("compiling the blocks: the first step takes up to a minute longer")
-        streamed = last_blocks(dit, self.swapped)
+        streamed = streamed_blocks(dit, self.swapped)
         forwards = streamed_forwards(streamed, device, self.compilation)
         for block, forward in zip(streamed, forwards, strict=True):
             block.forward = forward
         if self.compilation is not None:
-            for block in blocks_of(dit)[: -self.swapped or None]:
-                block.compile(**self.compilation)
+            for block in blocks_of(dit):
+                if block not in streamed:
+                    block.compile(**self.compilation)
 
     def place(self, dit: nn.Module, device: torch.device) -> None:
         """Put a DiT on the device, but for its streamed blocks."""
-        place(dit, last_blocks(dit, self.swapped), device, pin=self.pinned)
+        place(dit, streamed_blocks(dit, self.swapped), device, pin=self.pinned)
 
 
 def _refuse_changed(options: ExecutionOptions) -> None:

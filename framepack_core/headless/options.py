@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from ..runtime.options import Settings, option
+from ..training.config import SWAP_HELP
 
 if TYPE_CHECKING:
     from ..weights.layouts import Component
@@ -118,9 +119,9 @@ class ExecutionOptions(Settings):
     title: ClassVar[str] = "memory and speed"
     blocks_to_swap: int = option(
         0,
-        "Block swap: how many blocks of the transformer wait in main memory and visit the GPU one "
-        "at a time. Of the 60, each takes 0.4 GB (0.2 GB in fp8) less there.",
+        SWAP_HELP,
         ge=0,
+        le=60,
     )
     use_pinned_memory_for_block_swap: bool = option(
         False, "Pinned memory for swapped blocks: faster, but takes their size of main memory."

@@ -10,6 +10,7 @@ import mmap
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -17,24 +18,84 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ..runtime.display import warn
-from ..runtime.errors import FramePackError
 
 Copies = dict[str, Tensor]
 ALIGNMENT = 512  # bytes
+MOST_TO_SWAP = 40  # with which all blocks of the released model are streamed
 
 
 def blocks_of(dit: nn.Module) -> list[nn.Module]:
     """All transformer blocks of a DiT, in the order in which they run."""
-    kinds = (dit.transformer_blocks, dit.single_transformer_blocks)
-    return [block for blocks in kinds for block in cast(nn.ModuleList, blocks)]
+    double, single = _kinds(dit)
+    return [*double, *single]
 
 
-def last_blocks(dit: nn.Module, count: int) -> list[nn.Module]:
-    """The blocks to stream; raises FramePackError for more of them than there are."""
-    blocks = blocks_of(dit)
-    if count > len(blocks):
-        raise FramePackError(f"blocks_to_swap: {count} of {len(blocks)} blocks; give fewer")
-    return blocks[len(blocks) - count :]
+def streamed_counts(blocks_to_swap: int) -> tuple[int, int]:
+    """How many (double, single) blocks are streamed, as musubi-tuner counts them.
+
+    A double block is as large as 2.4 single ones.
+    """
+    double = blocks_to_swap // 2
+    return (double, 2 * (blocks_to_swap - double) + 1) if blocks_to_swap else (0, 0)
+
+
+def streamed_blocks(dit: nn.Module, blocks_to_swap: int) -> list[nn.Module]:
+    """The blocks to stream, in the order in which they run: the last ones of both kinds."""
+    pairs = zip(_kinds(dit), streamed_counts(blocks_to_swap), strict=True)
+    return [block for blocks, count in pairs for block in blocks[max(0, len(blocks) - count) :]]
+
+
+def _kinds(dit: nn.Module) -> tuple[list[nn.Module], list[nn.Module]]:
+    double, single = dit.transformer_blocks, dit.single_transformer_blocks
+    return list(cast(nn.ModuleList, double)), list(cast(nn.ModuleList, single))
+
+
+@dataclass(frozen=True)
+class WeightSizes:
+    """Bytes of the weights of a DiT: of each double and each single block, and of all together."""
+
+    double: tuple[int, ...]
+    single: tuple[int, ...]
+    total: int
+
+    @classmethod
+    def of(cls, sizes: Mapping[str, int]) -> WeightSizes:
+        """From the sizes of all tensors by name."""
+        found: dict[str, dict[int, int]] = {
+            "transformer_blocks": {},
+            "single_transformer_blocks": {},
+        }
+        for name, size in sizes.items():
+            kind, _, rest = name.partition(".")
+            if kind in found:
+                number = int(rest.partition(".")[0])
+                found[kind][number] = found[kind].get(number, 0) + size
+        double, single = (tuple(blocks[i] for i in sorted(blocks)) for blocks in found.values())
+        return cls(double, single, sum(sizes.values()))
+
+    @classmethod
+    def of_model(cls, dit: nn.Module) -> WeightSizes:
+        """Of a model's own tensors as they are kept."""
+        named = (*dit.named_parameters(), *dit.named_buffers())
+        return cls.of({name: tensor.nbytes for name, tensor in named})
+
+    def streamed(self, blocks_to_swap: int) -> list[int]:
+        """Of each block that is streamed."""
+        pairs = zip((self.double, self.single), streamed_counts(blocks_to_swap), strict=True)
+        return [size for sizes, n in pairs for size in sizes[max(0, len(sizes) - n) :]]
+
+    def kept(self, blocks_to_swap: int) -> int:
+        """Of all that stays on the device."""
+        return self.total - sum(self.streamed(blocks_to_swap))
+
+    def needed(self, blocks_to_swap: int, visitors: int = 2) -> int:
+        """The same with the streamed blocks that visit: one is at work, one on its way."""
+        return self.kept(blocks_to_swap) + visitors * max(self.streamed(blocks_to_swap), default=0)
+
+    def fewest(self, free: int) -> int | None:
+        """The least blocks_to_swap that needs no more than so many bytes, if any does."""
+        counts = range(MOST_TO_SWAP + 1)
+        return next((n for n in counts if self.needed(n) <= free), None)
 
 
 def place(

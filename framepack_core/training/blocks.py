@@ -17,7 +17,7 @@ from torch.utils.checkpoint import (
 )
 
 from ..models.compiling import COMPILATION, prepare_compiling
-from ..models.offload import Plain, blocks_of, last_blocks, place, streamed_forwards
+from ..models.offload import Plain, blocks_of, place, streamed_blocks, streamed_forwards
 from ..runtime.errors import FramePackError
 
 
@@ -32,14 +32,14 @@ def wrapped_blocks(
     keep_attention: bool = False,
     compiled: bool = False,
 ) -> Iterator[None]:
-    """Run the blocks of a DiT with checkpointing, the last `swapped` with weights on the CPU.
+    """Run the blocks of a DiT with checkpointing, those of blocks_to_swap with weights on the CPU.
 
     inputs_to_cpu: what checkpointing keeps, the input of every block, waits in main memory.
     keep_attention: it keeps the output of every attention too, which then is not computed again.
-    compiled: by torch.compile. With swapped above 0 all of the DiT is put where it belongs. Raises
-    FramePackError for more blocks than there are, and for what needs checkpointing without it.
+    compiled: by torch.compile. With swapped, which is blocks_to_swap, above 0 all of the DiT is put
+    where it belongs. Raises FramePackError for what needs checkpointing without it.
     """
-    blocks, streamed = blocks_of(dit), last_blocks(dit, swapped)
+    blocks, streamed = blocks_of(dit), streamed_blocks(dit, swapped)
     if not checkpointing and (swapped or inputs_to_cpu or keep_attention):
         raise FramePackError(
             "blocks or activations that wait in main memory need checkpointing; turn it on"
@@ -51,10 +51,10 @@ def wrapped_blocks(
     compilation = COMPILATION if compiled else None
     if compiled:
         prepare_compiling()
-    resident = [_resident(block, compilation) for block in blocks[: len(blocks) - swapped]]
-    forwards = [*resident, *streamed_forwards(streamed, device, compilation)]
+    forwards = dict(zip(streamed, streamed_forwards(streamed, device, compilation), strict=True))
     if checkpointing or compiled:
-        for block, forward in zip(blocks, forwards, strict=True):
+        for block in blocks:
+            forward = forwards.get(block) or _resident(block, compilation)
             block.forward = (
                 _checkpointed(forward, inputs_to_cpu, keep_attention) if checkpointing else forward
             )

@@ -50,6 +50,10 @@ OPTIMIZERS: dict[str, tuple[str, str]] = {
 MAX_STEPS = 1_000_000  # and the ranges below: of widgets, which have to end somewhere
 MAX_TRAINING_SEED = 2**32 - 1
 
+SWAP_HELP = (
+    "Block swap: of N, N // 2 double blocks and 2 (N - N // 2) + 1 single ones wait in main memory "
+    "and visit the GPU one at a time; 38 leaves one of the 20 and one of the 40 there."
+)
 LESS_MEMORY = (
     "add --gradient_checkpointing, a smaller --batch_size, --blocks_to_swap 10 or more, or "
     "--gradient_checkpointing_cpu_offload"
@@ -426,16 +430,15 @@ class MemoryOptions(Settings):
     )
     blocks_to_swap: int = option(
         0,
-        "Block swap: how many of the 60 blocks wait in main memory and come while others compute. "
-        "24 GB: 46 (fp8_scaled: 27), 16 GB: 59.",
+        f"{SWAP_HELP} 24 GB: 25 (fp8_scaled: 12), 16 GB: 38.",
         mutable=True,
         ge=0,
-        high=60,
+        le=60,
     )
     gradient_checkpointing_cpu_offload: bool = option(
         False,
         "CPU offload of activations: what gradient checkpointing keeps waits in main memory too. "
-        "For 12 GB, with 57 swapped blocks.",
+        "For 12 GB, with 37 blocks to swap.",
         mutable=True,
         metadata="ss_gradient_checkpointing_cpu_offload",
     )

@@ -44,8 +44,8 @@ SETTINGS = {
     "f1, cfg": ["--f1", "--video_size", "480", "832", "--guidance_scale", "2"],
     "fp8_scaled": ["--fp8_scaled", "--video_size", "768", "512"],
     "window 5": ["--latent_window_size", "5", "--video_size", "736", "480"],
-    "40 blocks streamed": [
-        *("--blocks_to_swap", "40", "--use_pinned_memory_for_block_swap"),
+    "20 to swap": [
+        *("--blocks_to_swap", "20", "--use_pinned_memory_for_block_swap"),
         *("--video_size", "640", "640"),
     ],
 }

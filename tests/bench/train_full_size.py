@@ -29,7 +29,13 @@ from training_files import DIT, Size, sample_of, size_of
 
 from framepack_core.models.build import load_dit
 from framepack_core.models.dit import FramePackDiT
-from framepack_core.models.offload import blocks_of, place
+from framepack_core.models.offload import (
+    MOST_TO_SWAP,
+    WeightSizes,
+    blocks_of,
+    place,
+    streamed_blocks,
+)
 from framepack_core.runtime.distributed import launched_rank
 from framepack_core.sampling.flow import FlowDenoiser
 from framepack_core.training.batches import Batches, Sample
@@ -94,28 +100,22 @@ def measure(
     return Measured(seconds, memory, swapped, offloaded, done.losses)
 
 
-def bytes_of(module: torch.nn.Module) -> int:
-    return sum(x.nbytes for x in (*module.parameters(), *module.buffers()))
-
-
 class Budget:
     """The run with the least in main memory that keeps to a limit."""
 
     def __init__(self, dit: FramePackDiT, unlimited: Measured, checkpoints: int) -> None:
-        self.dit, self.blocks = dit, [bytes_of(block) for block in blocks_of(dit)]
-        self.working = unlimited.memory - bytes_of(dit)
+        self.dit, self.sizes = dit, WeightSizes.of_model(dit)
+        self.working = unlimited.memory - self.sizes.total
         self.checkpoints = checkpoints
 
     def plan(self, limit: float) -> tuple[int, bool]:
-        """How many blocks to swap, and whether the activations go too."""
+        """blocks_to_swap, and whether the activations go too."""
         for offloaded in (False, True):
             working = self.working - (self.checkpoints if offloaded else 0)
-            for swapped in range(len(self.blocks) + 1):
-                moved = self.blocks[len(self.blocks) - swapped :]
-                visiting = 2 * max(moved, default=0) + SLACK
-                if bytes_of(self.dit) - sum(moved) + visiting + working <= limit:
-                    return swapped, offloaded
-        return len(self.blocks), True
+            swapped = self.sizes.fewest(int(limit) - SLACK - working)
+            if swapped is not None:
+                return swapped, offloaded
+        return MOST_TO_SWAP, True
 
     def measure(
         self, limit: float, size: Size, sample: Sample, device: torch.device, steps: int
@@ -123,17 +123,17 @@ class Budget:
         swapped, offloaded = self.plan(limit)
         total = torch.cuda.get_device_properties(device).total_memory
         while True:
-            place(self.dit, blocks_of(self.dit)[len(self.blocks) - swapped :], device, pin=True)
+            place(self.dit, streamed_blocks(self.dit, swapped), device, pin=True)
             gc.collect()
             torch.cuda.empty_cache()
             torch.cuda.set_per_process_memory_fraction(min(1.0, limit / total))
             try:
                 return measure(self.dit, size, sample, device, steps, swapped, offloaded)
             except torch.cuda.OutOfMemoryError:
-                print(f"{swapped} blocks in main memory: still too much", flush=True)
-                if swapped == len(self.blocks):
+                print(f"blocks_to_swap {swapped}: still too much", flush=True)
+                if swapped == MOST_TO_SWAP:
                     raise
-                swapped = min(len(self.blocks), swapped + 2)
+                swapped = min(MOST_TO_SWAP, swapped + 1)
             finally:
                 torch.cuda.set_per_process_memory_fraction(1.0)
 
@@ -158,7 +158,7 @@ def rows(args: argparse.Namespace, device: torch.device) -> Iterator[str]:
 def row(precision: str, limit: str, found: Measured) -> str:
     activations = " and activations" if found.offloaded else ""
     return (
-        f"{precision:<11} {limit:>9}  {found.swapped:>2} blocks{activations} on the CPU  "
+        f"{precision:<11} {limit:>9}  {found.swapped:>2} swapped{activations} on the CPU  "
         f"{found.seconds:7.3f} s a step  {found.memory / GIB:6.2f} GiB  losses "
         + " ".join(f"{loss:.5f}" for loss in found.losses)
     )
