@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import torch
 from cli_runs import failure, files, parse
 
 from framepack_core.cli import demo, main
+from framepack_core.headless import models
 from framepack_core.headless.model_files import find_models
 from framepack_core.headless.models import Models
 from framepack_core.headless.options import FLAGS, ModelOptions
@@ -23,6 +25,7 @@ from framepack_core.sampling.flow import RopeScaling
 from framepack_core.sampling.latents import load_latents, save_latents
 from framepack_core.sampling.step_cache import TeaCache
 from framepack_core.toyworld import SNAPSHOT
+from framepack_core.weights import tokenizers
 from framepack_core.weights.files import read_header, save_weights
 
 STEPS, WINDOW = 2, 1
@@ -269,6 +272,44 @@ def test_options_replace_parts_of_a_snapshot() -> None:
     assert mixed == {"dit": dit, "clip": SNAPSHOT}
     with pytest.raises(FramePackError, match="--vae, --image_encoder missing"):
         find_models(ModelOptions(dit=folder), ["dit", "vae", "image_encoder"])
+
+
+def test_tokenizers_that_single_files_lack_are_fetched_first(
+    tmp_path: Path,
+    command: list[str],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Before anything is loaded, with a line for each; --offline says how to get them."""
+    asked: list[tuple[str, bool]] = []
+
+    def download(_repository: str, *, allow_patterns: list[str], local_files_only: bool) -> str:
+        [pattern] = allow_patterns
+        asked.append((pattern, local_files_only))
+        if local_files_only and (pattern, False) not in asked:
+            raise FileNotFoundError
+        return str(SNAPSHOT)
+
+    monkeypatch.setattr(tokenizers, "snapshot_download", download)
+    encoders = [
+        shutil.copytree(SNAPSHOT / n, tmp_path / n) for n in ("text_encoder", "text_encoder_2")
+    ]
+    given = [w for i, e in enumerate(encoders, 1) for w in (f"--text_encoder{i}", str(e))]
+    with monkeypatch.context() as patched:
+        patched.setattr(models, "load_vae", lambda *_, **__: pytest.fail("loaded"))
+        error = failure([*command, *given, "--offline"], capsys)
+    assert error.endswith(
+        f"{encoders[0]} has no tokenizer; get it with: hf download hunyuanvideo-community/"
+        'HunyuanVideo --include "tokenizer/*" "tokenizer_2/*"'
+    )
+    assert asked == [("tokenizer/*", True)]
+    assert main([*command, *given]) == 0
+    fetched = [line for line in capsys.readouterr().out.splitlines() if line.startswith("fetching")]
+    page = "https://huggingface.co/hunyuanvideo-community/HunyuanVideo"
+    assert fetched == [
+        f"fetching tokenizer/ of {page}, which {encoders[0]} lacks",
+        f"fetching tokenizer_2/ of {page}, which {encoders[1]} lacks",
+    ]
 
 
 @pytest.mark.parametrize(

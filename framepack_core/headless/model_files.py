@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ..lora.apply import LoraUse, open_loras
@@ -12,8 +12,9 @@ from ..runtime.errors import FramePackError
 from ..runtime.files import is_folder
 from ..toyworld import SNAPSHOT
 from ..weights.files import TORCH, open_weights
-from ..weights.layouts import F1_FOLDER, TITLES, Component, find_component
+from ..weights.layouts import F1_FOLDER, TITLES, TOKENIZERS, Component, find_component
 from ..weights.names import UNKNOWN_KIND, guess_kind
+from ..weights.tokenizers import find_tokenizer
 from .options import FLAGS, TOYWORLD, LoraOptions, TransformerOptions
 
 
@@ -38,6 +39,16 @@ def find_models(
     for component, path in paths.items():
         _check_files(component, path)
     return paths
+
+
+def check_tokenizers(paths: Mapping[Component, Path], offline: bool) -> None:
+    """Have the tokenizers of the text encoders on this machine before anything large is read.
+
+    Raises FramePackError with the command that gets them.
+    """
+    for component in TOKENIZERS:
+        if component in paths:
+            find_tokenizer(paths[component], component, fetch=None if offline else say)
 
 
 _LORA_LISTS = ("lora_multiplier", "include_patterns", "exclude_patterns")

@@ -31,7 +31,7 @@ from ..weights.fp8 import Precision
 from ..weights.layouts import Component, find_component
 from .execution import Execution
 from .job import JobOptions
-from .model_files import find_models, read_loras
+from .model_files import check_tokenizers, find_models, read_loras
 from .options import (
     FLAGS,
     DecodingOptions,
@@ -198,6 +198,7 @@ def open_models(
     device = _device(options.device)
     dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
     paths = find_models(options, needed, f1)
+    check_tokenizers(paths, options.offline)
     return Models(
         paths,
         device,

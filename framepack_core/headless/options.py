@@ -90,6 +90,11 @@ class ModelOptions(TransformerOptions):
         reference="torch",
     )
     fp8_llm: bool = option(False, "FP8 weights for the LLaMA text encoder.")
+    offline: bool = option(
+        False,
+        "Offline: fetch nothing. Without it the tokenizers of text encoders that come as single "
+        "files are fetched where neither ComfyUI nor the Hugging Face cache has them (18 MB).",
+    )
     disable_numpy_memmap: bool = option(
         False, "No memory mapping by NumPy. Changes nothing: NumPy reads no weights here."
     )

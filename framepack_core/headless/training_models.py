@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 from ..runtime.errors import FramePackError
 from ..toyworld.render import SIZE as TOY_SIZE
@@ -21,6 +22,7 @@ from ..training.encoders import (
 )
 from ..training.stale import CacheModels
 from ..weights.layouts import Component, find_component
+from .model_files import find_models
 from .models import Models, open_models
 from .options import LoraOptions, ModelOptions
 from .training_options import CacheJob, TrainJob
@@ -66,7 +68,7 @@ def known_models(job: TrainJob) -> CacheModels:
 
     def identity(kind: str) -> str | None:
         try:
-            return _identity(open_models(job.models, NEEDED[kind]), kind)
+            return _identity(find_models(job.models, NEEDED[kind]), kind)
         except FramePackError:  # training itself needs no encoders, so they need not be there
             return None
 
@@ -83,7 +85,7 @@ def latent_encoders_of(models: Models) -> Iterator[LatentEncoders]:
             vae = stack.enter_context(models.vae())
             return latent_encoders(vae, stack.enter_context(models.image_encoder()), "", tile=tile)
 
-        yield loaded_late(load, latent_identity(_identity(models, "latents"), tile))
+        yield loaded_late(load, latent_identity(_identity(models.paths, "latents"), tile))
 
 
 @contextmanager
@@ -94,9 +96,9 @@ def text_encoder_of(models: Models) -> Iterator[TextEncoder]:
         def load() -> TextEncoder:
             return text_encoder(stack.enter_context(models.text_encoders()), "")
 
-        yield text_loaded_late(load, text_identity(_identity(models, "text")))
+        yield text_loaded_late(load, text_identity(_identity(models.paths, "text")))
 
 
-def _identity(models: Models, kind: str) -> str:
-    files = [find_component(models.paths[c], c).weights for c in NEEDED[kind]]
+def _identity(paths: Mapping[Component, Path], kind: str) -> str:
+    files = [find_component(paths[c], c).weights for c in NEEDED[kind]]
     return model_identity(path for weights in files for path in weights)
