@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,7 +10,6 @@ from tiny import guided, tiny_dit
 
 from framepack_core.models import attention
 from framepack_core.models.attention import sdpa
-from framepack_core.runtime.errors import FramePackError
 from framepack_core.sampling.flow import FlowDenoiser
 
 BATCH, HEADS, LENGTH, DIM = 1, 2, 6, 4
@@ -54,35 +51,6 @@ def test_it_can_be_compiled_whole() -> None:
     grads = [torch.autograd.grad(f(q, k, v).square().sum(), (q, k, v)) for f in (sdpa, compiled)]
     for plain, other in zip(*grads, strict=True):
         torch.testing.assert_close(other, plain)
-
-
-def test_attention_of_a_package(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A package that attends as PyTorch does, in its own layout; masks stay PyTorch's."""
-    calls = []
-
-    def flash(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        calls.append(q.shape)
-        out = sdpa(*(x.transpose(1, 2) for x in (q, k, v)))
-        return out.unflatten(2, (HEADS, DIM))
-
-    monkeypatch.setitem(sys.modules, "flash_attn", SimpleNamespace(flash_attn_func=flash))
-    attend, q = attention.training_attention("flash"), torch.randn(BATCH, HEADS, LENGTH, DIM)
-    assert torch.equal(attend(q, q, q), sdpa(q, q, q))
-    assert calls == [(BATCH, LENGTH, HEADS, DIM)]
-    mask = torch.tensor([[True] * 4 + [False] * 2])
-    assert torch.equal(attend(q, q, q, mask), sdpa(q, q, q, mask)) and len(calls) == 1
-
-
-def test_attention_without_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, module, package in (
-        ("flash", "flash_attn", "flash-attn"),
-        ("xformers", "xformers.ops", "xformers"),
-    ):
-        monkeypatch.setitem(sys.modules, module, None)
-        with pytest.raises(FramePackError, match=f"attn_mode: {name} .*pip install {package}, or"):
-            attention.training_attention(name)
-    with pytest.raises(FramePackError, match="attn_mode: sageattn has no gradients"):
-        attention.training_attention("sageattn")
 
 
 def test_a_model_attends_by_another_function_for_a_while() -> None:

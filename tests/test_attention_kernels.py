@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import Tensor
@@ -15,6 +19,7 @@ from framepack_core.models.attention_kernels import (
     attention_of,
     choose,
     find_kernel,
+    training_attention,
 )
 from framepack_core.runtime.errors import FramePackError
 
@@ -96,10 +101,99 @@ def test_a_kernel_without_gradients_is_refused_by_name_where_they_are_needed() -
         attention(q, k, v)
 
 
+def plain(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attention [B, heads, L, head_dim] by its formula."""
+    return (q @ k.mT * q.shape[3] ** -0.5).softmax(dim=-1) @ v
+
+
+def by_token(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """The same as packages have it, [B, L, heads, head_dim]."""
+    return plain(*(x.transpose(1, 2) for x in (q, k, v))).transpose(1, 2)
+
+
+def sage(q: Tensor, k: Tensor, v: Tensor, tensor_layout: str) -> Tensor:
+    assert tensor_layout == "HND"
+    return plain(q, k, v)
+
+
+@pytest.fixture
+def packages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All packages are installed, and attend by the formula in the layouts that they document."""
+    modules = {
+        "flash_attn": {"flash_attn_func": by_token},
+        "flash_attn.cute": {"flash_attn_func": by_token},
+        "fa3_fwd_interface": {"flash_attn_func": lambda *x: (by_token(*x), None)},
+        "flash_attn_interface": {"flash_attn_func": lambda *x: (by_token(*x), None)},
+        "xformers.ops": {"memory_efficient_attention": by_token},
+        "sageattention": {"sageattn": sage},
+    }
+    assert modules.keys() == {kernel.module for kernel in attention_kernels.KERNELS} - {""}
+    monkeypatch.setattr(attention_kernels, "_module", importlib.import_module)  # without a cache
+    monkeypatch.setattr(attention_kernels, "find_spec", lambda name: name)
+    for name, functions in modules.items():
+        monkeypatch.setitem(sys.modules, name, SimpleNamespace(**functions))
+
+
+@pytest.mark.usefixtures("packages")
+@pytest.mark.parametrize("name", ["flash", "torch", "sageattn", "xformers", "sdpa", "flash3"])
+def test_every_name_of_musubi_tuner_is_plain_attention(name: str) -> None:
+    q, k, v = tensors()
+    expected = plain(q, k, v).transpose(1, 2).flatten(2)
+    torch.testing.assert_close(attention_of(name)(q, k, v, None), expected)
+    if name == "sageattn":
+        return
+    gradients = []
+    for attend in (training_attention(name), lambda *x: plain(*x).transpose(1, 2).flatten(2)):
+        given = [x.clone().requires_grad_() for x in (q, k, v)]
+        attend(*given).square().sum().backward()
+        gradients.append([x.grad for x in given])
+    torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.usefixtures("packages")
+def test_training_takes_a_kernel_with_gradients_or_refuses_the_name() -> None:
+    assert find_kernel("flash3").module == "fa3_fwd_interface"
+    assert find_kernel("flash3", trained=True).module == "flash_attn_interface"
+    for name in ("sageattn", "flash4"):
+        with pytest.raises(FramePackError, match=f"attention {name}: it has no gradients; train"):
+            training_attention(name)
+
+
+@pytest.mark.usefixtures("packages")
+def test_a_package_that_cannot_be_loaded_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "flash_attn", None)
+    for find in (attention_of, training_attention):
+        with pytest.raises(FramePackError, match=r"flash: its package cannot be loaded .*flash_"):
+            find("flash")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("kernel", [k for k in attention_kernels.KERNELS if k.installed()], ids=str)
+def test_installed_kernels_against_plain_attention(kernel: AttentionKernel) -> None:
+    """bf16 of the released head size, forward and, where it has them, gradients."""
+    draws = torch.Generator("cuda").manual_seed(0)
+    q, k, v = (
+        torch.randn(1, 24, 700, 128, generator=draws, device="cuda", dtype=torch.bfloat16)
+        for _ in range(3)
+    )
+    results = []
+    for run in (kernel.run, lambda *x: plain(*x).transpose(1, 2).flatten(2)):
+        dtype = torch.float32 if run is not kernel.run else torch.bfloat16
+        given = [x.to(dtype, copy=True).requires_grad_(kernel.backward) for x in (q, k, v)]
+        out = run(*given)
+        if kernel.backward:
+            out.float().square().sum().backward()
+        results.append([out, *(x.grad for x in given if kernel.backward)])
+    for found, expected in zip(*results, strict=True):
+        error = (found.float() - expected.float()).norm() / expected.float().norm()
+        assert error < (0.02 if kernel.exact else 0.1), kernel.name
+
+
 def test_names_that_are_not_installed_or_unknown_are_refused(monkeypatch) -> None:
     monkeypatch.setattr(attention_kernels, "find_spec", lambda name: None)
     for name in ("flash", "flash3", "flash4", "sageattn", "xformers"):
-        with pytest.raises(FramePackError, match=f"attention {name}: .*pip install"):
+        with pytest.raises(FramePackError, match=f"attention {name}: .*is not installed; `pip ins"):
             attention_of(name)
     with pytest.raises(FramePackError, match="attention fast: unknown; use auto, torch, sdpa"):
         find_kernel("fast")

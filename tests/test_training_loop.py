@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from tiny_training import make_samples, run, state_of, tiny_config
 from torch import Tensor
 
 from framepack_core.lora.files import load_lora
+from framepack_core.models import attention_kernels
 from framepack_core.runtime.errors import FramePackError
 from framepack_core.runtime.options import validate
 from framepack_core.sampling.flow import FlowDenoiser
@@ -84,7 +86,9 @@ def test_a_run_attends_as_it_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyP
         )
         return out.transpose(1, 2)
 
-    monkeypatch.setitem(sys.modules, "flash_attn", SimpleNamespace(flash_attn_func=flash))
+    monkeypatch.setattr(attention_kernels, "_module", importlib.import_module)  # without a cache
+    package = SimpleNamespace(flash_attn_func=flash, __spec__="found")
+    monkeypatch.setitem(sys.modules, "flash_attn", package)
     samples = make_samples(tmp_path / "cache")
     plain = run(tiny_config(tmp_path / "torch"), samples)
     assert not calls

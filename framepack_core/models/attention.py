@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,8 +11,6 @@ from torch import Tensor, nn
 from torch.compiler import is_compiling
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
-
-from ..runtime.errors import FramePackError
 
 Attention = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 """(q, k, v [B, heads, L, head_dim], key mask [B, L] bool or None) -> [B, L, heads * head_dim]."""
@@ -35,40 +32,6 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Ten
         # strides, and with others than it was made for it reads outside their memory (2.11)
         out.register_hook(Tensor.contiguous)
     return out
-
-
-# Module, function of q, k, v [B, L, heads, head_dim] with gradients, and what pip calls it.
-_PACKAGES = {
-    "flash": ("flash_attn", "flash_attn_func", "flash-attn"),
-    "xformers": ("xformers.ops", "memory_efficient_attention", "xformers"),
-}
-
-
-def training_attention(name: str) -> Attention:
-    """The attention of musubi-tuner's name, with gradients; one with a mask is always PyTorch's.
-
-    Raises FramePackError where its package is not installed, and for sageattn.
-    """
-    if name in ("torch", "sdpa"):
-        return sdpa
-    if name not in _PACKAGES:
-        raise FramePackError(f"attn_mode: {name} has no gradients; train with torch or flash")
-    module, function, package = _PACKAGES[name]
-    try:
-        attend = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, OSError) as error:
-        raise FramePackError(
-            f"attn_mode: {name} needs the package {package} ({error}); run: pip install {package}, "
-            "or use torch"
-        ) from None
-
-    def attention(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
-        if key_mask is not None:
-            return sdpa(q, k, v, key_mask)
-        q, k, v = (rearrange(x, "b h l d -> b l h d") for x in (q, k, v))
-        return rearrange(attend(q, k, v), "b l h d -> b l (h d)")
-
-    return attention
 
 
 @contextmanager

@@ -110,18 +110,37 @@ def attention_of(name: str) -> Attention:
     return sdpa if kernel.run is sdpa else NamedAttention(kernel)
 
 
-def find_kernel(name: str) -> AttentionKernel:
-    """The kernel of this name; raises FramePackError where its package is missing."""
+def training_attention(name: str) -> Attention:
+    """The attention of this name with gradients; refuses one that has none or is not installed."""
+    kernel = find_kernel(name, trained=True)
+    return sdpa if kernel.run is sdpa else NamedAttention(kernel)
+
+
+def find_kernel(name: str, *, trained: bool = False) -> AttentionKernel:
+    """The kernel of this name; raises FramePackError where its package is missing or broken.
+
+    trained: one that has gradients.
+    """
     name = ALIASES.get(name, name)
     found = [kernel for kernel in KERNELS if kernel.name == name]
     if not found:
         raise FramePackError(f"attention {name}: unknown; use {', '.join(NAMES)}")
-    for kernel in found:
+    able = [kernel for kernel in found if kernel.backward or not trained]
+    if not able:
+        raise FramePackError(f"attention {name}: it has no gradients; train with torch or flash")
+    problem = "is not installed"
+    for kernel in able:
         if kernel.installed():
-            return kernel
-    packages = " or ".join(kernel.package for kernel in found)
+            try:
+                _module(kernel.module or "torch")
+                return kernel
+            except (
+                Exception
+            ) as error:  # packages that were built for another PyTorch raise anything
+                problem = f"cannot be loaded ({next(iter(str(error).splitlines()), error)})"
+    packages = " or ".join(kernel.package for kernel in able)
     raise FramePackError(
-        f"attention {name}: its package is not installed; `pip install {packages}`, or use auto"
+        f"attention {name}: its package {problem}; `pip install {packages}`, or use torch"
     )
 
 
@@ -181,7 +200,7 @@ class NamedAttention(Traceable):
     def trained(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None) -> Tensor:
         if not self.kernel.backward:
             raise FramePackError(
-                f"attention {self.kernel.name}: it has no gradients; train with sdpa or flash"
+                f"attention {self.kernel.name}: it has no gradients; train with torch or flash"
             )
         return self.attend(q, k, v, key_mask)
 

@@ -33,6 +33,10 @@ Scheduler = Literal[
     "rex",
 ]
 
+TrainingAttention = Literal[
+    "torch", "sdpa", "flash", "xformers", "sageattn", "flash3", "cudnn"
+]  # in the order of the node's list
+
 NETWORK_MODULES: dict[Kind, str] = {
     "lora": "networks.lora_framepack",
     "loha": "networks.loha",
@@ -442,20 +446,20 @@ class MemoryOptions(Settings):
         mutable=True,
         metadata="ss_gradient_checkpointing_cpu_offload",
     )
-    attn_mode: Literal["torch", "sdpa", "flash", "xformers", "sageattn"] = option(
+    attn_mode: TrainingAttention = option(
         "torch",
-        "Attention implementation: torch and sdpa are PyTorch's choice for this GPU; flash and "
-        "xformers need their packages. sageattn has no gradients and is refused.",
+        "Attention implementation: torch and sdpa are PyTorch's choice for this GPU; flash, flash3 "
+        "and xformers need their packages. sageattn has no gradients and is refused.",
         "attn_mode",
         switches={
             "sdpa": ("sdpa", "SDPA: as --attn_mode sdpa."),
             "flash_attn": ("flash", "Flash attention: as --attn_mode flash."),
+            "flash3": ("flash3", "Flash attention 3: as --attn_mode flash3."),
             "xformers": ("xformers", "xformers: as --attn_mode xformers."),
             "sage_attn": ("sageattn", "SageAttention: as --attn_mode sageattn."),
         },
         mutable=True,
     )
-
     compile: bool = option(
         False,
         "Compile with torch.compile: a tenth less time, after a minute at the first step. Rounds "
@@ -474,6 +478,10 @@ class MemoryOptions(Settings):
             for name in ("blocks_to_swap", "gradient_checkpointing_cpu_offload", "keep_attention"):
                 if getattr(self, name):
                     raise ValueError(f"{name}: needs gradient_checkpointing; turn it on")
+        if self.keep_attention and self.attn_mode not in ("torch", "sdpa", "cudnn"):
+            raise ValueError(
+                "keep_attention: keeps PyTorch's own attention; set attn_mode to torch"
+            )
         return self
 
 

@@ -11,7 +11,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ..models.attention import training_attention, use_attention
+from ..models.attention import use_attention
+from ..models.attention_kernels import training_attention
 from ..runtime.display import Display
 from ..runtime.distributed import Workers
 from ..runtime.errors import FramePackError
