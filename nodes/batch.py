@@ -130,6 +130,8 @@ def _of_line(number: int, read: Callable[..., Any], *args: Any) -> Any:
 
 def _read(text: str) -> Line:
     line = parse_prompt_line(text)
+    if {"video_seconds", "video_sections"} <= line.keys():
+        raise FramePackError("--f and --vs both say how long the video is; give one of them")
     for name, leaf in LINE_OPTIONS.items():
         if leaf.flag in line.keys() - FIELDS:
             raise FramePackError(

@@ -128,7 +128,6 @@ def test_a_line_that_fails_in_the_model_stops_no_other(
     [
         ("x --zz 3", "line 2: --zz: unknown option; known are --n,"),
         ("x --w 4x", "line 2: --w: '4x' is not a whole number"),
-        ("x --f 5 --vs 2", "line 2: --f and --vs both say how long"),
     ],
 )
 def test_a_line_that_cannot_be_read_costs_only_itself(
@@ -176,6 +175,15 @@ def test_the_file_has_to_be_named(capsys: pytest.CaptureFixture[str]) -> None:
 
 def request_of(command: list[str], line: str) -> Request:
     return Request.of(decide(parse(command).with_line(parse_prompt_line(line))))
+
+
+def test_sections_of_a_line_win_over_its_seconds(
+    command: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    assert request_of(command, "x --f 5 --vs 2").scene.sections == 2
+    assert caplog.messages == [
+        "--video_seconds has no effect with --video_sections; give one of them"
+    ]
 
 
 def test_every_inline_option_reaches_the_request(

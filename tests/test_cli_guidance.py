@@ -88,6 +88,20 @@ def test_numbers_by_section(pictures: dict[str, str]) -> None:
     assert own == [(2, 0, 7, None), (1, 1, 8, 6.5), (0, 0, 8, None)]
 
 
+def test_f1_takes_no_notice_of_paddings_and_an_end(
+    pictures: dict[str, str], caplog: pytest.LogCaptureFixture
+) -> None:
+    ignored = ("--latent_paddings", "0,0", "--end_image_path", "{b}", "--end_image_strength", "0.5")
+    options = decide(parse(command(pictures, "--f1", *ignored)))
+    assert caplog.messages == [
+        f"--{flag} has no effect with --f1, which makes a video forwards"
+        for flag in ("latent_paddings", "end_image_path", "end_image_strength")
+    ]
+    request = Request.of(options)
+    assert request.scene == Request.of(decide(parse(command(pictures, "--f1")))).scene
+    assert "latent_paddings" not in request.metadata(30)
+
+
 def test_the_plan_is_printed(pictures: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
     options = (
         "--prompt",
@@ -255,13 +269,11 @@ def test_size_of_an_edit(
         ("--image_path -4:{a};;;0:{a}", "--image_path: there is no section -4"),
         ("--latent_paddings 1,0", "paddings: 2 given for 3 sections"),
         ("--latent_paddings 1,-1,0", "--latent_paddings: '-1', the 2. of"),
-        ("--latent_paddings 0,0,0 --f1", "paddings: f1 has none"),
         ("--section_seeds 1:a", "--section_seeds: section 1: 'a' is not a whole number"),
         ("--section_seeds 1:-2", "--section_seeds: section 1: '-2' must be at least 0"),
         ("--section_guidance 5:2", "--section_guidance: there is no section 5"),
         ("--section_guidance nan", "--section_guidance: section 0: 'nan' is not a finite number"),
         ("--end_image_path none.png", "image none.png: no such file"),
-        ("--end_image_path {b} --f1", "end image: F1 .* take the end image out"),
         (
             "--end_image_path {b} --end_image_strength 2",
             "--end_image_strength: '2' must be at most 1",

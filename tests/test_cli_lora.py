@@ -12,7 +12,9 @@ from safetensors.torch import load_file, save_file
 
 from framepack_core.cli import main
 from framepack_core.headless import jobs
+from framepack_core.headless.model_files import read_loras
 from framepack_core.headless.models import Models
+from framepack_core.headless.options import LoraOptions
 from framepack_core.models.build import load_dit
 from framepack_core.sampling.latents import load_latents
 from framepack_core.toyworld import OPPOSITE_LORA, SNAPSHOT
@@ -216,10 +218,18 @@ def test_types_of_a_merged_model(
         torch.testing.assert_close(x.float(), base[name], rtol=0, atol=2**-25)
 
 
+def test_options_of_loras_that_are_not_there(caplog: pytest.LogCaptureFixture) -> None:
+    options = LoraOptions(lora_multiplier=(1.0,), include_patterns=("x",))
+    assert read_loras(options, SNAPSHOT / "transformer") == []
+    assert caplog.messages == [
+        f"--{flag} has no effect without --lora_weight"
+        for flag in ("lora_multiplier", "include_patterns")
+    ]
+
+
 REFUSED = {
     "no file": (("--lora_weight", "gone.safetensors"), "gone.safetensors"),
     "more strengths": ((*LORA, "--lora_multiplier", "1", "2"), "--lora_multiplier: 2 values for 1"),
-    "no LoRA": (("--include_patterns", "x"), "--include_patterns: 1 values for 0 files"),
     "pattern": (
         (*LORA, "--exclude_patterns", "nope"),
         "exclude pattern 'nope' matches none of the",

@@ -36,11 +36,12 @@ def run(command: Extend) -> None:
     if command.prompt.image_path is None:
         _refuse_without_image(command)
     models = open_job_models(command)
+    options, command = decide(AnyJob.of(command)), command.without_ignored()
     if command.latent_path:
         scene, fps = _from_latents(command, models)
     else:
         scene, fps = _from_video(command)
-    job = Job.prepare(decide(AnyJob.of(command)), scene=scene, fps=fps)
+    job = Job.prepare(options, scene=scene, fps=fps)
     make([job], models, Encodings(models.device, command.prompt.custom_system_prompt))
 
 

@@ -210,11 +210,21 @@ class JobOptions(Settings):
         return {"mode": self.prompt.mode} | {x.option.metadata: x.of(self) for x in found}
 
 
+NOT_OF_F1 = ("latent_paddings", "end_image_path")
+V = TypeVar("V", bound="VideoJob")
+
+
 class VideoJob(JobOptions):
     """A video."""
 
     length: LengthOptions = LengthOptions()
     guidance: VideoGuidance = VideoGuidance()
+
+    def without_ignored(self: V) -> V:
+        """Without what F1, which makes a video forwards, has no place for."""
+        if not self.prompt.f1:
+            return self
+        return updated(self, {("guidance", flag): None for flag in NOT_OF_F1})
 
 
 class EditJob(JobOptions):
@@ -241,7 +251,7 @@ class AnyJob(VideoJob, EditJob):
                     f"--{flag} is for an edited frame; add --one_frame_inference default, or "
                     "take it out"
                 )
-        return _part(VideoJob, self)
+        return _part(VideoJob, self).without_ignored()
 
     def unused(self) -> Iterator[str]:
         """What was given but has no effect, and why."""
@@ -262,7 +272,9 @@ class AnyJob(VideoJob, EditJob):
             yield [flag for flag in _flags(VideoJob) if flag in only], "with --one_frame_inference"
             return
         yield ("one_frame_auto_resize",), "without --one_frame_inference"
-        if self.guidance.end_image_path is None:
+        if self.prompt.f1:
+            yield (*NOT_OF_F1, *_flags(EndImageOptions)), "with --f1, which makes a video forwards"
+        elif self.guidance.end_image_path is None:
             yield _flags(EndImageOptions), "without --end_image_path"
         if self.length.video_sections is not None:
             yield ("video_seconds",), "with --video_sections; give one of them"
@@ -282,10 +294,7 @@ LINE_OPTIONS = line_options(AnyJob)
 
 def parse_prompt_line(line: str) -> dict[str, Any]:
     """What a line of `framepack batch` or `framepack interactive` sets, by the flags' names."""
-    values = parse_options(line, LINE_OPTIONS)
-    if all(flag in values for flag in _LENGTHS):
-        raise FramePackError("--f and --vs both say how long the video is; give one of them")
-    return values
+    return parse_options(line, LINE_OPTIONS)
 
 
 def _flags(kind: type[Settings]) -> list[str]:

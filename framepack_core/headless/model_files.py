@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..lora.apply import LoraUse, open_loras
 from ..models.build import dit_config, dit_shapes
-from ..runtime.display import say
+from ..runtime.display import say, warn
 from ..runtime.errors import FramePackError
 from ..runtime.files import is_folder
 from ..toyworld import SNAPSHOT
@@ -62,7 +62,9 @@ def read_loras(options: LoraOptions, dit: Path) -> list[LoraUse]:
     paths = options.lora_weight
     values = [getattr(options, name) for name in _LORA_LISTS]
     for name, given in zip(_LORA_LISTS, values, strict=True):
-        if len(given) > len(paths):
+        if given and not paths:
+            warn(f"--{name} has no effect without --lora_weight")
+        elif len(given) > len(paths):
             raise FramePackError(
                 f"--{name}: {len(given)} values for {len(paths)} files of --lora_weight; give at "
                 "most one for each"

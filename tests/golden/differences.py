@@ -17,15 +17,9 @@ DIFFERENCES: dict[str, str] = {
         "the reference decodes --video_sections as if the clip were --video_seconds long and loses "
         "its end; here all of it is decoded"
     ),
-    "f1-end-image": (
-        "the reference leaves an end image out of an F1 run without a word; here it is refused"
-    ),
     "too-few-frames": (
         "the reference makes no sample of fewer frames than a section, without a word; here that "
         "is an error"
-    ),
-    "f1-paddings": (
-        "the reference leaves paddings out of an F1 run without a word; here they are refused"
     ),
     "paddings-negative": ("the reference takes negative paddings; here they are errors"),
     "one-frame-option": (
@@ -85,9 +79,6 @@ DIFFERENCES: dict[str, str] = {
         "empty negative prompt"
     ),
     "prompt-range": ("the reference takes or drops a negative seed; here it is an error"),
-    "prompt-length-twice": (
-        "the reference takes sections over seconds where a line has both; here that is an error"
-    ),
     "sample-control-video": (
         "the reference reads --cn, a control video, which FramePack cannot use; here it is an error"
     ),

@@ -104,8 +104,6 @@ def documented(line: str, options: Mapping[str, Any]) -> dict[str, Any]:
         if not accepts(value):
             raise Refused(word[0], repr(text)[1:-1])
         found[key] = [*found.get(key, []), value] if name in REPEATED else value
-    if {"video_seconds", "video_sections"} <= found.keys():
-        raise Refused("--f", "--vs")
     return found
 
 
@@ -330,8 +328,6 @@ def accident(line: str, known: Mapping[str, Any], of_sample: bool = False) -> st
     first, *parts = line.split(" --")
     if first.startswith("--"):
         return "prompt-first-option"
-    if not of_sample and {"f", "vs"} <= {part.partition(" ")[0] for part in parts}:
-        return "prompt-length-twice"
     if of_sample and first != first.strip():
         return "sample-blanks"
     prose = of_sample and re.match(r"(w|h|f|d|s|g|fs|l|n|i|ei|cn|ci|of) ", first, re.IGNORECASE)

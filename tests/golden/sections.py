@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from framepack_core.headless.job import VideoJob
 from framepack_core.parsing.sample_prompts import SamplePrompt
 from framepack_core.parsing.section_spec import SectionSpec, parse_spec
 from framepack_core.runtime.errors import FramePackError
@@ -269,21 +270,15 @@ def _parse(args: list[str]) -> argparse.Namespace:
     return known
 
 
-def _known_defect(
-    args: argparse.Namespace, sections: int, end_image: bool
-) -> tuple[str, tuple[str, ...]]:
+def _known_defect(args: argparse.Namespace, sections: int) -> tuple[str, tuple[str, ...]]:
     """The tag of the defect that shapes a case, and what our error has to name if it is one."""
     paddings = args.latent_paddings.split(",") if args.latent_paddings else []
-    if args.f1 and paddings:
-        return "f1-paddings", ("paddings", "f1")
     if negative := [x.strip() for x in paddings if x.strip().startswith("-")]:
         return "paddings-negative", (negative[0], "paddings")
     if paddings and all(x.strip().isdecimal() for x in paddings) and len(paddings) != sections:
         return "paddings-count", (f"{len(paddings)} given", f"{sections} sections")
     if args.video_sections and args.fps != 30:
         return "sections-by-fps", ()
-    if args.f1 and end_image:
-        return "f1-end-image", ("end image", "F1")
     texts = [text for text in (args.prompt, args.image_path) if text]
     if tags := [tag for tag in map(accident, texts) if tag]:
         meant = map(documented, texts)
@@ -292,6 +287,17 @@ def _known_defect(
         if outside := [x for x in parse_spec(text).texts if not -sections <= x < sections]:
             return "spec-no-section", (f"section {outside[0]}", f"of {sections}")
     return "", ()
+
+
+def _without_ignored(args: argparse.Namespace, end_image: bool) -> bool:
+    """Take out of args what the command line ignores; whether the end image is left."""
+    guidance = {
+        "latent_paddings": args.latent_paddings,
+        "end_image_path": "E" if end_image else None,
+    }
+    left = VideoJob(prompt={"f1": args.f1}, guidance=guidance).without_ignored().guidance
+    args.latent_paddings = left.latent_paddings
+    return left.end_image_path is not None
 
 
 def _check_musubi(_: int, case: dict[str, Any]) -> Iterator[Case]:
@@ -303,9 +309,10 @@ def _check_musubi(_: int, case: dict[str, Any]) -> Iterator[Case]:
         raise NotCoveredError("a video with control images")
     window = args.latent_window_size
     sections = args.video_sections or sections_for_seconds(args.video_seconds, window)
-    tag, names = _known_defect(args, sections, case["end_image"])
+    end_image = _without_ignored(args, case["end_image"])
+    tag, names = _known_defect(args, sections)
     try:
-        trace_ = _trace_musubi(args, sections, case["end_image"])
+        trace_ = _trace_musubi(args, sections, end_image)
     except FramePackError as error:
         yield _refusal(name, tag, names, error, case)
         if "error" not in case:
@@ -317,12 +324,12 @@ def _check_musubi(_: int, case: dict[str, Any]) -> Iterator[Case]:
     if tag == "sections-by-fps":
         yield _check_count(name, trace_, args, case)
         sections, tag = len(case["sections"]), ""
-        trace_ = _trace_musubi(args, sections, case["end_image"])
+        trace_ = _trace_musubi(args, sections, end_image)
     meant = None
     if tag:
         written = {key: _canonical(getattr(args, key)) for key in ("prompt", "image_path")}
         args_of_rule = argparse.Namespace(**{**vars(args), **written})
-        meant = _trace_musubi(args_of_rule, sections, case["end_image"])
+        meant = _trace_musubi(args_of_rule, sections, end_image)
     yield from _compare_musubi(name, trace_, args, case, tag, meant)
 
 
@@ -369,16 +376,13 @@ def _check_the_rest(
 ) -> Iterator[Case]:
     """What we refuse, with what the reference leaves out or fills in written as it took it."""
     changed = dict(vars(args))
-    if tag in ("f1-paddings", "paddings-count"):
-        window = args.latent_window_size
-        starts = [indices(section["latent_indices"])[0] for section in case["sections"]]
-        used = [str((start - 1) // window) for start in starts]
-        changed["latent_paddings"] = None if args.f1 else ",".join(used)
-    elif tag != "f1-end-image":
+    if tag != "paddings-count":
         return
+    window = args.latent_window_size
+    starts = [indices(section["latent_indices"])[0] for section in case["sections"]]
+    changed["latent_paddings"] = ",".join(str((start - 1) // window) for start in starts)
     args = argparse.Namespace(**changed)
-    end_image = case["end_image"] and not args.f1
-    trace_ = _trace_musubi(args, len(case["sections"]), end_image)
+    trace_ = _trace_musubi(args, len(case["sections"]), case["end_image"])
     yield from _compare_musubi(f"{name}.as-it-took-it", trace_, args, case)
 
 
