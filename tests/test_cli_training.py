@@ -56,6 +56,12 @@ def train(dataset: Path, out: Path, *options: str) -> list[str]:
     return [*data, *SMALL_DATA.split(), *TRAIN.split(), *options]
 
 
+def warned(output: str) -> list[str]:
+    """The warnings of a command's stderr."""
+    begin = "warning: "
+    return [x.removeprefix(begin) for x in output.splitlines() if x.startswith(begin)]
+
+
 def config(*options: str) -> TrainConfig:
     return train_job(parse(["train", *options])).config
 
@@ -69,31 +75,47 @@ def test_cache_and_train(clips: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     assert main(cache(clips)) == 0
     assert "latents: 0 encoded, 2 were cached" in capsys.readouterr().out
     save_png(tmp_path / "start.png", np.zeros((32, 32, 3), np.uint8))
-    line = f"a ball --i {tmp_path / 'start.png'} --w 32 --h 32 --f {FRAMES} --s 1 --d 7"
-    (tmp_path / "prompts.txt").write_text(line)
-    samples = ["--sample_prompts", str(tmp_path / "prompts.txt"), "--sample_every_n_steps", "3"]
+    line = f"a ball --i {tmp_path / 'start.png'} --w 32 --h 32 --s 1 --d 7"
+    lines = ["a cat --w 32 --h 32", f"{line} --f {FRAMES - 1} --fs 14.5", f"{line} --f 1"]
+    (tmp_path / "prompts").write_text("\n".join(lines))
+    samples = ["--sample_prompts", str(tmp_path / "prompts"), "--sample_every_n_steps", "3"]
+    samples += ["--sample_flow_shift", "10"]
     assert main(train(clips, tmp_path / "out", *samples, "--training_comment", "a test")) == 0
-    last = capsys.readouterr().out.splitlines()[-1]
+    output, warnings = capsys.readouterr()
+    last = output.splitlines()[-1]
     assert last == str(tmp_path / "out" / "x.safetensors")
+    assert f"sample 'a ball': {FRAMES - 1} frames become {FRAMES}, whole sections" in output
+    assert warned(warnings) == [
+        "sample 'a cat' has no start image (--i) and is passed over",
+        "sample 'a ball': --fs 14.5 has no effect with --sample_flow_shift 10, which 0 turns off",
+    ]
     metadata = open_weights(last).metadata
     assert (metadata[LORA_MODE], metadata["framepack_window"]) == ("framepack", "1")
     assert (metadata["ss_training_comment"], metadata["ss_sd_model_name"]) == ("a test", "snapshot")
     frames, _ = read_video(tmp_path / "out" / "sample" / "x_000003_00_7.mp4")
     assert frames.shape == (FRAMES, 32, 32, 3)
+    assert (tmp_path / "out" / "sample" / "x_000003_01_7.png").is_file()
     assert len((tmp_path / "out" / "x-log.jsonl").read_text().splitlines()) == 3
 
 
 def test_a_name_is_taken_once_and_resumed(
-    clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    clips: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    """Options of samples that are half of what is needed are told and change nothing."""
     assert main(cache(clips)) == 0
     command = train(clips, tmp_path)
-    assert main(command) == 0
+    assert main([*command, "--sample_every_n_steps", "1"]) == 0
+    told = warned(capsys.readouterr().err)
+    assert told == ["no samples are made without --sample_prompts"]
     made = (tmp_path / "x.safetensors").read_bytes()
-    capsys.readouterr()
     assert "this run is there already; resume it" in failure(command, capsys)
     assert (tmp_path / "x.safetensors").read_bytes() == made
-    assert main([*command, "--resume", "--max_train_steps", "4"]) == 0
+    resume = ["--resume", "--max_train_steps", "4", "--sample_prompts", "gone.txt"]
+    assert main([*command, *resume]) == 0
+    [told] = warned(capsys.readouterr().err)
+    assert told.startswith("--sample_prompts has no effect without --sample_every_n_steps, ")
     log = [json.loads(line) for line in (tmp_path / "x-log.jsonl").read_text().splitlines()]
     assert [entry["step"] for entry in log] == [1, 2, 3, 4]
 
@@ -276,8 +298,6 @@ def test_a_config_file_and_the_command_line(tmp_path: Path) -> None:
         ("--resolution 1 2 3", "--resolution: give one number, or width and height"),
         ("--log_with paper", "--log_with: 'paper' is unknown; use 'tensorboard', 'wandb' or 'all'"),
         ("--min_timestep 500 --max_timestep 400", "500 to 400 is not a range from 0 to 1000"),
-        ("--sample_every_n_steps 5", "--sample_prompts missing"),
-        ("--sample_prompts x.txt", "--sample_prompts: add --sample_every_n_steps"),
         (
             "--attn_mode sageattn",
             "attention sageattn: it has no gradients; train with torch or f",

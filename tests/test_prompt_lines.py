@@ -156,6 +156,7 @@ JSON = [
     ("name", "content"),
     [
         ("s.txt", "a --w 64 --d 1 --ci 1.png --ci 2.png\n# no\n b --w 32 --g 6.0"),
+        ("s.prompts", "a --w 64 --d 1 --ci 1.png --ci 2.png\n# no\n b --w 32 --g 6.0"),
         ("s.toml", TOML),
         ("s.json", json.dumps(JSON)),
     ],
@@ -169,7 +170,6 @@ def test_three_formats_say_the_same(tmp_path: Path, name: str, content: str) -> 
     ("name", "content", "words"),
     [
         ("s.txt", "a\n\nb --x 1", "s.txt line 3: --x: unknown option"),
-        ("s.csv", "a,b", "a .txt, .toml or .json file"),
         ("s.json", "[5]", "s.json prompt 1: 5 is neither a line nor a table"),
         ("s.json", '{"prompt": "a"}', "should hold a list"),
         ("s.json", "[", "not JSON .*line 1"),

@@ -15,15 +15,22 @@ from torch import Tensor
 from framepack_core.models.prompt import TextCondition
 from framepack_core.parsing.sample_prompts import SamplePrompt
 from framepack_core.runtime.errors import FramePackError
+from framepack_core.runtime.images import load_image
 from framepack_core.runtime.video import read_video
 from framepack_core.sampling.flow import FlowDenoiser, Guided
 from framepack_core.sampling.generate import SamplerConfig, generate, unipc_sampler
+from framepack_core.sampling.plan import Plan
 from framepack_core.sampling.sections import plan_framepack
 from framepack_core.training.adapters import Adapters
 from framepack_core.training.cache import LatentEncoders, TextEncoder
-from framepack_core.training.config import AdapterConfig
+from framepack_core.training.config import AdapterConfig, TrainMode
 from framepack_core.training.loop import Callbacks
-from framepack_core.training.samples import check_prompts, prepare_samples, sample_writer
+from framepack_core.training.samples import (
+    PreparedSample,
+    check_prompts,
+    prepare_samples,
+    sample_writer,
+)
 
 WINDOW = 2
 LATENT = LatentEncoders(
@@ -63,9 +70,15 @@ def prompt(image: str, **changes: object) -> SamplePrompt:
     return SamplePrompt(prompt="a ball", **{**values, **changes})
 
 
+def prepared(
+    *prompts: SamplePrompt, mode: TrainMode = "framepack", flow_shift: float = 0.0
+) -> list[PreparedSample]:
+    return prepare_samples(prompts, mode, WINDOW, LATENT, TEXT, flow_shift=flow_shift)
+
+
 def test_it_is_the_sampler_of_inference(image: str) -> None:
     denoiser = FlowDenoiser(tiny_dit())
-    (sample,) = prepare_samples([prompt(image)], "framepack", WINDOW, LATENT, TEXT, seed=0)
+    (sample,) = prepared(prompt(image))
     condition = Guided(TEXT.encode("a ball"), LATENT.image(None))
     sampler = unipc_sampler(denoiser, condition, SamplerConfig(2))
     expected = generate(plan_framepack(2, WINDOW), sampler, randn(1, 16, 1, 4, 4), 5)
@@ -75,7 +88,7 @@ def test_it_is_the_sampler_of_inference(image: str) -> None:
 def test_files_and_the_trained_adapter(tmp_path: Path, image: str) -> None:
     dit = tiny_dit()
     denoiser = FlowDenoiser(dit)
-    samples = prepare_samples([prompt(image)], "framepack", WINDOW, LATENT, TEXT, seed=0)
+    samples = prepared(prompt(image))
     seen: list[Tensor] = []
 
     def keep(latents: Tensor) -> Tensor:
@@ -98,14 +111,14 @@ def test_files_and_the_trained_adapter(tmp_path: Path, image: str) -> None:
 def test_one_frame_with_an_end_and_true_guidance(tmp_path: Path, image: str) -> None:
     one = prompt(image, image_path=None, control_image_path=(image, image),
                  one_frame="target_index=1,control_index=0;10", cfg_scale=2.0)  # fmt: skip
-    samples = prepare_samples([one], "one_frame", WINDOW, LATENT, TEXT, seed=0)
+    samples = prepared(one, mode="one_frame")
     assert samples[0].anchor.shape == (1, 16, 2, 4, 4) and samples[0].cfg is not None
     sample_writer(samples, FlowDenoiser(tiny_dit()), lambda: nullcontext(decode), tmp_path, "run")(
         3
     )
     assert (tmp_path / "sample" / "run_000003_00_5.png").is_file()
     ended = prompt(image, end_image_path=image)
-    (sample,) = prepare_samples([ended], "framepack", WINDOW, LATENT, TEXT, seed=0)
+    (sample,) = prepared(ended)
     assert sample.plan.end is not None and sample.plan.end.image.shape == (1, 16, 1, 4, 4)
 
 
@@ -127,7 +140,6 @@ def test_sampling_does_not_change_the_training(tmp_path: Path) -> None:
     ("changes", "mode", "message"),
     [
         ({"image_path": None}, "framepack", "no start image"),
-        ({"video_sections": None, "frame_count": 8}, "framepack", "frames: 8 is less than one"),
         ({"width": 40}, "framepack", "40x32"),
         ({"end_image_path": "start.png"}, "f1", "F1 has no end image"),
         ({}, "one_frame", "no control image"),
@@ -139,10 +151,50 @@ def test_mistakes(image: str, changes: dict[str, object], mode: str, message: st
         check_prompts([prompt(image, **changes)], mode, WINDOW)
 
 
-def test_seeds_follow_from_the_runs(image: str) -> None:
+def test_seeds_that_are_not_given_are_random(image: str) -> None:
     prompts = [prompt(image, seed=None)] * 2
-    found = [
-        [s.seed for s in prepare_samples(prompts, "framepack", WINDOW, LATENT, TEXT, seed=seed)]
-        for seed in (1, 1, 2)
-    ]
-    assert found[0] == found[1] != found[2] and len(set(found[0])) == 2
+    found = [s.seed for _ in range(2) for s in prepared(*prompts)]
+    assert len(set(found)) == 4
+
+
+@pytest.mark.parametrize(
+    ("changes", "sections", "still"),
+    [
+        ({"frame_count": 9}, 1, False),
+        ({"frame_count": 10}, 2, False),
+        ({"frame_count": 2}, 1, False),
+        ({"frame_count": 1}, 1, True),
+        ({}, 1, True),
+        ({"frame_count": 1, "video_sections": 2}, 2, False),
+    ],
+)
+@pytest.mark.parametrize("mode", ["framepack", "f1"])
+def test_frames_fill_whole_sections(
+    image: str, mode: TrainMode, changes: dict[str, object], sections: int, still: bool
+) -> None:
+    (sample,) = prepared(prompt(image, **{"video_sections": None, **changes}), mode=mode)
+    assert isinstance(sample.plan, Plan)
+    assert (len(sample.plan.sections), sample.still) == (sections, still)
+
+
+def test_a_still_image_is_the_last_frame(tmp_path: Path, image: str) -> None:
+    """Where there is neither a length nor more than one frame, as a prompt of a picture."""
+
+    def counted(latents: Tensor) -> Tensor:
+        pixels = decode(latents)
+        return pixels + torch.linspace(-1, 1, pixels.shape[2]).view(1, 1, -1, 1, 1)
+
+    samples = prepared(prompt(image, video_sections=None))
+    write = sample_writer(
+        samples, FlowDenoiser(tiny_dit()), lambda: nullcontext(counted), tmp_path, "run"
+    )
+    write(3)
+    [path] = (tmp_path / "sample").iterdir()
+    assert path.name == "run_000003_00_5.png"
+    assert (load_image(path) == 255).all()
+
+
+def test_one_flow_shift_for_all_or_each_its_own(image: str) -> None:
+    prompts = [prompt(image, discrete_flow_shift=3.0), prompt(image)]
+    assert [s.sampler.shift for s in prepared(*prompts)] == [3.0, None]
+    assert [s.sampler.shift for s in prepared(*prompts, flow_shift=10.0)] == [10.0, 10.0]

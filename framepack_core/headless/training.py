@@ -11,10 +11,10 @@ from pathlib import Path
 import torch
 
 from ..parsing.sample_prompts import SamplePrompt, load_sample_prompts
-from ..runtime.display import Bar, Display, say
+from ..runtime.display import Bar, Display, say, warn
 from ..runtime.distributed import Workers, launched_rank
-from ..runtime.errors import FramePackError
 from ..sampling.flow import FlowDenoiser
+from ..sampling.sections import sections_to_hold
 from ..training.batches import open_batches
 from ..training.checkpoint import seed_of_state
 from ..training.config import LESS_MEMORY, MAX_TRAINING_SEED, TrainConfig
@@ -104,6 +104,12 @@ def _say(text: str) -> None:
         say(text)
 
 
+def _warn(text: str) -> None:
+    """Warn once, however many processes there are."""
+    if launched_rank() == 0:
+        warn(text)
+
+
 @contextmanager
 def _progress(config: TrainConfig) -> Iterator[Callable[[StepReport], None]]:
     """A bar with loss and time left, and the loggers asked for."""
@@ -131,19 +137,42 @@ def _progress(config: TrainConfig) -> Iterator[Callable[[StepReport], None]]:
 
 
 def _sample_prompts(config: TrainConfig, found: TrainingSet) -> list[SamplePrompt]:
-    """Checked prompts, if samples are to be made."""
-    if config.sample_prompts is None:
-        if config.makes_samples:
-            raise FramePackError("--sample_prompts missing; name a file, or make no samples")
+    """Checked prompts, if samples are to be made; those without an image are passed over."""
+    if config.sample_prompts is None or not config.makes_samples:
+        _tell_unused(config)
         return []
-    if not config.makes_samples:
-        raise FramePackError(
-            "--sample_prompts: add --sample_every_n_steps, --sample_every_n_epochs or "
-            "--sample_at_first to say when"
-        )
-    prompts = load_sample_prompts(config.sample_prompts)
+    every = load_sample_prompts(config.sample_prompts)
+    prompts = [prompt for prompt in every if prompt.image_path or prompt.control_image_path]
+    for prompt in (prompt for prompt in every if prompt not in prompts):
+        _warn(f"sample {prompt.prompt!r} has no start image (--i) and is passed over")
     check_prompts(prompts, config.mode, found.window)
+    for prompt in prompts:
+        _tell_changes(prompt, config, found.window)
     return prompts
+
+
+def _tell_unused(config: TrainConfig) -> None:
+    """Options of samples that come to nothing, as what says which or when is missing."""
+    if config.sample_prompts is not None:
+        _warn(
+            "--sample_prompts has no effect without --sample_every_n_steps, "
+            "--sample_every_n_epochs or --sample_at_first, which say when"
+        )
+    elif config.makes_samples:
+        _warn("no samples are made without --sample_prompts")
+
+
+def _tell_changes(prompt: SamplePrompt, config: TrainConfig, window: int) -> None:
+    """What of a prompt is not done as it says."""
+    frames, shift = prompt.frame_count, config.sample_flow_shift
+    made = 4 * window * sections_to_hold(frames or 1, window) + 1
+    if config.mode != "one_frame" and not prompt.is_still and frames not in (None, made):
+        _say(f"sample {prompt.prompt!r}: {frames} frames become {made}, whole sections")
+    if prompt.discrete_flow_shift is not None and shift:
+        _warn(
+            f"sample {prompt.prompt!r}: --fs {prompt.discrete_flow_shift:g} has no effect with "
+            f"--sample_flow_shift {shift:g}, which 0 turns off"
+        )
 
 
 def _prepare(
@@ -158,7 +187,7 @@ def _prepare(
             found.window,
             latent,
             text,
-            seed=config.seed,
+            flow_shift=config.sample_flow_shift,
             device=models.device,
         )
 

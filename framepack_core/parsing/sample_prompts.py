@@ -1,6 +1,6 @@
-"""Prompts of the samples that a training run makes: a .txt, .toml or .json file.
+"""Prompts of the samples that a training run makes: a text, or a .toml or .json file.
 
-A .txt file has a prompt line each, where --f counts frames and --g is the distilled guidance, as in
+A text has a prompt line each, where --f counts frames and --g is the distilled guidance, as in
 musubi-tuner. A .toml file has [[prompt.subset]] tables over the settings that they share in
 [prompt], a .json file a list of tables or lines; a table has the names of SamplePrompt's fields.
 """
@@ -44,6 +44,11 @@ class SamplePrompt(Settings):
     control_image_mask_path: tuple[NonEmpty, ...] = option((), "Their masks.", lines=("cim",))
     one_frame: NonEmpty | None = option(None, "One frame.", lines=("of",))
 
+    @property
+    def is_still(self) -> bool:
+        """Whether it asks for a picture: a video has a length."""
+        return self.video_sections is None and (self.frame_count or 1) == 1
+
     def check(self) -> None:
         """Raise for what no sample can be made without."""
         if self.image_path is None:
@@ -65,9 +70,10 @@ def parse_sample_line(line: str) -> SamplePrompt:
 def load_sample_prompts(path: str | Path) -> list[SamplePrompt]:
     """All samples of a file; errors name the file and the place in it."""
     path = Path(path)
-    if path.suffix.lower() == ".txt":
+    read = _READERS.get(path.suffix.lower())
+    if read is None:
         return [_read_at(f"{path} line {i}", line) for i, line in read_prompt_file(path)]
-    items = _reader(path)(path)
+    items = read(path)
     return [_read_at(f"{path} prompt {i}", item) for i, item in enumerate(items, 1)]
 
 
@@ -98,13 +104,6 @@ def _read_table(table: Any) -> SamplePrompt:
     return SamplePrompt(**values)
 
 
-def _reader(path: Path) -> Callable[[Path], list[Any]]:
-    readers = {".toml": _read_toml, ".json": _read_json}
-    if path.suffix.lower() not in readers:
-        raise FramePackError(f"{path}: sample prompts are a .txt, .toml or .json file")
-    return readers[path.suffix.lower()]
-
-
 def _read_toml(path: Path) -> list[Any]:
     shared = parse_toml(read_text(path), str(path)).get("prompt")
     subsets = shared.pop("subset", None) if isinstance(shared, dict) else None
@@ -119,3 +118,6 @@ def _read_json(path: Path) -> list[Any]:
     if not isinstance(items, list):
         raise FramePackError(f"{path}: it should hold a list of prompts")
     return items
+
+
+_READERS: dict[str, Callable[[Path], list[Any]]] = {".toml": _read_toml, ".json": _read_json}

@@ -37,6 +37,12 @@ def sections_for_frames(frames: int, window: int = WINDOW) -> int:
     return sections
 
 
+def sections_to_hold(frames: int, window: int = WINDOW) -> int:
+    """Sections of the shortest video that has so many frames."""
+    _check_window(window)
+    return max(1, -(-(frames - 1) // (4 * window)))
+
+
 def parse_paddings(text: str, name: str = "latent_paddings") -> tuple[int, ...]:
     """Paddings such as "3,2,1,0", in the order made: the last section of the video first."""
     numbers = [number.strip() for number in text.split(",")]

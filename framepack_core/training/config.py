@@ -550,7 +550,11 @@ class SampleOptions(Settings):
 
     title: ClassVar[str] = "samples"
     sample_prompts: Path | None = option(
-        None, "Sample prompts: a .txt, .toml or .json file.", node="", metavar="FILE", mutable=True
+        None,
+        "Sample prompts: a text with a prompt a line, or a .toml or .json file.",
+        node="",
+        metavar="FILE",
+        mutable=True,
     )
     sample_every_steps: int | None = option(
         None,
@@ -578,6 +582,16 @@ class SampleOptions(Settings):
         initial=True,
         advanced=False,
         mutable=True,
+    )
+
+    sample_flow_shift: float = option(
+        0.0,
+        "Flow shift of all samples; 0 takes each prompt's --fs, else that by its size, as for "
+        "framepack generate.",
+        node="",
+        mutable=True,
+        ge=0,
+        reference=10.0,
     )
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -24,11 +25,10 @@ from ..sampling.generate import SamplerConfig, generate, unipc_sampler
 from ..sampling.masks import latent_mask, load_control, mask_latents
 from ..sampling.one_frame import generate_one_frame, parse_one_frame, plan_one_frame
 from ..sampling.plan import FPS, Mode, Plan, Section
-from ..sampling.sections import check_size, plan_video, sections_for_frames
+from ..sampling.sections import check_size, plan_video, sections_to_hold
 from .batches import text_to
 from .cache import LatentEncoders, TextEncoder
 from .config import TrainMode
-from .rng import draw_seed
 
 SIZE = 256  # pixels, where a prompt names none
 STEPS = 20
@@ -39,7 +39,8 @@ SAMPLES_FOLDER = "sample"
 class PreparedSample:
     """A prompt with everything encoded; one-frame has a section and controls, video a plan.
 
-    anchor: the start image's latent [1, C, 1, h, w], or the controls' [1, C, N, h, w].
+    anchor: the start image's latent [1, C, 1, h, w], or the controls' [1, C, N, h, w]. still: of
+    its video only the last frame is kept.
     """
 
     prompt: str
@@ -49,6 +50,7 @@ class PreparedSample:
     cfg: CFG | None
     sampler: SamplerConfig
     seed: int
+    still: bool = False
 
     def make(self, denoiser: FlowDenoiser, device: torch.device | str) -> Tensor:
         """The latents [1, C, T, h, w], the same for the same model."""
@@ -85,23 +87,28 @@ def prepare_samples(
     latent: LatentEncoders,
     text: TextEncoder,
     *,
-    seed: int,
+    flow_shift: float = 0.0,
     device: torch.device | str = "cpu",
 ) -> list[PreparedSample]:
-    """Encode all prompts and images; a prompt without a seed gets one that follows from `seed`."""
+    """Encode all prompts and images; a prompt without a seed gets a random one.
+
+    flow_shift: of all samples; 0 takes each prompt's, else that by its size.
+    """
     check_prompts(prompts, mode, window)
     make = _prepare_one_frame if mode == "one_frame" else _prepare_video
     samples = []
-    for i, prompt in enumerate(prompts):
+    for prompt in prompts:
         plan, anchor, image = make(prompt, mode, window, latent)
         guidance = GUIDANCE if prompt.guidance_scale is None else prompt.guidance_scale
-        own_seed = draw_seed("sample", seed, i) % 2**32 if prompt.seed is None else prompt.seed
+        seed = random.randrange(2**32) if prompt.seed is None else prompt.seed
         conditions = [text.encode(prompt.prompt), *_negative(prompt, text)]
         guided = [Guided(text_to(c, device), image.to(device), guidance) for c in conditions]
         cfg = CFG(guided[1], prompt.cfg_scale) if len(guided) > 1 and prompt.cfg_scale else None
-        sampler = SamplerConfig(prompt.sample_steps or STEPS, prompt.discrete_flow_shift)
+        shift = flow_shift or prompt.discrete_flow_shift
+        sampler = SamplerConfig(prompt.sample_steps or STEPS, shift)
+        still = isinstance(plan, Plan) and prompt.is_still
         samples.append(
-            PreparedSample(prompt.prompt, plan, anchor, guided[0], cfg, sampler, own_seed)
+            PreparedSample(prompt.prompt, plan, anchor, guided[0], cfg, sampler, seed, still)
         )
     return samples
 
@@ -128,22 +135,22 @@ def sample_writer(
                 stem = f"{name}_{step:06d}_{i:02d}_{sample.seed}"
                 with Display(f"sample {stem}", "samples"):
                     latents = sample.make(denoiser, device)
-                    path = _save(output_dir / SAMPLES_FOLDER / stem, latents, sample.window, decode)
+                    path = _save(output_dir / SAMPLES_FOLDER / stem, latents, sample, decode)
                     on_file(path, sample)
 
     return write
 
 
-def _save(path: Path, latents: Tensor, window: int | None, decode: Decode) -> Path:
+def _save(path: Path, latents: Tensor, sample: PreparedSample, decode: Decode) -> Path:
     """An mp4, or a png of a single frame."""
-    if window is None:
+    if sample.window is None or sample.still:
         path = path.with_name(f"{path.name}.png")
-        save_png(path, to_uint8(decode(latents))[0])
+        save_png(path, to_uint8(decode(latents))[-1])
         return path
     path = path.with_name(f"{path.name}.mp4")
     height, width = (8 * side for side in latents.shape[3:])
     with VideoWriter(path, width=width, height=height, fps=FPS) as video:
-        for clip in decode_sections(decode, latents, window):
+        for clip in decode_sections(decode, latents, sample.window):
             for frame in to_uint8(clip):
                 video.write(frame)
     return path
@@ -190,12 +197,7 @@ def _encode(
 def _plan(prompt: SamplePrompt, mode: TrainMode, window: int) -> Plan:
     if mode == "f1" and prompt.end_image_path is not None:
         raise FramePackError(f"sample {prompt.prompt!r}: F1 has no end image; take it out")
-    sections = prompt.video_sections
-    if sections is None:
-        try:
-            sections = sections_for_frames(prompt.frame_count or 1, window)
-        except FramePackError as error:
-            raise FramePackError(f"sample {prompt.prompt!r}: {error}") from None
+    sections = prompt.video_sections or sections_to_hold(prompt.frame_count or 1, window)
     return plan_video(cast(Mode, mode), sections, window)
 
 

@@ -45,9 +45,7 @@ class Samples:
         latent = replace(latent, vae=_escaped(latent.vae), image=_escaped(latent.image))
         text = replace(text, encode=_escaped(text.encode))
         with torch.inference_mode(False), torch.no_grad():
-            return prepare_samples(
-                self.prompts, config.mode, window, latent, text, seed=config.seed, device=device
-            )
+            return prepare_samples(self.prompts, config.mode, window, latent, text, device=device)
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents [1, 16, T, h, w] to pixels [1, 3, F, H, W] about -1..1."""

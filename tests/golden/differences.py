@@ -17,9 +17,9 @@ DIFFERENCES: dict[str, str] = {
         "the reference decodes --video_sections as if the clip were --video_seconds long and loses "
         "its end; here all of it is decoded"
     ),
-    "too-few-frames": (
-        "the reference makes no sample of fewer frames than a section, without a word; here that "
-        "is an error"
+    "frames-filled": (
+        "the reference leaves out frames of a sample that fill no section, and makes none of too "
+        "few; here the video is the next longer one of whole sections"
     ),
     "paddings-negative": ("the reference takes negative paddings; here they are errors"),
     "one-frame-option": (

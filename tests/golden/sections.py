@@ -33,8 +33,8 @@ from framepack_core.sampling.sections import (
     parse_paddings,
     plan_framepack,
     plan_video,
-    sections_for_frames,
     sections_for_seconds,
+    sections_to_hold,
 )
 
 from .result import Case, exact, exact_ours, refusal, refused
@@ -518,13 +518,15 @@ def _check_training_sample(i: int, case: dict[str, Any]) -> Iterator[Case]:
         return
     if case["controls"]:
         raise NotCoveredError("a video with control images")
-    too_few = frames < 4 * window + 1
     try:
         SamplePrompt(prompt="p", image_path="S" if case["image_given"] else None).check()
-        sections = sections_for_frames(frames, window)
     except FramePackError as error:
-        names = ("no start image",) if not case["image_given"] else (str(frames),)
-        yield _refusal(f"{name}", "too-few-frames", names if too_few else (), error, case)
+        yield _refusal(name, "", (), error, case)
+        return
+    sections, there = sections_to_hold(frames, window), (frames - 1) // (4 * window)
+    if sections != there:
+        tag, rule = "frames-filled", there + 1
+        yield exact_ours(name, tag, sections, rule=rule, reference=there, inputs=name)
         return
     trace_ = trace(plan_video("f1" if case["f1"] else "framepack", sections, window))
     yield compare_sections(name, trace_, case["sections"])
