@@ -25,7 +25,6 @@ from framepack_core.training.adapters import Adapters
 from framepack_core.training.batches import Batches
 from framepack_core.training.config import AdapterConfig, TrainConfig
 from framepack_core.training.loop import Callbacks, StepReport, train
-from framepack_core.training.schedules import library_rates, rate_factor
 from framepack_core.weights.files import open_weights
 
 WORKER = Path(__file__).with_name("tiny_training.py")
@@ -413,25 +412,6 @@ def test_metadata_says_mode_and_network(tmp_path: Path) -> None:
 
 
 # --- rates ----------------------------------------------------------------------------------------
-
-
-def test_rates() -> None:
-    assert [rate_factor("constant", s, 10, 4) for s in range(5)] == [0.25, 0.5, 0.75, 1.0, 1.0]
-    assert rate_factor("cosine", 50, 100) == pytest.approx(0.5)
-    assert rate_factor("linear", 55, 100, 0.1) == pytest.approx(0.5)
-    assert rate_factor("cosine_with_restarts", 25, 100) == 1.0
-    assert rate_factor("rex", 50, 100) == pytest.approx(2 / 3)
-    assert rate_factor("polynomial", 50, 100) == pytest.approx(0.25)
-
-
-def test_rates_of_a_library() -> None:
-    factor = library_rates("torch.optim.lr_scheduler.StepLR", {"step_size": 2, "gamma": 0.1})
-    assert factor(5) == pytest.approx(0.01)  # asked for out of order, as after resuming
-    assert [factor(step) for step in range(4)] == pytest.approx([1, 1, 0.1, 0.1])
-    with pytest.raises(FramePackError, match="lr_scheduler_type: torch has no StepLR"):
-        library_rates("torch.StepLR", {})
-    with pytest.raises(FramePackError, match=r"lr_scheduler_args: .* does not take them"):
-        library_rates("torch.optim.lr_scheduler.StepLR", {"size": 2})
 
 
 def test_a_run_takes_them(tmp_path: Path) -> None:

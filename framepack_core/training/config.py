@@ -31,7 +31,13 @@ Scheduler = Literal[
     "cosine_with_restarts",
     "polynomial",
     "rex",
+    "cosine_with_min_lr",
+    "inverse_sqrt",
+    "warmup_stable_decay",
+    "piecewise_constant",
+    "adafactor",
 ]
+ADAFACTOR = "adafactor"  # an optimizer, and the scheduler by which it finds its rate itself
 
 TrainingAttention = Literal[
     "torch", "sdpa", "flash", "xformers", "sageattn", "flash3", "cudnn"
@@ -367,14 +373,18 @@ class OptimizerOptions(Settings):
     )
     scheduler_type: str = option(
         "",
-        "Learning rate scheduler by class path, such as torch.optim.lr_scheduler.StepLR, in place "
-        "of scheduler and warmup.",
+        "Learning rate scheduler by class path, such as torch.optim.lr_scheduler.StepLR, or by its "
+        "name there, in place of scheduler and warmup.",
         "lr_scheduler_type",
         node="",
         metavar="PATH",
     )
     scheduler_args: dict[str, Any] = option(
-        {}, "Its arguments, such as step_size=100.", "lr_scheduler_args", node=""
+        {},
+        "Arguments of either scheduler, such as step_size=100, rex_alpha=0.1 or, for "
+        "piecewise_constant, step_rules=1:100,0.1.",
+        "lr_scheduler_args",
+        node="",
     )
     warmup: float = option(
         0.0,
@@ -384,6 +394,48 @@ class OptimizerOptions(Settings):
         ge=0,
         high=1e6,
     )
+    decay: float = option(
+        0.0,
+        "Decay steps, at the end of warmup_stable_decay; below 1 a share of all.",
+        "lr_decay_steps",
+        node="",
+        ge=0,
+    )
+    cycles: int | None = option(
+        None,
+        "Cycles of cosine_with_restarts; of cosine_with_min_lr and warmup_stable_decay half waves.",
+        "lr_scheduler_num_cycles",
+        node="",
+        absent="4 restarts, 1 half wave",
+        gt=0,
+        reference=1,
+    )
+    power: float | None = option(
+        None,
+        "Power of polynomial.",
+        "lr_scheduler_power",
+        node="",
+        absent="2",
+        reference=1.0,
+    )
+    timescale: int | None = option(
+        None,
+        "Timescale of inverse_sqrt: steps.",
+        "lr_scheduler_timescale",
+        node="",
+        absent="the warmup's, or 10000",
+        gt=0,
+    )
+    min_ratio: float | None = option(
+        None,
+        "Minimum learning rate ratio, of rex, cosine_with_min_lr and warmup_stable_decay: at which "
+        "share of the learning rate they end.",
+        "lr_scheduler_min_lr_ratio",
+        node="",
+        absent="0.01 for rex, 0 for warmup_stable_decay",
+        ge=0,
+        le=1,
+    )
     max_grad_norm: float = option(
         1.0,
         "Gradient clipping: longer gradients are cut to this norm; 0 cuts none.",
@@ -391,6 +443,12 @@ class OptimizerOptions(Settings):
         ge=0,
         high=1000.0,
     )
+
+    @model_validator(mode="after")
+    def _schedules_itself(self) -> OptimizerOptions:
+        if self.scheduler == ADAFACTOR and self.optimizer.lower() != ADAFACTOR:
+            raise ValueError("lr_scheduler adafactor: needs the optimizer adafactor")
+        return self
 
 
 class ConditionOptions(Settings):

@@ -23,9 +23,10 @@ from .batches import Batches
 from .blocks import wrapped_blocks
 from .config import TrainConfig
 from .objective import Objective
+from .optimizers import make_optimizer, set_mode, weights_in_use
 from .rng import draw_seed
 from .run_files import RunFiles
-from .schedules import learning_rates, make_optimizer, set_mode, weights_in_use
+from .schedules import learning_rates
 
 PACE = 0.9  # how much of the pace of updates is remembered
 
@@ -77,6 +78,7 @@ def check_run(config: TrainConfig) -> None:
     """Refuse before any model is loaded what `train` would refuse after; raises FramePackError."""
     config.check_name()
     training_attention(config.attn_mode)
+    learning_rates(config, config.steps)
 
 
 def train(
@@ -146,9 +148,7 @@ class _Run:
         dit = objective.denoiser.dit
         self.adapters = Adapters.create(dit, config.adapter).to(self.device)
         self.parameters = list(self.adapters.named_tensors().values())
-        self.optimizer = make_optimizer(
-            config.optimizer, self.parameters, config.learning_rate, config.optimizer_args
-        )
+        self.optimizer = make_optimizer(config, self.parameters)
         self.total = config.total_steps(len(batches), self.workers.count)
         self.rate = learning_rates(config, self.total)
         self.epoch_steps = config.steps_an_epoch(len(batches), self.workers.count)

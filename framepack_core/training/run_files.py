@@ -15,7 +15,7 @@ from .adapters import Adapters
 from .checkpoint import Progress, append_log, load_state, save_state, write_log
 from .config import TrainConfig
 from .metadata import adapter_metadata
-from .schedules import weights_in_use
+from .optimizers import weights_in_use
 
 
 class RunFiles:
