@@ -420,8 +420,22 @@ def test_a_cache_of_another_mode(
     assert main(cache(clips, "--f1")) == 0
     capsys.readouterr()
     request.getfixturevalue("no_models")
-    assert "is a cache for the mode f1, not framepack" in failure(cache(clips), capsys)
+    error = failure(cache(clips), capsys)
+    assert "is a cache for the mode f1, not framepack" in error
+    assert error.endswith("empty this one, or cache with --no-skip_existing")
     assert "is a cache for the mode f1, not framepack" in failure(train(clips, tmp_path), capsys)
+
+
+def test_another_window_than_the_data_sets(
+    clips: Path, tmp_path: Path, no_models: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    toml = write_toml(tmp_path, video_table(clips, "fp_latent_window_size = 1"))
+    for command in (cache(toml), train(toml, tmp_path)):
+        error = failure([*command, "--latent_window_size", "2"], capsys)
+        assert error == (
+            f"error: --latent_window_size 2: {toml}: datasets 1 has fp_latent_window_size = 1; "
+            "take one of them out"
+        )
 
 
 def test_a_model_of_another_mode(

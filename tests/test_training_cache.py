@@ -123,6 +123,16 @@ def test_other_modes_are_refused(folder: Path) -> None:
         find_samples(found, "f1")
 
 
+def test_other_modes_are_written_over_when_nothing_is_skipped(folder: Path) -> None:
+    found, latent = load(folder), Encoders().latent
+    cache_text(found, Encoders().text)
+    cache_latents(found, "framepack", latent, end_frames=True)
+    assert list((folder / "cache").glob("*_end*"))
+    assert cache_latents(found, "f1", latent, skip_existing=False).encoded == 2
+    assert not list((folder / "cache").glob("*_end*"))
+    assert len(find_samples(found, "f1")) == 4
+
+
 def test_other_modes_show_before_any_model(folder: Path) -> None:
     found = load(folder)
     check_cached(found, "f1")

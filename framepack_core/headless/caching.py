@@ -31,7 +31,7 @@ def cache(job: CacheJob) -> None:
     """Encode what is not cached yet; a run that was stopped resumes where it was."""
     kinds = [job.cache.only] if job.cache.only else list(NEEDED)
     found = open_dataset(job.data, job.models)
-    check_cached(found, job.data.mode)
+    check_cached(found, job.data.mode, overwritten=not job.cache.skip_existing)
     with Display("summary of the data set"):
         say(found.describe())
     models = cache_models(job, kinds)

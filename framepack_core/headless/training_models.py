@@ -37,9 +37,21 @@ ENCODERS: tuple[Component, ...] = tuple(
 
 
 def open_dataset(data: DataOptions, models: ModelOptions) -> TrainingSet:
-    """The data set, with the options' values for what it does not say."""
+    """The data set, with the options' values for what it does not say.
+
+    Raises FramePackError for another window than that of a table which says its own.
+    """
     small = {"resolution": TOY_SIZE} if models.uses_toyworld else {}
-    return TrainingSet.load(data.path, {**small, **data.defaults()})
+    given = data.defaults()
+    found = TrainingSet.load(data.path, {**small, **given})
+    wanted = given.get("fp_latent_window_size")
+    for number, dataset in enumerate(found.datasets, 1):
+        if wanted not in (None, dataset.window):
+            raise FramePackError(
+                f"--latent_window_size {wanted}: {data.path}: datasets {number} has "
+                f"fp_latent_window_size = {dataset.window}; take one of them out"
+            )
+    return found
 
 
 def cache_models(job: CacheJob, kinds: list[str]) -> Models:

@@ -110,11 +110,12 @@ def cache_latents(
 
     end_frames: also keep the last frame of each crop, for training with end images (framepack).
     `on_item` follows each item; it may raise to stop, and the next call resumes there.
-    Raises FramePackError if the folder holds caches of these items in another mode.
+    Raises FramePackError if the folder holds caches of these items in another mode, unless
+    skip_existing is off, which writes over them.
     """
     if end_frames and mode != "framepack":
         raise FramePackError(f"end_frames: {mode} never sees what comes after; leave them out")
-    check_cached(found, mode)
+    check_cached(found, mode, overwritten=not skip_existing)
     stale = []
     for item in found.items:
         digest = source_digest(item, mode, one_frame)
@@ -148,14 +149,19 @@ def source_digest(item: Item, mode: TrainMode, options: OneFrameOptions) -> str:
     return fingerprint({**about, "images": [source.path, *item.controls], "indices": indices})
 
 
-def check_cached(found: TrainingSet, mode: TrainMode) -> None:
-    """Refuse items that are cached for another mode already; looks at files alone."""
+def check_cached(found: TrainingSet, mode: TrainMode, overwritten: bool = False) -> None:
+    """Refuse items that are cached for another mode already; looks at files alone.
+
+    overwritten: all of them will be encoded again, so that only the items matter.
+    """
     found.check_mode(mode)
+    if overwritten:
+        return
     for path in (path for item in found.items for path in item.paths):
         if cached_header(path) is not None and (other := cached_mode(path)) != mode:
             raise FramePackError(
                 f"{path} is a cache for the mode {other}, not {mode}; give each mode a "
-                "cache_directory of its own, or empty this one"
+                "cache_directory of its own, empty this one, or cache with --no-skip_existing"
             )
 
 
@@ -221,10 +227,19 @@ def _encode_videos(
         half = to_half(z[None], item.name)
         image = to_half(encoders.image(frames[0])[0], item.name)
         _save_sections(item, mode, half, image, digest, encoders.identity)
+        _drop_old_ends(item, {DIGEST: digest, MODELS: encoders.identity})
         if end_frames:
             end = to_half(encoders.vae(to_tensor(frames[-1]))[0], item.name)
             for section, slot in _end_slots(item):
                 save_end(item.paths[section], end, slot, digest, encoders.identity)
+
+
+def _drop_old_ends(item: VideoItem, entries: Mapping[str, str]) -> None:
+    """Remove end frames of what was cached before, which no longer belong to the item."""
+    for path in map(end_path, item.paths):
+        header = cached_header(path)
+        if header is not None and not entries.items() <= header.metadata.items():
+            path.unlink()
 
 
 def _save_sections(
