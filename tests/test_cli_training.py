@@ -309,6 +309,12 @@ def test_a_config_file_and_the_command_line(tmp_path: Path) -> None:
         ("--keep_attention --xformers", "keep_attention: keeps PyTorch's own attention"),
         ("--sage_attn", "attention sageattn: it has no gradients; train with torch or f"),
         ("--config gone.toml", "gone.toml: cannot be read"),
+        ("--optimizer_type quick", "optimizer: 'quick' is unknown; use adamw, "),
+        ("--optimizer_type no_such.Quick", "optimizer: no_such.Quick needs the package no_such"),
+        ("--optimizer_args speed=1", "optimizer_args: adamw does not take them"),
+        ("--network_weights gone.safetensors", "gone.safetensors does not exist"),
+        ("--network_args include_patterns=nothing", "include pattern 'nothing' matches none of"),
+        ("--resume", "x-state.pt is not there: there is nothing to resume"),
         ("--f1 --one_frame", "argument --one_frame: not allowed with argument --f1"),
     ],
 )

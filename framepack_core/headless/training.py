@@ -10,11 +10,14 @@ from pathlib import Path
 
 import torch
 
+from ..models.build import dit_config
+from ..models.dit import FramePackDiT
 from ..parsing.sample_prompts import SamplePrompt, load_sample_prompts
 from ..runtime.display import Bar, Display, say, warn
 from ..runtime.distributed import Workers, launched_rank
 from ..sampling.flow import FlowDenoiser
 from ..sampling.sections import sections_to_hold
+from ..training.adapters import select_layers
 from ..training.batches import open_batches
 from ..training.checkpoint import seed_of_state
 from ..training.config import LESS_MEMORY, MAX_TRAINING_SEED, TrainConfig
@@ -43,6 +46,8 @@ def train_lora(job: TrainJob) -> TrainResult:
     prompts = _sample_prompts(config, found)
     models = train_models(job, samples=bool(prompts))
     check_mode_of_file(models.paths["dit"], config.mode)
+    skeleton = FramePackDiT(dit_config(models.paths["dit"]), device="meta")
+    select_layers(skeleton, config.adapter.include, config.adapter.exclude)
     workers = Workers.join(models.device)
     if job.draws_seed:
         config = config.model_copy(update={"seed": _drawn_seed(config, workers)})

@@ -71,13 +71,18 @@ def seed_of_state(path: Path) -> int:
     return int(_read_state(path)[1]["seed"])
 
 
-def _read_state(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What a file holds, and of it the settings by their names now."""
+def require_state(path: Path) -> None:
+    """Raise FramePackError where there is no file to resume from."""
     if not is_file(path):
         raise FramePackError(
             f"{path} is not there: there is nothing to resume; start without resume, or give the "
             "output_dir and output_name of the run"
         )
+
+
+def _read_state(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What a file holds, and of it the settings by their names now."""
+    require_state(path)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         if state["format"] != STATE_FORMAT:

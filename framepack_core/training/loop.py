@@ -18,9 +18,11 @@ from ..runtime.distributed import Workers
 from ..runtime.errors import FramePackError
 from ..runtime.fingerprint import fingerprint
 from ..sampling.flow import FlowDenoiser
+from ..weights.files import open_weights
 from .adapters import Adapters
 from .batches import Batches
 from .blocks import wrapped_blocks
+from .checkpoint import require_state
 from .config import TrainConfig
 from .objective import Objective
 from .optimizers import make_optimizer, set_mode, weights_in_use
@@ -79,6 +81,11 @@ def check_run(config: TrainConfig) -> None:
     config.check_name()
     training_attention(config.attn_mode)
     learning_rates(config, config.steps)
+    make_optimizer(config, [nn.Parameter(torch.zeros(1))])
+    if config.resume:
+        require_state(config.state_path)
+    elif config.network_weights is not None:
+        open_weights(config.network_weights)
 
 
 def train(
