@@ -80,7 +80,7 @@ def test_each_line_makes_what_a_run_of_its_own_makes_with_models_loaded_once(
         *(f"{name}_latent.safetensors" for name in ("0002_2", "0004_3", "0005_4")),
         *(f"{name}.mp4" for name in ("0002_2", "0004_3", "0005_4")),
     ]
-    assert dict(loads) == dict.fromkeys(LOADERS, 1) | {"load_vae": 2, "x": 1, "y": 1}
+    assert dict(loads) == dict.fromkeys(LOADERS, 1) | {"x": 1, "y": 1}
     alone = ("--prompt", "y", "--image_path", other, "--seed", "3", "--video_sections", "2")
     single = small("generate", tmp_path / "alone", *alone, "--infer_steps", "1")
     [path] = files(single, capsys)

@@ -366,6 +366,17 @@ def test_select(lora_path: Path, include: list[str], exclude: list[str], kept: l
     assert MergeLoras([LoraUse(chosen)]).names == {f"{name}.weight" for name in kept}
 
 
+@pytest.mark.parametrize("pattern", ["img_attn_qkv", "double_blocks.0.*qkv", r"\.attn\.to_[qkv]$"])
+def test_patterns_find_the_files_own_names(tmp_path: Path, pattern: str) -> None:
+    """A fused layer of a HunyuanVideo LoRA is chosen with all its parts."""
+    names = ("double_blocks.0.img_attn_qkv", "double_blocks.0.img_attn_proj")
+    file = LoraFile.make({n: HUNYUAN[n] for n in names}, underscored("lora_unet_"), KOHYA)
+    lora = load_lora(file.save(tmp_path), SHAPES)
+    parts = [f"transformer_blocks.0.attn.{name}" for name in ("to_k", "to_q", "to_v")]
+    assert lora.select([pattern]).modules == parts
+    assert lora.select([], [pattern]).modules == ["transformer_blocks.0.attn.to_out.0"]
+
+
 @pytest.mark.parametrize(
     ("include", "exclude", "message"),
     [

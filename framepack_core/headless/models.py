@@ -42,13 +42,14 @@ from .options import (
 )
 
 HUGGING_FACE = ("text_encoders", "image_encoder")  # models that are transformers' own
+NEEDED_TWICE = ("vae",)  # it encodes before and decodes after, and is small
 
 
 @dataclass
 class Models:
     """The models of a run by path; what is not in use takes no memory on the device.
 
-    keep: models that were used wait in main memory for the next time.
+    keep: all models that were used wait in main memory for the next time, not only the VAE.
     """
 
     paths: dict[Component, Path]
@@ -160,7 +161,7 @@ class Models:
         try:
             yield model
         finally:
-            if self.keep:
+            if self.keep or name in NEEDED_TWICE:
                 self._kept[name] = _move(model, torch.device("cpu"))
 
     def _bring_back(self, name: str) -> Any:

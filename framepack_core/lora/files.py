@@ -32,10 +32,14 @@ ADAPTER_FILES = (
 
 @dataclass(frozen=True)
 class Lora:
-    """What a file changes, by the name of the parameter, and the report of reading it."""
+    """What a file changes, by the name of the parameter, and the report of reading it.
+
+    sources: what the file itself calls each module.
+    """
 
     report: LoraReport
     deltas: Mapping[str, Delta]
+    sources: Mapping[str, str]
 
     @property
     def path(self) -> Path:
@@ -49,11 +53,15 @@ class Lora:
     def select(self, include: Sequence[str] = (), exclude: Sequence[str] = ()) -> Lora:
         """Only the modules that some `include` expression is found in, and no `exclude` one.
 
-        Regular expressions are searched in a module's name with dots and in musubi-tuner's spelling
-        of it: `transformer_blocks.0.attn.to_q`, `lora_unet_transformer_blocks_0_attn_to_q`. No
+        Regular expressions are searched in a module's name with dots, in musubi-tuner's spelling of
+        it and in the file's own name: `transformer_blocks.0.attn.to_q`,
+        `lora_unet_transformer_blocks_0_attn_to_q`, `lora_unet_double_blocks_0_img_attn_qkv`. No
         include expression keeps all. Raises FramePackError for one that is invalid or in no name.
         """
-        names = {module: (module, f"lora_unet_{underscored(module)}") for module in self.modules}
+        names = {
+            module: (module, f"lora_unet_{underscored(module)}", self.sources[module])
+            for module in self.modules
+        }
         kept = select_names(names, include, exclude, f"modules of {self.path}", self.modules)
         if not kept:
             raise FramePackError(
@@ -100,7 +108,7 @@ def _read(path: Path, shapes: Shapes) -> Lora:
         reading.add(module)
     provenance = Provenance.of(files, modules, [m.base for m in modules.values()])
     report = reading.report(path, provenance, list(unmatched), sorted(ignored))
-    return Lora(report, reading.deltas)
+    return Lora(report, reading.deltas, reading.sources)
 
 
 def _adapter_file(path: Path) -> Path:
@@ -127,6 +135,7 @@ class _Reading:
     shapes: Shapes
     scaling: AlphaScaling
     deltas: dict[str, Delta] = field(default_factory=dict)
+    sources: dict[str, str] = field(default_factory=dict)
     kinds: dict[str, int] = field(default_factory=dict)
     ranks: dict[int, int] = field(default_factory=dict)
     broken: dict[str, str] = field(default_factory=dict)
@@ -147,6 +156,7 @@ class _Reading:
             self.broken[module.base] = f"changes {twice} a second time"
             return
         self.deltas |= deltas
+        self.sources |= {part.module: module.base for part in module.parts}
 
     def report(
         self, path: Path, provenance: Provenance, unmatched: list[str], ignored: list[str]
