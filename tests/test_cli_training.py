@@ -261,8 +261,13 @@ def test_a_command_line_of_musubi_tuner() -> None:
     made = config(
         *MUSUBI.split(),
         *("--network_args", "rank_dropout=0.1", r"exclude_patterns=[r'.*single_.*']"),
-        *("--optimizer_args", "weight_decay=0.1", "betas=(0.9,0.99)"),
+        *("--optimizer_args", "weight_decay=0.1", "betas=0.9,0.99"),
+        *("--save_precision", "float", "--resume", "lora-000001-state", "--save_state"),
     )
+    assert (made.save_dtype, made.resume, made.save_state) == (
+        "fp32", Path("lora-000001-state"), True,
+    )  # fmt: skip
+    assert config("--resume").resume is True
     assert (made.mode, made.epochs, made.save_every_epochs, made.seed) == ("f1", 16, 1, 42)
     assert (made.adapter.kind, made.adapter.rank, made.adapter.rank_dropout) == ("lora", 32, 0.1)
     assert made.adapter.exclude == (".*single_.*",)
@@ -331,10 +336,10 @@ def test_mistaken_options(
 
 def test_options_that_change_nothing_here(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     file = tmp_path / "run.toml"
-    file.write_text("save_state = true\nkeep_cache = true\nseed = 7")
+    file.write_text("save_state_on_train_end = true\nkeep_cache = true\nseed = 7")
     assert config("--split_attn", "--num_workers", "2", "--config", str(file)).seed == 7
     assert [record.getMessage() for record in caplog.records] == [
-        "--split_attn, --num_workers, save_state, keep_cache: not needed here, ignored"
+        "--split_attn, --num_workers, save_state_on_train_end, keep_cache: not needed here, ignored"
     ]
 
 

@@ -159,6 +159,8 @@ def _arguments(leaf: Leaf) -> dict[str, Any]:
         common["dest"] = _dest(leaf)
     if leaf.kind is bool:
         return {**common, "action": BooleanOptionalAction if leaf.default else "store_true"}
+    if leaf.option.bare is not None:
+        common |= {"nargs": "?", "const": leaf.option.bare}
     return {**common, **_count(leaf), "metavar": _metavar(leaf)}
 
 

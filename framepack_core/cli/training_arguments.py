@@ -14,7 +14,7 @@ from .options import add_options, flag_names, read_options, table_options
 
 # Options of musubi-tuner's that change nothing here, so that its command lines carry over.
 NEEDLESS_FLAGS = (
-    *("sdpa", "split_attn", "save_state", "save_state_on_train_end"),
+    *("sdpa", "split_attn", "save_state_on_train_end"),
     *("persistent_data_loader_workers", "keep_cache"),
 )
 NEEDLESS_VALUES = ("num_workers", "max_data_loader_n_workers")

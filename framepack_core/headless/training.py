@@ -17,7 +17,7 @@ from ..runtime.display import Bar, Display, say, warn
 from ..runtime.distributed import Workers, launched_rank
 from ..sampling.flow import FlowDenoiser
 from ..sampling.sections import sections_to_hold
-from ..training.adapters import select_layers
+from ..training.adapters import select_layers, with_dim_of_weights
 from ..training.batches import open_batches
 from ..training.checkpoint import seed_of_state
 from ..training.config import LESS_MEMORY, MAX_TRAINING_SEED, TrainConfig
@@ -40,7 +40,7 @@ from .training_options import TrainJob
 
 def train_lora(job: TrainJob) -> TrainResult:
     """Train what the options ask for; every mistake that can be seen before is told before."""
-    config, found = job.config, open_dataset(job.data, job.models)
+    config, found = with_dim_of_weights(job.config), open_dataset(job.data, job.models)
     check_run(config)
     found.check_mode(config.mode)
     prompts = _sample_prompts(config, found)
@@ -85,7 +85,7 @@ def train_lora(job: TrainJob) -> TrainResult:
 def _drawn_seed(config: TrainConfig, workers: Workers) -> int:
     """One that nobody chose: the resumed run's, or a random one that all processes agree on."""
     if config.resume:
-        return seed_of_state(config.state_path)
+        return seed_of_state(config.resumed_state)
     return workers.agree(random.randrange(MAX_TRAINING_SEED + 1))
 
 

@@ -35,7 +35,8 @@ class Option:
 
     help opens with the term that a user would search for. flags: its names on the command line
     without dashes, the first one in messages; the field's name if there are none; cli: whether it
-    is there at all. joined: its list is one word. positional: it has no flag. switches: flags that
+    is there at all. bare: its value where nothing stands behind its flag; None if something must.
+    joined: its list is one word. positional: it has no flag. switches: flags that
     stand for a value, with their help; an option that has them and no other flags is given by them
     alone. pair: it is the NAME of a NAME=VALUE behind its flag. lines: its names in prompt lines.
     node: its name as an input of a node, "" to have none, None for the field's name. none: the
@@ -49,6 +50,7 @@ class Option:
     help: str
     flags: tuple[str, ...] = ()
     cli: bool = True
+    bare: Any = None
     switches: Mapping[str, tuple[Any, str]] = field(default_factory=dict)
     pair: str = ""
     lines: tuple[str, ...] = ()

@@ -19,7 +19,8 @@ from ..lora.delta import Delta, Hadamard, Kronecker, LowRank
 from ..lora.names import underscored
 from ..lora.patterns import select_names
 from ..runtime.errors import FramePackError
-from .config import AdapterConfig
+from ..weights.files import open_weights
+from .config import AdapterConfig, TrainConfig
 from .rng import generator
 
 PREFIX = "lora_unet_"
@@ -31,6 +32,9 @@ FACTORS: dict[str, dict[str, str]] = {
     "lokr": {"w1": "lokr_w1", "w2": "lokr_w2_a", "w2_b": "lokr_w2_b"},
 }
 LOKR_WHOLE = "lokr_w2"
+RATE_FACTOR = "rate_factor"  # of a group of parameters
+# The key of a factor [rank, in].
+RANKED = {"lora": "lora_down.weight", "loha": "hada_w1_b", "lokr": "lokr_w2_b"}
 
 
 class Adapter(nn.Module):
@@ -144,6 +148,26 @@ class Adapters(nn.Module):
             tensors[key] = torch.tensor(adapter.alpha, dtype=dtype)
         return tensors
 
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """What is trained, by how many times the learning rate (arXiv 2402.12354)."""
+        ratio = self.config.loraplus
+        if ratio is None:
+            return [{"params": list(self.named_tensors().values())}]
+        up, down = (
+            [adapter.factors[name] for adapter in self._adapters()] for name in ("up", "down")
+        )
+        return [{"params": down}, {"params": up, RATE_FACTOR: ratio}]
+
+    @torch.no_grad()
+    def limit_norms(self, most: float) -> None:
+        """Scale the factors of every change whose norm is above a limit down to it."""
+        for adapter in self._adapters():
+            up, down = adapter.factors["up"], adapter.factors["down"]
+            norm = adapter.scale * (up @ down).norm()
+            factor = (most / norm.clamp(min=most)).sqrt()
+            up.mul_(factor)
+            down.mul_(factor)
+
     @torch.no_grad()
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         """Take over the tensors of a file that was trained with the same settings."""
@@ -175,6 +199,26 @@ class Adapters(nn.Module):
 
         # Compiled code would be made anew for every seed, and cannot hold a generator.
         return torch.compiler.disable(add) if adapter.drops else add
+
+
+def with_dim_of_weights(config: TrainConfig) -> TrainConfig:
+    """Settings whose rank and alpha are those of the network weights, where they are to be.
+
+    Raises FramePackError where the file's layers do not have one of each.
+    """
+    if not config.dim_from_weights or config.network_weights is None:
+        return config
+    files, key = open_weights(config.network_weights), RANKED[config.adapter.kind]
+    ranks = {files.info(name).shape[0] for name in files if name.endswith(f".{key}")}
+    alphas = {float(files[name]) for name in files if name.endswith(".alpha")}
+    if len(ranks) != 1 or len(alphas) != 1:
+        raise FramePackError(
+            f"dim_from_weights: {config.network_weights} has ranks {sorted(ranks)} and alphas "
+            f"{sorted(alphas)} where a {config.adapter.kind} has one of each; give --network_dim "
+            "and --network_alpha"
+        )
+    adapter = config.adapter.model_copy(update={"rank": ranks.pop(), "alpha": alphas.pop()})
+    return config.model_copy(update={"adapter": adapter, "dim_from_weights": False})
 
 
 def select_layers(

@@ -12,7 +12,7 @@ import torch
 from torch.optim import Optimizer
 
 from ..runtime.errors import FramePackError
-from ..runtime.files import atomic_path, is_file
+from ..runtime.files import atomic_path, is_file, is_folder
 from ..runtime.options import merged, mutable_on_resume
 from .adapters import Adapters
 from .config import TrainConfig
@@ -73,6 +73,11 @@ def seed_of_state(path: Path) -> int:
 
 def require_state(path: Path) -> None:
     """Raise FramePackError where there is no file to resume from."""
+    if is_folder(path):
+        raise FramePackError(
+            f"{path} is a folder, as musubi-tuner's states are, which cannot be resumed here; "
+            "train its LoRA further with --network_weights"
+        )
     if not is_file(path):
         raise FramePackError(
             f"{path} is not there: there is nothing to resume; start without resume, or give the "

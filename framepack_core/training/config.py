@@ -13,7 +13,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, model_validator
 
 from ..runtime.errors import FramePackError
-from ..runtime.files import check_file_name, is_folder
+from ..runtime.files import check_file_name, is_file, is_folder
 from ..runtime.options import RANDOM, Settings, option
 from ..sampling.plan import GUIDANCE, TIME_SCALE
 
@@ -73,6 +73,11 @@ LESS_MEMORY = (
 def _kind(value: Any) -> Any:
     """musubi-tuner names adapter types by modules."""
     return {module: kind for kind, module in NETWORK_MODULES.items()}.get(value, value)
+
+
+def _dtype(value: Any) -> Any:
+    """musubi-tuner's other name for fp32."""
+    return "fp32" if value == "float" else value
 
 
 def _several(value: Any) -> Any:
@@ -163,10 +168,21 @@ class AdapterConfig(Settings):
         node="",
     )
 
+    loraplus: float | None = option(
+        None,
+        "LoRA+ ratio: how much faster the second factor of a LoRA learns, such as 4 to 16.",
+        "network_args",
+        pair="loraplus_lr_ratio",
+        node="",
+        gt=0,
+    )
+
     @model_validator(mode="after")
-    def _dropout_of_lora(self) -> AdapterConfig:
+    def _only_of_lora(self) -> AdapterConfig:
         if self.dropout and self.kind != "lora":
             raise ValueError(f"dropout: {self.kind} has none; use rank_dropout")
+        if self.loraplus and self.kind != "lora":
+            raise ValueError(f"loraplus_lr_ratio: {self.kind} has none; leave it out")
         return self
 
 
@@ -284,11 +300,13 @@ class RunOptions(Settings):
         min_length=1,
         pattern=r"^[^/\\]+$",
     )
-    resume: bool = option(
+    resume: Path | bool = option(
         False,
-        "Resume the run of this name from its state; base model, clips and settings must be the "
-        "same.",
+        "Resume the run of this name from its state, or under a new name from a state file; base "
+        "model, clips and settings must be the same.",
+        bare=True,
         node="",
+        metavar="STATE",
         mutable=True,
     )
     seed: int = option(
@@ -329,6 +347,9 @@ class RunOptions(Settings):
     network_weights: Path | None = option(
         None, "Network weights: a LoRA to start from.", node="", metavar="FILE"
     )
+    dim_from_weights: bool = option(
+        False, "Dim from weights: rank and alpha are those of the network weights.", node=""
+    )
     training_comment: str = option(
         "",
         "Training comment: a text for the file's metadata.",
@@ -336,6 +357,12 @@ class RunOptions(Settings):
         mutable=True,
         metadata="ss_training_comment",
     )
+
+    @model_validator(mode="after")
+    def _has_weights(self) -> RunOptions:
+        if self.dim_from_weights and self.network_weights is None:
+            raise ValueError("dim_from_weights: needs network_weights; name the file")
+        return self
 
 
 class OptimizerOptions(Settings):
@@ -442,6 +469,14 @@ class OptimizerOptions(Settings):
         metadata="ss_max_grad_norm",
         ge=0,
         high=1000.0,
+    )
+
+    scale_weight_norms: float | None = option(
+        None,
+        "Scale weight norms: after each update the change of every layer is scaled down to this "
+        "norm, such as 1.",
+        node="",
+        gt=0,
     )
 
     @model_validator(mode="after")
@@ -575,7 +610,50 @@ class SavingOptions(Settings):
         gt=0,
         high=1000,
     )
-    save_dtype: Literal["bf16", "fp16", "fp32"] = option(
+    keep_last_epochs: int | None = option(
+        None,
+        "Keep, of the files of epochs, the last n.",
+        "save_last_n_epochs",
+        node="",
+        absent="to keep all",
+        mutable=True,
+        gt=0,
+    )
+    keep_last_steps: int | None = option(
+        None,
+        "Keep, of the files of steps, those of the last n steps.",
+        "save_last_n_steps",
+        node="",
+        absent="to keep all",
+        mutable=True,
+        gt=0,
+    )
+    save_state: bool = option(
+        False,
+        "Save the state beside every numbered file, to resume from there. The last one is always "
+        "saved.",
+        node="",
+        mutable=True,
+    )
+    keep_last_epoch_states: int | None = option(
+        None,
+        "Keep, of the states of epochs, the last n.",
+        "save_last_n_epochs_state",
+        node="",
+        absent="as the files",
+        mutable=True,
+        gt=0,
+    )
+    keep_last_step_states: int | None = option(
+        None,
+        "Keep, of the states of steps, those of the last n steps.",
+        "save_last_n_steps_state",
+        node="",
+        absent="as the files",
+        mutable=True,
+        gt=0,
+    )
+    save_dtype: Annotated[Literal["bf16", "fp16", "fp32"], BeforeValidator(_dtype)] = option(
         "bf16", "File dtype.", "save_precision", mutable=True, reference="fp32"
     )
     validation_clips: int = option(
@@ -601,6 +679,48 @@ class SavingOptions(Settings):
         metavar="DIR",
         mutable=True,
     )
+
+
+class MetadataOptions(Settings):
+    """What a file says about itself, by the keys of modelspec."""
+
+    title: ClassVar[str] = "metadata"
+    no_metadata: bool = option(
+        False,
+        "No metadata but what the file needs to be read, its title and what is said here.",
+        node="",
+        mutable=True,
+    )
+    metadata_title: str = option(
+        "",
+        "Title.",
+        node="",
+        absent="the output name",
+        mutable=True,
+        metadata="modelspec.title",
+    )
+    metadata_author: str = option("", "Author.", node="", mutable=True, metadata="modelspec.author")
+    metadata_description: str = option(
+        "", "Description.", node="", mutable=True, metadata="modelspec.description"
+    )
+    metadata_license: str = option(
+        "", "License.", node="", mutable=True, metadata="modelspec.license"
+    )
+    metadata_tags: str = option(
+        "",
+        "Tags, with commas between.",
+        node="",
+        mutable=True,
+        metadata="modelspec.tags",
+    )
+    metadata_reso: str = option(
+        "",
+        "Resolution, such as 640 or 640,480.",
+        node="",
+        mutable=True,
+        pattern=r"^(\d+(,\d+)?)?$",
+    )
+    metadata_arch: str = option("", "Architecture in place of framepack.", node="", mutable=True)
 
 
 class SampleOptions(Settings):
@@ -660,7 +780,13 @@ class SampleOptions(Settings):
 
 # The fields of the last base come first.
 class TrainConfig(
-    SampleOptions, SavingOptions, MemoryOptions, ConditionOptions, OptimizerOptions, RunOptions
+    SampleOptions,
+    MetadataOptions,
+    SavingOptions,
+    MemoryOptions,
+    ConditionOptions,
+    OptimizerOptions,
+    RunOptions,
 ):
     """How an adapter is trained; a run with the same settings and seed is bit-exact.
 
@@ -671,6 +797,14 @@ class TrainConfig(
     mode: TrainMode = "framepack"
     adapter: AdapterConfig = AdapterConfig()
     timesteps: Timesteps = Timesteps()
+
+    @model_validator(mode="after")
+    def _norms_of_lora(self) -> TrainConfig:
+        if self.scale_weight_norms and self.adapter.kind != "lora":
+            raise ValueError(
+                f"scale_weight_norms: {self.adapter.kind} has no two factors; leave it out"
+            )
+        return self
 
     def total_steps(self, batches: int, processes: int = 1) -> int:
         """Updates of the whole run, of `batches` an epoch."""
@@ -696,17 +830,28 @@ class TrainConfig(
 
     @property
     def numbered(self) -> re.Pattern[str]:
-        """The stems of what it saves on the way."""
-        return re.compile(rf"{re.escape(self.output_name)}-(step\d{{8}}|\d{{6}})")
+        """The stems of what it saves on the way, after so many steps or epochs."""
+        number = r"step(?P<step>\d{8})|(?P<epoch>\d{6})"
+        return re.compile(f"{re.escape(self.output_name)}-(?:{number})")
 
     def check_name(self) -> None:
         """Refuse to write over a run, and a name that no file can have; raises FramePackError."""
         check_file_name(f"{self.output_name}-step00000000.safetensors", "output_name")
-        if self.exists and not self.resume:
+        continues = self.resume and _same_path(self.resumed_state, self.state_path)
+        if self.exists and not continues:
             raise FramePackError(
                 f"{self.adapter_path}: this run is there already; resume it, or give another "
                 "output_name"
             )
+
+    @property
+    def resumed_state(self) -> Path:
+        """What it resumes from."""
+        if not isinstance(self.resume, Path):
+            return self.state_path
+        # musubi-tuner's states are folders, whose names have no ending.
+        file = self.resume.with_name(f"{self.resume.name}.pt")
+        return file if is_file(file) else self.resume
 
     def renamed(self) -> TrainConfig:
         """The same under the first name, by a number behind it, that no run has yet."""
@@ -730,3 +875,7 @@ class TrainConfig(
     def log_path(self) -> Path:
         """A line of JSON for every update."""
         return self.output_dir / f"{self.output_name}-log.jsonl"
+
+
+def _same_path(one: Path, other: Path) -> bool:
+    return os.path.abspath(one) == os.path.abspath(other)

@@ -19,7 +19,7 @@ from ..runtime.errors import FramePackError
 from ..runtime.fingerprint import fingerprint
 from ..sampling.flow import FlowDenoiser
 from ..weights.files import open_weights
-from .adapters import Adapters
+from .adapters import RATE_FACTOR, Adapters, with_dim_of_weights
 from .batches import Batches
 from .blocks import wrapped_blocks
 from .checkpoint import require_state
@@ -83,7 +83,7 @@ def check_run(config: TrainConfig) -> None:
     learning_rates(config, config.steps)
     make_optimizer(config, [nn.Parameter(torch.zeros(1))])
     if config.resume:
-        require_state(config.state_path)
+        require_state(config.resumed_state)
     elif config.network_weights is not None:
         open_weights(config.network_weights)
 
@@ -108,7 +108,7 @@ def train(
     """
     # A host may have turned gradients off for everything that it runs.
     with torch.inference_mode(False), torch.enable_grad():
-        place = torch.device(device)
+        place, config = torch.device(device), with_dim_of_weights(config)
         objective = Objective(config, denoiser, batches, place)
         run = _Run(objective, validation, metadata or {}, base)
         blocks = wrapped_blocks(
@@ -155,7 +155,7 @@ class _Run:
         dit = objective.denoiser.dit
         self.adapters = Adapters.create(dit, config.adapter).to(self.device)
         self.parameters = list(self.adapters.named_tensors().values())
-        self.optimizer = make_optimizer(config, self.parameters)
+        self.optimizer = make_optimizer(config, self.adapters.parameter_groups())
         self.total = config.total_steps(len(batches), self.workers.count)
         self.rate = learning_rates(config, self.total)
         self.epoch_steps = config.steps_an_epoch(len(batches), self.workers.count)
@@ -241,10 +241,12 @@ class _Run:
         norm = self._clip()
         rate = self.rate(step)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group.get(RATE_FACTOR, 1.0)
         self._between_updates = False
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        if config.scale_weight_norms is not None:
+            self.adapters.limit_norms(config.scale_weight_norms)
         self.files.progress.step += 1
         self._between_updates = True
         return value, norm, rate

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import datetime, timezone
 
 from ..lora.report import LORA_MODE
@@ -20,13 +20,23 @@ WINDOW, TARGET_INDEX, CLEAN_INDICES = (
 )
 
 
+# What a reader of the file needs, besides what modelspec calls a description.
+NEEDED = frozenset(
+    {
+        *("ss_base_model_version", "ss_network_module", "ss_network_dim", "ss_network_alpha"),
+        *("ss_network_args", LORA_MODE),
+    }
+)
+
+
 def adapter_metadata(
-    config: TrainConfig, steps_an_epoch: int, step: int, model_name: str = ""
+    config: TrainConfig, steps_an_epoch: int, step: int, more: Mapping[str, str]
 ) -> dict[str, str]:
-    """What is known from the settings of a run at a step."""
+    """What is known of a run at a step, from its settings and from elsewhere."""
     adapter = config.adapter
     now = datetime.now(timezone.utc)
     values = {
+        "modelspec.title": config.output_name,
         **file_metadata(config),
         "ss_training_finished_at": now.timestamp(),
         "ss_num_batches_per_epoch": steps_an_epoch * config.gradient_accumulation_steps,
@@ -37,17 +47,23 @@ def adapter_metadata(
         "ss_network_module": NETWORK_MODULES[adapter.kind],
         "ss_network_dropout": adapter.dropout or None,
         "ss_network_args": json.dumps(_network_args(config)),
-        "ss_sd_model_name": model_name,
         "ss_steps": step,
         "ss_epoch": step // steps_an_epoch,
         "modelspec.sai_model_spec": "1.0.0",
-        "modelspec.architecture": f"{ARCHITECTURE}/lora",
+        "modelspec.architecture": f"{config.metadata_arch or ARCHITECTURE}/lora",
         "modelspec.implementation": "https://github.com/lllyasviel/FramePack",
-        "modelspec.title": config.output_name,
         "modelspec.date": now.isoformat(timespec="seconds"),
         LORA_MODE: config.mode,
+        **more,
     }
-    return {key: str(value) for key, value in values.items()}
+    if config.metadata_reso:
+        sides = config.metadata_reso.split(",")
+        values["modelspec.resolution"] = f"{sides[0]}x{sides[-1]}"
+    return {
+        key: str(value)
+        for key, value in values.items()
+        if not config.no_metadata or key in NEEDED or key.startswith("modelspec.")
+    }
 
 
 def dataset_metadata(found: TrainingSet) -> dict[str, str]:

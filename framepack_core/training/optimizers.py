@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
 from torch.optim import Optimizer
 
 from ..runtime.errors import FramePackError
@@ -18,8 +17,8 @@ from .config import ADAFACTOR, OPTIMIZERS, OptimizerOptions
 RATE_GIVEN = {"relative_step": False, "scale_parameter": False, "warmup_init": False}
 
 
-def make_optimizer(options: OptimizerOptions, parameters: Iterable[nn.Parameter]) -> Optimizer:
-    """An optimiser by short name, by its name in torch.optim, or by class path.
+def make_optimizer(options: OptimizerOptions, parameters: Iterable[Any]) -> Optimizer:
+    """An optimiser of parameters or groups of them, by short name, torch's name or class path.
 
     Raises FramePackError naming the package to install, or the argument that does not fit.
     """

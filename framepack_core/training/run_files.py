@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from .checkpoint import Progress, append_log, load_state, save_state, write_log
 from .config import TrainConfig
 from .metadata import adapter_metadata
 from .optimizers import weights_in_use
+
+ADAPTER, STATE = ".safetensors", "-state.pt"
 
 
 class RunFiles:
@@ -45,11 +48,12 @@ class RunFiles:
     def _start(self) -> Progress:
         """Where the run begins: what its state says, or an adapter that learned nothing yet."""
         config = self.config
+        if self.writes:  # alone: another process may look after this one's first file is there
+            config.check_name()
         if config.resume:
-            progress = load_state(config.state_path, self.adapters, self.optimizer, self.settings)
+            state = config.resumed_state
+            progress = load_state(state, self.adapters, self.optimizer, self.settings)
         else:
-            if self.writes:  # alone: another process may look after this one's first file is there
-                config.check_name()
             progress = Progress()
             if config.network_weights is not None:
                 self.adapters.load_tensors(open_weights(config.network_weights))
@@ -86,25 +90,49 @@ class RunFiles:
     def _write(self, path: Path) -> None:
         with weights_in_use(self.optimizer):
             tensors = self.adapters.file_tensors(parse_dtype(self.config.save_dtype))
-        about = adapter_metadata(self.config, self.epoch_steps, self.progress.step)
-        save_weights(path, tensors, {**about, **self.metadata})
-        save_state(
-            self.config.state_path, self.progress, self.adapters, self.optimizer, self.settings
-        )
-        self._drop_old()
+        about = adapter_metadata(self.config, self.epoch_steps, self.progress.step, self.metadata)
+        save_weights(path, tensors, about)
+        states = [self.config.state_path]
+        if self.config.save_state and path != self.config.adapter_path:
+            states.append(path.with_name(f"{path.stem}{STATE}"))
+        for state in states:
+            save_state(state, self.progress, self.adapters, self.optimizer, self.settings)
+        self._drop_old(path)
 
     def _numbered(self, number: str) -> Path:
         return self.config.output_dir / f"{self.config.output_name}-{number}.safetensors"
 
-    def _drop_old(self) -> None:
-        """Remove numbered files of this run beyond the last few."""
-        if self.config.keep_last is None:
+    def _drop_old(self, saved: Path) -> None:
+        """Remove files of this run that the one just saved makes too old."""
+        config = self.config
+        adapters = config.keep_last_epochs, config.keep_last_steps
+        states = config.keep_last_epoch_states, config.keep_last_step_states
+        self._drop_before(saved, ADAPTER, *adapters)
+        self._drop_before(
+            saved, STATE, *(own or other for own, other in zip(states, adapters, strict=True))
+        )
+        if config.keep_last is not None:
+            files = sorted(self._numbers(ADAPTER), key=lambda path: path.stat().st_mtime_ns)
+            for path in files[: -config.keep_last]:
+                path.unlink()
+
+    def _drop_before(self, saved: Path, ending: str, epochs: int | None, steps: int | None) -> None:
+        """Of files of the kind of `saved`, keep the last `epochs` files, or those of `steps`."""
+        number = self.config.numbered.fullmatch(saved.stem)
+        if number is None:
             return
-        files = [
-            path
-            for path in self.config.output_dir.glob("*.safetensors")
-            if self.config.numbered.fullmatch(path.stem)
-        ]
-        files.sort(key=lambda path: path.stat().st_mtime_ns)
-        for path in files[: -self.config.keep_last]:
-            path.unlink()
+        every = self.config.save_every_epochs
+        kind, kept = "step", steps
+        if number["epoch"]:
+            kind, kept = "epoch", epochs and every and epochs * every - 1
+        if kept is None:
+            return
+        for path, other in self._numbers(ending).items():
+            if other[kind] and int(other[kind]) < int(number[kind]) - kept:
+                path.unlink()
+
+    def _numbers(self, ending: str) -> dict[Path, re.Match[str]]:
+        """The numbered files of this run with an ending, and their numbers."""
+        paths = self.config.output_dir.glob(f"*{ending}")
+        pairs = ((p, self.config.numbered.fullmatch(p.name.removesuffix(ending))) for p in paths)
+        return {path: match for path, match in pairs if match}
