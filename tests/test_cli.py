@@ -337,6 +337,11 @@ def test_sections_win_over_seconds_with_a_warning(
     ]
 
 
+def test_a_ledger_that_is_not_kept_is_told(image: Path, caplog: pytest.LogCaptureFixture) -> None:
+    read(image, "--ledger", "somewhere", "--no_ledger")
+    assert caplog.messages == ["--ledger has no effect with --no_ledger"]
+
+
 def test_size_is_the_models_own_unless_given(image: Path) -> None:
     def size(*options: str) -> tuple[int, int]:
         return read(image, *options).scene.size

@@ -312,10 +312,10 @@ def limited(folder: Path) -> Iterator[None]:
     global _opened
 
     def late(*_signal: Any) -> None:
-        raise TimeoutError(f"took more than {SECONDS} s")
+        raise TimeoutError(f"took more than {SECONDS} s of processor time")
 
-    before = signal.signal(signal.SIGALRM, late)
-    signal.alarm(SECONDS)
+    before = signal.signal(signal.SIGPROF, late)
+    signal.setitimer(signal.ITIMER_PROF, SECONDS)
     _opened = set()
     try:
         with little_memory():
@@ -324,8 +324,8 @@ def limited(folder: Path) -> Iterator[None]:
         assert not strangers
     finally:
         _opened = None
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
 
 
 @contextmanager

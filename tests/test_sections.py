@@ -63,6 +63,7 @@ def test_description_states_size_length_and_order() -> None:
     [
         (lambda: plan_framepack(0), "sections: 0"),
         (lambda: plan_f1(2.5), "sections: 2.5"),
+        (lambda: plan_framepack(10**9), "1000000000 are more than 100000"),
         (lambda: plan_framepack(2, window=0), "window: 0"),
         (lambda: plan_f1(2, window=99), "window: 99"),
         (lambda: plan_framepack(3, paddings=[1, 0]), "2 given for 3 sections"),

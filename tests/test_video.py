@@ -55,6 +55,15 @@ def test_file_plays_everywhere(tmp_path: Path) -> None:
         assert container.metadata["comment"] == comment
 
 
+def test_a_codec_without_a_decoder_is_told(tmp_path: Path) -> None:
+    """PyAV 13 to 17 end the process where such a stream is decoded."""
+    path = tmp_path / "a.mp4"
+    write(path)
+    path.write_bytes(path.read_bytes().replace(b"avc1", b"zzzz"))
+    with pytest.raises(FramePackError, match="no decoder for its codec"):
+        read_video(path)
+
+
 def test_fractional_rates(tmp_path: Path) -> None:
     with VideoWriter(tmp_path / "a.mp4", width=48, height=32, fps=23.976) as writer:
         for frame in np.concatenate([frames()] * 3):

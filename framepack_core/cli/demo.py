@@ -14,6 +14,7 @@ from ..headless.pictures import Picture
 from ..headless.request import Request
 from ..headless.scenes import Video
 from ..runtime.display import Display, say
+from ..runtime.files import free_path
 from ..runtime.images import save_png
 from ..runtime.video import contact_sheet, read_video
 from ..sampling.options import SamplingOptions
@@ -34,7 +35,7 @@ def run(command: Demo) -> None:
     if command.clips:
         say(f"{len(write_lessons(command.clips))} clips and captions\n{command.clips}")
         return
-    output = Output(OutputOptions(save_path=command.out, no_ledger=True), "i2v")
+    output = Output(OutputOptions(save_path=command.out, no_ledger=True), "i2v").unused()
     output.check(latent_bytes=0)
     models = Models(dict.fromkeys(FLAGS, SNAPSHOT), torch.device("cpu"), torch.float32)
     clips = draw([SEED], SECTIONS, central=True)
@@ -45,6 +46,6 @@ def run(command: Demo) -> None:
         say(request.describe())
     [video] = make([Job(request, output)], models, Encodings(models.device))
     frames, fps = read_video(video)
-    sheet = command.out / "contact_sheet.png"
+    sheet = free_path(command.out / "contact_sheet.png")
     save_png(sheet, contact_sheet(frames, columns=6, enlarge=ENLARGE))
     say(f"{len(frames)} frames, {fps:g} fps\n{sheet}")

@@ -173,6 +173,7 @@ class OutputOptions(LedgerOptions):
         absent=f"{FPS}",
         initial=float(FPS),
         gt=0.0,
+        le=1000.0,
         low=1.0,
         high=240.0,
         step=1.0,
@@ -276,6 +277,8 @@ class AnyJob(VideoJob, EditJob):
             yield (*NOT_OF_F1, *_flags(EndImageOptions)), "with --f1, which makes a video forwards"
         elif self.guidance.end_image_path is None:
             yield _flags(EndImageOptions), "without --end_image_path"
+        if self.output.no_ledger:
+            yield ("ledger",), "with --no_ledger"
         if self.length.video_sections is not None:
             yield ("video_seconds",), "with --video_sections; give one of them"
 

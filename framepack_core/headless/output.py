@@ -87,14 +87,9 @@ class Output:
 
     def check(self, latent_bytes: int) -> None:
         """Refuse a folder that cannot be written, a full disk and an encoder that fails."""
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise FramePackError(
-                f"output folder {self.folder} cannot be made ({error.strerror}); name another"
-            ) from error
-        if not os.access(self.folder, os.W_OK):
-            raise FramePackError(f"output folder {self.folder} is read-only; name another folder")
+        _check_folder("output folder", self.folder)
+        if self.options.ledger is not None and not self.options.no_ledger:
+            _check_folder("--ledger", self.options.ledger)
         if shutil.disk_usage(self.folder).free < latent_bytes:
             raise FramePackError(
                 f"output folder {self.folder}: the disk is full, the latents alone need "
@@ -141,3 +136,13 @@ class Output:
         width, height = size
         options = {"fps": self.fps, "crf": self.options.crf, "codec": self.options.codec}
         return path, VideoWriter(path, width=width, height=height, **options, metadata=text)
+
+
+def _check_folder(name: str, folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:  # ValueError: NUL in the name
+        reason = getattr(error, "strerror", None) or error
+        raise FramePackError(f"{name} {folder}: cannot be made ({reason}); name another") from error
+    if not os.access(folder, os.W_OK):
+        raise FramePackError(f"{name} {folder}: is read-only; name another folder")

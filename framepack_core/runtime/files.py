@@ -74,6 +74,8 @@ NAME_BYTES = 255  # of one part of a path, on most file systems
 
 def check_file_name(name: str, what: str) -> None:
     """Refuse a name that no file can have; `what` is what an error calls it."""
+    if "/" in name or "\\" in name:
+        raise FramePackError(f"{what} {name!r}: a name holds neither / nor \\; folders are apart")
     room = len(f".{uuid4().hex}.part")  # while it is written
     if "\0" in name or len(os.fsencode(name)) > NAME_BYTES - room:
         shown = name if len(name) <= 40 else f"{name[:37]}..."

@@ -265,6 +265,11 @@ def parse_pairs(words: Iterable[str], place: str) -> dict[str, Any]:
 
 def _check_quotes(value: str, place: str) -> None:
     """Refuse text in brackets that is no list: a shell takes quotes away that were not quoted."""
+    for opening, closing in ("[]", "()", "{}"):
+        if value[:1] == opening and value.count(opening) > value.count(closing):
+            raise FramePackError(
+                f"{place}: {value} is no list, as a {closing} is missing at its end"
+            )
     if (value[:1], value[-1:]) in {("[", "]"), ("(", ")"), ("{", "}")}:
         inside = value[1:-1].split(",")
         written = value[0] + ", ".join(f"'{part.strip()}'" for part in inside) + value[-1]

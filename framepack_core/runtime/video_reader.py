@@ -22,6 +22,7 @@ from .files import is_file
 from .images import Pixels, Size, resize_lanczos
 
 RESAMPLED = 30.0  # frames per second of what has no constant rate: those of FramePack's motion
+LONGEST = 60.0  # seconds that a frame may stay: one damaged time stamp makes a clip of hours
 ROUNDING = 1e-3  # seconds: many containers count milliseconds
 MAX_ASPECT = 16  # of a pixel; more is a mistake in the file
 # Codecs whose packets are frames, one each, if the container has a time stamp for all of them.
@@ -103,6 +104,8 @@ def _opened(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
     try:
         with av.open(str(path), **READ_OPTIONS) as container:
             stream = container.streams.video[0]
+            if cast(Any, stream).codec_context is None:  # PyAV 13 to 17 crash where it decodes
+                raise ValueError("no decoder for its codec")
             stream.thread_type = "AUTO"
             yield container, stream
     except UNREADABLE as error:
@@ -147,7 +150,11 @@ def _time_stamps(
             raise ValueError("neither time stamps nor a frame rate")
         return [i / rate for i in range(len(ticks))], 1 / rate
     unit = float(stream.time_base or 0)
-    return [(tick - known[0]) * unit for tick in known], (last or 0) * unit
+    times, last = [(tick - known[0]) * unit for tick in known], (last or 0) * unit
+    longest = max([*np.diff(times), last])
+    if longest > LONGEST:
+        raise ValueError(f"its time stamps let a frame stay for {longest:.0f} s")
+    return times, last
 
 
 def _is_constant(times: Sequence[float]) -> bool:

@@ -11,6 +11,7 @@ WINDOW = 9
 MAX_WINDOW = 33
 SIZE_MULTIPLE = 16
 MAX_SIDE = 8192  # pixels, so that a slip of the finger does not take all memory
+MAX_SECTIONS = 100_000  # more than a day of video, for the same reason
 MAX_SIZE = 4096  # of a side that nodes offer
 LATENT_STRIDE = 8
 LATENT_CHANNELS = 16
@@ -128,6 +129,11 @@ def check_size(width: int, height: int) -> None:
 def _check_counts(sections: int, window: int) -> None:
     if not isinstance(sections, int) or sections < 1:
         raise FramePackError(f"sections: {sections!r} is not a whole number of 1 or more")
+    if sections > MAX_SECTIONS:
+        raise FramePackError(
+            f"sections: {sections} are more than {MAX_SECTIONS}, which last longer than a day; "
+            "give a shorter length"
+        )
     _check_window(window)
 
 

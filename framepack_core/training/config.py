@@ -298,7 +298,6 @@ class RunOptions(Settings):
         mutable=True,
         metadata="ss_output_name",
         min_length=1,
-        pattern=r"^[^/\\]+$",
     )
     resume: Path | bool = option(
         False,

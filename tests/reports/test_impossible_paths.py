@@ -145,3 +145,16 @@ def test_halves_of_characters_in_json(text: str) -> None:
         parse_json, text, "v.jsonl line 3"
     )
     assert parse_json(r'["\ud83d\ude00"]', "x") == ["😀"]
+
+
+@pytest.mark.parametrize("option", ["--save_path", "--ledger"])
+@pytest.mark.parametrize("value", [IMPOSSIBLE["long"], IMPOSSIBLE["NUL"]])
+def test_output_folders_are_told_before_anything_is_loaded(
+    option: str, value: str, tmp_path: Path, monkeypatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    command = small("generate", tmp_path, "--image_path", picture(tmp_path / "a.png"))
+    command = [word for word in command if word != "--no_ledger"]
+    assert main([*command, "--prompt", "a ball", option, value]) == 2
+    told = capsys.readouterr()
+    assert "cannot be made" in told.err and "encoding" not in told.out

@@ -25,6 +25,13 @@ def test_brackets_without_quotes(word: str, advice: str) -> None:
     assert "its quotes are missing" in error and advice in error
 
 
+@pytest.mark.parametrize("word", ["betas=(0.9,0.99", "x=[a, [b]", "x={'a': 1"])
+def test_brackets_without_an_end(word: str) -> None:
+    error = error_of(parse_pairs, [word], "--optimizer_args")
+    assert error.startswith(f"--optimizer_args: {word.partition('=')[0]}: ")
+    assert "is missing at its end" in error
+
+
 @pytest.mark.parametrize(
     ("word", "value"),
     [

@@ -8,7 +8,7 @@ import pytest
 import torch
 from cli_runs import failure, files, paths, picture, small
 
-from framepack_core.cli import main
+from framepack_core.cli import demo, main
 from framepack_core.models.merge import save_dit
 from framepack_core.runtime.errors import FramePackError
 from framepack_core.runtime.files import atomic_path, check_file_name, free_path
@@ -38,6 +38,16 @@ def test_decoding_next_to_the_video(tmp_path: Path, capsys: pytest.CaptureFixtur
         [made] = paths(capsys.readouterr().out)
         assert made.name == f"{video.stem}_{number}.mp4"
     assert video.read_bytes() == b"edited by the user"
+
+
+def test_the_demo_beside_files_of_its_names(tmp_path: Path, monkeypatch) -> None:
+    made = [tmp_path / "i2v.mp4", tmp_path / "contact_sheet.png"]
+    for path in made:
+        path.write_bytes(b"of the user")
+    monkeypatch.setattr(demo, "STEPS", 1)
+    assert main(["demo", "--out", str(tmp_path)]) == 0
+    assert {path.read_bytes() for path in made} == {b"of the user"}
+    assert all(path.with_stem(f"{path.stem}_2").is_file() for path in made)
 
 
 def test_latent_files_of_one_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,7 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from reports.inputs import TURNS, captioned, clips_toml, greys, turn, write_picture, write_stored
+from reports.inputs import (
+    TURNS,
+    captioned,
+    clips_toml,
+    error_of,
+    greys,
+    turn,
+    write_picture,
+    write_stored,
+)
 
 from framepack_core.runtime.video import read_video
 from framepack_core.runtime.video_reader import VideoFile
@@ -85,6 +94,13 @@ def test_a_variable_frame_rate(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".mov"])
+def test_a_damaged_time_stamp(tmp_path: Path) -> None:
+    """Three frames would become half an hour of pictures."""
+    clip = write_stored(tmp_path / "a.mkv", [CORNERS] * 3, times=[0, 33, 1_800_000])
+    error = error_of(VideoFile.open, clip)
+    assert "a.mkv: cannot be read (its time stamps let a frame stay for 1800 s)" in error
+
+
 @pytest.mark.parametrize("fps", [24, 30, 60])
 def test_constant_rates_stay_as_they_are(fps: int, suffix: str, tmp_path: Path) -> None:
     """Also where the container rounds time stamps to milliseconds."""
