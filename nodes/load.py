@@ -12,7 +12,7 @@ from ..framepack_core.runtime.device import parse_dtype
 from ..framepack_core.runtime.display import warn
 from ..framepack_core.sampling.plan import Mode
 from ..framepack_core.toyworld import SNAPSHOT
-from ..framepack_core.weights.fp8 import Precision
+from ..framepack_core.weights.formats import Precision
 from ..framepack_core.weights.layouts import find_snapshot, is_standard_name
 from ..framepack_core.weights.names import mode_by_name
 from .comfyui.encoders import FramePackCLIPVision, FramePackVAE, load_clip

@@ -21,19 +21,10 @@ from framepack_core.models.build import dit_state, load_dit, load_text_encoders
 from framepack_core.runtime.errors import FramePackError
 from framepack_core.toyworld import SNAPSHOT
 from framepack_core.weights.files import open_weights
-from framepack_core.weights.fp8 import (
-    E4M3,
-    E5M2,
-    FP8,
-    Fp8Linear,
-    ScaledFiles,
-    cast,
-    dequantize,
-    full_weight,
-    is_block_linear,
-    quantize,
-    scale_shape,
-)
+from framepack_core.weights.formats import is_block_linear
+from framepack_core.weights.fp8 import E4M3, E5M2, FP8, cast, dequantize, quantize, scale_shape
+from framepack_core.weights.quantised_files import QuantisedFiles
+from framepack_core.weights.quantised_linear import QuantisedLinear, full_weight
 
 TO_Q = "transformer_blocks.0.attn.to_q"
 WIDE = "single_transformer_blocks.0.proj_out"  # 160 inputs: not a multiple of 64
@@ -110,7 +101,7 @@ def test_zeros_stay_zeros(dtype: torch.dtype) -> None:
 
 
 def test_linear_keeps_other_weights_as_they_are() -> None:
-    layer, plain = Fp8Linear(3, 2), nn.Linear(3, 2)
+    layer, plain = QuantisedLinear(3, 2), nn.Linear(3, 2)
     layer.load_state_dict(plain.state_dict())
     x = randn(4, 3)
     assert torch.equal(layer(x), plain(x)) and list(layer.state_dict()) == ["weight", "bias"]
@@ -119,7 +110,7 @@ def test_linear_keeps_other_weights_as_they_are() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_linear_computes_in_the_type_of_its_input(dtype: torch.dtype) -> None:
     q, scale = quantize(randn(5, 64), (5, 1, 1))
-    layer = Fp8Linear(64, 5, bias=False, device="meta").requires_grad_(False)
+    layer = QuantisedLinear(64, 5, bias=False, device="meta").requires_grad_(False)
     layer.load_state_dict({"weight": q, "scale_weight": scale}, assign=True)
     x = randn(2, 64, seed=1).to(dtype)
     expected = x.double() @ (q.double() * scale.double().reshape(5, 1)).T
@@ -264,14 +255,14 @@ def test_plain_fp8_file_of_everything(tmp_path: Path, base: dict, fp8: torch.dty
 
 BAD = {
     "scale": (
-        {f"{TO_Q}.scale_weight": torch.ones(7, 1)},
+        {f"{TO_Q}.weight": torch.ones(32, 32).to(E4M3), f"{TO_Q}.scale_weight": torch.ones(7, 1)},
         None,
         f"the scale {TO_Q}.scale_weight is [7, 1], which does not fit a weight [32, 32]",
     ),
     "format": (
-        {f"{TO_Q}.comfy_quant": torch.tensor(list(b'{"format": "nvfp4"}'), dtype=torch.uint8)},
+        {f"{TO_Q}.comfy_quant": torch.tensor(list(b'{"format": "int3"}'), dtype=torch.uint8)},
         None,
-        f"is quantised as nvfp4 ({TO_Q}), which is not supported: use the bf16, fp16 or fp8 file",
+        f"is quantised as int3 ({TO_Q}), which is not supported: use a file in one of float8",
     ),
     "no JSON": (
         {f"{TO_Q}.comfy_quant": torch.tensor([1, 2, 3], dtype=torch.uint8)},
@@ -297,9 +288,10 @@ def test_scales_of_every_form_are_told_apart(tmp_path: Path) -> None:
     forms = {(1, 1): (), (32, 1): (32, 1), (32,): (32, 1), (32, 2): blocks, blocks: blocks}
     for stored, expected in forms.items():
         tensors = {"x.weight": torch.ones(32, 8).to(E4M3), "x.weight_scale": torch.ones(stored)}
-        files = ScaledFiles(open_weights(write(tmp_path, tensors)))
-        assert list(files) == ["x.weight"] and files.scale_info("x.weight").shape == expected
-        q, scale = files.load_scaled("x.weight")
+        files = QuantisedFiles(open_weights(write(tmp_path, tensors)))
+        assert list(files) == ["x.weight"]
+        q, scale, *config = files.load_parts("x.weight").values()
+        assert scale.shape == expected and bool(config) == (expected == ())
         assert torch.equal(dequantize(q, scale, torch.float32), torch.ones(32, 8))
 
 
@@ -361,7 +353,7 @@ def test_a_host_s_layers_get_full_weights(tmp_path: Path, base: dict) -> None:
     kinds = ("Linear", "LayerNorm", "RMSNorm", "Conv3d")
     host = type("Ops", (), {name: getattr(nn, name) for name in kinds})
     model = load_dit(tmp_path, dtype=torch.float32, ops=host)
-    assert not any(isinstance(m, Fp8Linear) for m in model.modules())
+    assert not any(isinstance(m, QuantisedLinear) for m in model.modules())
     name = f"{TO_Q}.weight"
     torch.testing.assert_close(model.get_parameter(name), expected_weights(base)[name])
 
@@ -395,9 +387,9 @@ def test_merged_into_an_fp8_file(tmp_path: Path, base: dict, form: str) -> None:
         return
     shape = {"block": (32, 5, 1), "row": (32, 1), "full": (32, 1), "tensor": ()}[form]
     q, scale = quantize(merged, shape)
-    assert layer.scale_weight.shape == shape
+    stored = layer.weight_scale if form == "tensor" else layer.scale_weight
     assert torch.equal(layer.weight.view(torch.uint8), q.view(torch.uint8))
-    assert torch.equal(layer.scale_weight, scale)
+    assert stored.shape == shape and torch.equal(stored, scale)
 
 
 def test_dora_beside_an_fp8_layer(tmp_path: Path, base: dict) -> None:
@@ -424,9 +416,9 @@ def test_llama_in_fp8_computes_in_fp16() -> None:
     plain = load_text_encoders(*paths, dtype=torch.float16)
     fp8 = load_text_encoders(*paths, dtype=torch.float16, llama_precision="fp8")
     kinds = {type(m).__name__: m.weight.dtype for m in fp8.llama.modules() if hasattr(m, "weight")}
-    assert kinds["Fp8Linear"] == E4M3 and kinds["Embedding"] == torch.float16
+    assert kinds["QuantisedLinear"] == E4M3 and kinds["Embedding"] == torch.float16
     assert {dtype for name, dtype in kinds.items() if "Norm" in name} == {torch.float16}
-    assert not any(isinstance(m, Fp8Linear) for m in fp8.clip.modules())
+    assert not any(isinstance(m, QuantisedLinear) for m in fp8.clip.modules())
     a, b = (encoders.encode("a red circle moves left") for encoders in (plain, fp8))
     assert b.text.dtype == torch.float16 and b.text.shape == a.text.shape
     error = (b.text.float() - a.text.float()).norm() / a.text.float().norm()

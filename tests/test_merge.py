@@ -23,8 +23,9 @@ from framepack_core.models.build import dit_shapes, dit_state_of, load_dit
 from framepack_core.models.dit import DiTConfig
 from framepack_core.models.merge import save_dit, write_dit
 from framepack_core.runtime.errors import FramePackError
-from framepack_core.weights.files import TensorInfo, save_weights
-from framepack_core.weights.fp8 import FP8, is_block_linear
+from framepack_core.weights.files import save_weights
+from framepack_core.weights.formats import is_block_linear
+from framepack_core.weights.fp8 import FP8
 
 FILE = LoraFile.make(NATIVE, underscored("lora_unet_"), KOHYA)
 
@@ -171,8 +172,8 @@ class Patched:
     def __init__(self, merge: MergeLoras) -> None:
         self.base, self.merge = tiny_dit().state_dict(), merge
 
-    def info(self, name: str) -> TensorInfo:
-        return TensorInfo(self.base[name].dtype, tuple(self.base[name].shape))
+    def encoding(self, name: str) -> None:
+        """None of its weights is quantised."""
 
     def load(self, name: str, dtype: torch.dtype, *_: object, **__: object) -> Tensor:
         return self.merge(name, self.base[name]).to(dtype)

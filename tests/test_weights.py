@@ -272,7 +272,7 @@ def test_torch_file_of_something_else(tmp_path: Path) -> None:
 
 def test_gguf_by_its_own_name(tmp_path: Path) -> None:
     (tmp_path / "m.gguf").write_bytes(b"GGUF" + bytes(90))
-    with pytest.raises(FramePackError, match="is a GGUF file, which is not supported"):
+    with pytest.raises(FramePackError, match="is a damaged GGUF file"):
         open_weights(tmp_path / "m.gguf")
 
 

@@ -33,7 +33,7 @@ from ..sampling.estimate import (
 from ..sampling.probe import StepCost, probe_decode
 from ..sampling.sections import LATENT_STRIDE
 from ..weights.files import open_weights
-from ..weights.fp8 import Precision
+from ..weights.formats import Precision
 from ..weights.layouts import Component, find_component
 from .commands import Make
 

@@ -27,7 +27,7 @@ from ..runtime.display import warn
 from ..runtime.errors import FramePackError
 from ..runtime.images import Pixels, to_tensor
 from ..sampling.decode import Decode, DecodeMemory, RetryingDecode
-from ..weights.fp8 import Precision
+from ..weights.formats import Precision
 from ..weights.layouts import Component, find_component
 from .execution import Execution
 from .job import JobOptions

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import conv3d, layer_norm, rms_norm
 
 from ..runtime.errors import FramePackError
-from ..weights.fp8 import full_weight
+from ..weights.quantised_linear import full_weight
 from .delta import Delta
 from .files import Lora, load_lora
 from .names import Shapes

@@ -18,7 +18,7 @@ from transformers import CLIPTokenizer, PreTrainedTokenizerFast
 
 from ..runtime.errors import FramePackError
 from ..weights.files import open_weights
-from ..weights.fp8 import Fp8Ops, Precision, ScaledFiles, is_block_linear
+from ..weights.formats import Precision, is_block_linear
 from ..weights.layouts import (
     TITLES,
     Component,
@@ -27,6 +27,8 @@ from ..weights.layouts import (
     find_snapshot,
 )
 from ..weights.names import explain_mismatch, to_internal
+from ..weights.quantised_files import QuantisedFiles
+from ..weights.quantised_linear import QuantisedOps, QuantisedWeight
 from ..weights.state import ModelState, Source, Storage, Transform
 from ..weights.tokenizers import find_tokenizer
 from .attention import Attention, sdpa
@@ -80,14 +82,14 @@ def load_dit(
 ) -> FramePackDiT:
     """The DiT of a file, shard, folder or snapshot; its output projection stays in fp32.
 
-    precision: "auto" keeps weights that the file has in fp8, "full" makes them `dtype`, "fp8",
-    "fp8_e5m2" and "fp8_scaled" also quantise the linear layers of the blocks. transform changes
+    precision: "auto" keeps weights that the file has quantised, "full" makes them `dtype`, the
+    others also quantise the linear layers of the blocks. transform changes
     parameters as they are read, before they are quantised (`MergeLoras`). Raises FramePackError for
     files that are not a FramePack DiT, saying what they are.
     """
     options = {"precision": precision_for(precision, ops), "transform": transform}
     config, state = open_dit(path, dtype=dtype, device=device, **options)
-    ops = Fp8Ops if ops is nn and state.holds_fp8() else ops
+    ops = QuantisedOps if ops is nn and state.encodings() else ops
     model = FramePackDiT(config, ops=ops, attention=attention, dtype=dtype, device="meta")
     return _fill(model, dict(state), device)
 
@@ -102,7 +104,7 @@ def dit_state(
 ) -> tuple[DiTConfig, dict[str, Tensor]]:
     """Config and tensors of a DiT under the names of `FramePackDiT`, for a host that builds it.
 
-    With a precision that keeps fp8, a weight `x.weight` with a scale comes with `x.scale_weight`.
+    A quantised weight `x.weight` comes with its other parts, such as `x.weight_scale`.
     """
     config, state = open_dit(
         path, dtype=dtype, device=device, precision=precision, transform=transform
@@ -156,8 +158,9 @@ def dit_config(path: Path | str) -> DiTConfig:
 
 
 def precision_for(precision: Precision, ops: Any) -> Precision:
-    """What "auto" means with these layers: only our own know how to hold an fp8 weight."""
-    return "full" if precision == "auto" and ops is not nn else precision
+    """What "auto" means with these layers: few layers know how to hold a quantised weight."""
+    holds = ops is nn or issubclass(ops.Linear, QuantisedWeight)
+    return precision if holds or precision != "auto" else "full"
 
 
 def load_vae(
@@ -276,22 +279,22 @@ def _load_hugging_face(
     linears = _linear_weights(model)
     storage = Storage(dtype, precision_for(precision, ops), linears, linears)
     state = _state(component, files, model, storage, device)
-    ops = Fp8Ops if ops is nn and state.holds_fp8() else ops
+    ops = QuantisedOps if ops is nn and state.encodings() else ops
     return _fill(replace_layers(model, ops), dict(state), device)
 
 
 def _linear_weights(model: nn.Module) -> frozenset[str]:
-    """The weights of linear layers: what can be held in fp8."""
+    """The weights of linear layers: what can be held quantised."""
     layers = (name for name, m in model.named_modules() if isinstance(m, nn.Linear))
     return frozenset(f"{name}.weight" for name in layers)
 
 
-def _open(component: Component, path: Path | str) -> tuple[ComponentFiles, ScaledFiles]:
+def _open(component: Component, path: Path | str) -> tuple[ComponentFiles, QuantisedFiles]:
     found = find_component(path, component)
-    return found, ScaledFiles(open_weights(found.weights))
+    return found, QuantisedFiles(open_weights(found.weights))
 
 
-def _config(found: ComponentFiles, files: ScaledFiles) -> dict[str, Any] | None:
+def _config(found: ComponentFiles, files: QuantisedFiles) -> dict[str, Any] | None:
     """The config beside the file, else the one inside it (as our own saved models have)."""
     if found.config is not None or "config" not in files.metadata:
         return found.config
@@ -304,7 +307,7 @@ def _config(found: ComponentFiles, files: ScaledFiles) -> dict[str, Any] | None:
         ) from None
 
 
-def _dit_config_from_shapes(files: ScaledFiles) -> dict[str, Any]:
+def _dit_config_from_shapes(files: QuantisedFiles) -> dict[str, Any]:
     """The config of a single-file DiT, which has the released head size if it is one at all."""
     names = to_internal("dit", files)
     shapes = {name: files.info(key).shape for name, key in names.items()}
@@ -341,7 +344,7 @@ def _count(names: Iterable[str], prefix: str) -> int:
 
 def _state(
     component: Component,
-    files: ScaledFiles,
+    files: QuantisedFiles,
     skeleton: nn.Module,
     storage: Storage,
     device: torch.device | str,
@@ -363,7 +366,7 @@ def _state(
 
 
 def _check_shape(
-    component: Component, files: ScaledFiles, key: str, wanted: tuple[int, ...]
+    component: Component, files: QuantisedFiles, key: str, wanted: tuple[int, ...]
 ) -> None:
     shape = files.info(key).shape
     # ComfyUI's VAE has its attention's linear layers as 1x1x1 convolutions.

@@ -16,8 +16,9 @@ import torch
 from ..lora.apply import LoraUse, MergeLoras
 from ..runtime.errors import FramePackError
 from ..runtime.files import atomic_path, is_folder, size_text
-from ..weights.files import SAFETENSORS, TensorInfo, writing_weights
-from ..weights.fp8 import SCALE, Precision
+from ..weights.files import GGUF, SAFETENSORS, TensorInfo, writing_weights
+from ..weights.formats import PARTS, Gguf, Precision
+from ..weights.gguf import writing_gguf
 from ..weights.state import ModelState
 from .build import open_dit
 from .dit import DiTConfig
@@ -73,8 +74,14 @@ def write_dit(
     The other arguments, the result and the errors are those of `save_dit`.
     """
     destination, sharded = Path(destination), max_shard_bytes is not None
-    if not sharded and destination.suffix.lower() not in SAFETENSORS:
-        raise FramePackError(f"{destination} must be named .safetensors; or ask for shards")
+    formats = {encoding.format for encoding in state.encodings().values()}
+    blocks = next((format for format in formats if isinstance(format, Gguf)), None)
+    suffixes = SAFETENSORS if blocks is None else GGUF
+    if destination.suffix.lower() not in suffixes and not (sharded and blocks is None):
+        raise FramePackError(
+            f"{destination} must be named {suffixes[0]}"
+            + ("; or ask for shards" if blocks is None else " and be one file, as it is GGUF")
+        )
     check_free(destination, sharded)
     infos = state.infos()
     _check_space(destination, infos)
@@ -86,7 +93,12 @@ def write_dit(
     }
     tensors = enumerate(state, 1)
     for path, names in paths.items():
-        with writing_weights(path, {name: infos[name] for name in names}, metadata) as write:
+        here = {name: infos[name] for name in names}
+        with (
+            writing_weights(path, here, metadata)
+            if blocks is None
+            else writing_gguf(path, here, blocks, metadata)
+        ) as write:
             for number, (name, tensor) in itertools.islice(tensors, len(names)):
                 write(name, tensor)
                 if on_tensor is not None:
@@ -121,12 +133,12 @@ def _sha256(path: Path) -> str:
 
 
 def _shards(infos: Mapping[str, TensorInfo], limit: int | None) -> list[list[str]]:
-    """The names in order, in groups of at most `limit` bytes; a scale stays with its weight."""
+    """The names in order, in groups of at most `limit` bytes; parts of a weight stay together."""
     shards: list[list[str]] = [[]]
     size = 0
     for name, info in infos.items():
         full = limit is not None and size + info.nbytes > limit
-        if full and shards[-1] and not name.endswith(f".{SCALE}"):
+        if full and shards[-1] and not name.endswith(tuple(f".{part}" for part in PARTS)):
             shards.append([])
             size = 0
         shards[-1].append(name)

@@ -3,7 +3,7 @@
 The format is safetensors (huggingface/safetensors, README "Format"): the length of the header as
 8 little-endian bytes, the header as JSON, then the bytes of the tensors. Its header is read and
 checked here, before anything large is touched, so that a bad file is one clear error. `.pt` and
-`.bin` files go through torch.load, tensors only.
+`.bin` files go through torch.load, tensors only; `.gguf` files through the package gguf.
 """
 
 from __future__ import annotations
@@ -42,15 +42,17 @@ DTYPES = {
     "I32": torch.int32,
     "I16": torch.int16,
     "I8": torch.int8,
+    "F8_E8M0": torch.uint8,  # powers of two, which PyTorch knows since 2.7
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
 SAFETENSORS = (".safetensors", ".sft")
 TORCH = (".pt", ".pth", ".bin", ".ckpt")
+GGUF = (".gguf",)
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 # What people save by mistake under a model's name, by its first bytes.
 LOOK_ALIKES = {
-    b"GGUF": "is a GGUF file, which is not supported: use the bf16 or fp16 safetensors file",
+    b"GGUF": "is a GGUF file: rename it to .gguf",
     b"version ": "is a Git LFS pointer, not the file itself: run `git lfs pull` or download it",
     b"<!DOCTYP": "is a web page, not a model: use the page's download link",
     b"<html": "is a web page, not a model: use the page's download link",
@@ -304,6 +306,10 @@ def _open(path: Path) -> _File:
     if path.suffix.lower() in SAFETENSORS:
         return _Safetensors(path)
     size = _size(path)
+    if path.suffix.lower() in GGUF and _first_bytes(path).startswith(b"GGUF"):
+        from .gguf import GgufFile  # which needs this module
+
+        return GgufFile(path)
     if path.suffix.lower() in TORCH and _is_torch(_first_bytes(path)):
         return _TorchFile(path)
     raise FramePackError(f"{path} {_not_weights(path, size)}")
@@ -338,7 +344,7 @@ def _not_weights(path: Path, size: int) -> str:
             return "is a PyTorch file named .safetensors: rename it to .pt"
         if int.from_bytes(start, "little") <= MAX_HEADER:
             return f"ends inside its header ({size_text(size)}): download it again"
-    return f"is not a file of weights ({', '.join(SAFETENSORS + TORCH)}): check the path"
+    return f"is not a file of weights ({', '.join(SAFETENSORS + TORCH + GGUF)}): check the path"
 
 
 def _tensor_info(path: Path, name: str, entry: dict[str, Any], base: int) -> TensorInfo:

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from ..runtime.errors import FramePackError
 from ..runtime.files import is_file, is_folder
-from .files import SAFETENSORS, TORCH
+from .files import GGUF, SAFETENSORS, TORCH
 
 Component = Literal["dit", "vae", "llama", "clip", "image_encoder"]
 
@@ -125,8 +125,8 @@ def _cached_snapshot(path: Path) -> Path:
 
 
 def _weights_in(folder: Path) -> list[Path]:
-    """The one model of a folder: safetensors before .pt and .bin, a standard name before others."""
-    for suffixes in (SAFETENSORS, TORCH):
+    """The one model of a folder: safetensors before others, a standard name before others."""
+    for suffixes in (SAFETENSORS, TORCH, GGUF):
         models = _models_in(folder, suffixes)
         standard = [name for name in models if name.split(".")[0] in STANDARD_NAMES]
         plain = [name for name in standard if name.count(".") == 1]  # no variant such as .fp16
@@ -139,7 +139,7 @@ def _weights_in(folder: Path) -> list[Path]:
                 "give the path of the file to use"
             )
     raise FramePackError(
-        f"{folder} holds no weights ({', '.join(SAFETENSORS + TORCH)}): "
+        f"{folder} holds no weights ({', '.join(SAFETENSORS + TORCH + GGUF)}): "
         "check the path, or that the download is complete"
     )
 

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from ..runtime.errors import FramePackError
 from .files import TensorInfo
-from .fp8 import E4M3, E5M2, FP8, SCALE, Precision, cast, quantize, scale_shape
+from .formats import MADE, WEIGHT, Encoding, Precision
+from .fp8 import FP8
 
 
 class Transform(Protocol):
@@ -32,28 +33,29 @@ class Transform(Protocol):
 
 
 class Source(Protocol):
-    """Where the tensors of a model come from: `ScaledFiles`, or a host's own patched weights."""
+    """Where the tensors of a model come from: `QuantisedFiles`, or a host's own patched weights."""
 
-    def info(self, name: str) -> TensorInfo: ...
+    def encoding(self, name: str) -> Encoding | None: ...
 
-    def scale_info(self, name: str) -> TensorInfo | None: ...
+    def part_infos(self, name: str) -> dict[str, TensorInfo]: ...
 
     def load(
         self, name: str, dtype: torch.dtype | None, device: torch.device | str, *, copy: bool
     ) -> Tensor: ...
 
-    def load_scaled(
+    def load_parts(
         self, name: str, device: torch.device | str, *, copy: bool
-    ) -> tuple[Tensor, Tensor | None]: ...
+    ) -> dict[str, Tensor]: ...
 
 
 @dataclass(frozen=True)
 class Storage:
     """In what types the tensors of a model are kept.
 
-    dtype: of everything that is not in fp8. precision: "auto" keeps fp8 weights of a file as they
-    are, "full" dequantises them, the others also cast what is `quantizable`. linears: the weights
-    that a layer can hold in fp8. fp32: beginnings of names that stay in fp32 whatever else.
+    dtype: of everything that is not quantised. precision: "auto" keeps quantised weights of a file
+    as they are, "full" dequantises them, the others also quantise what is `quantizable`. linears:
+    the weights that a layer can hold quantised. fp32: beginnings of names that stay in fp32
+    whatever else.
     """
 
     dtype: torch.dtype
@@ -67,18 +69,33 @@ class Storage:
             known = ", ".join(get_args(Precision))
             raise FramePackError(f"precision {self.precision!r} is unknown; use one of {known}")
 
-    @property
-    def scale_dtype(self) -> torch.dtype:
-        """The type of new scales; those of small weights are too small for fp16."""
-        return torch.float32 if self.dtype == torch.float16 else self.dtype
+    def encoding(
+        self, name: str, shape: tuple[int, ...], stored: Encoding | None
+    ) -> Encoding | None:
+        """How a weight of this shape is to be kept, which its file has as `stored`."""
+        if self.precision == "full" or name not in self.linears:
+            return None
+        wanted = MADE.get(self.precision)
+        if stored is not None:
+            both_fp8 = wanted is not None and not wanted.stated and stored.format.dtype in FP8
+            if wanted is None or both_fp8:
+                return stored
+        if wanted is None or name not in self.quantizable:
+            return None
+        options = wanted.options(shape)
+        if options is not None and "scale_dtype" in options:
+            # That of the model, but small weights have scales that are too small for fp16.
+            dtype = torch.float32 if self.dtype == torch.float16 else self.dtype
+            options = {**options, "scale_dtype": dtype}
+        return None if options is None else Encoding(wanted, options)
 
 
 @dataclass(frozen=True)
 class _Plan:
-    """What becomes of one parameter; scale None in fp8 is a plain cast."""
+    """What becomes of one parameter: a type, or an encoding."""
 
     dtype: torch.dtype
-    scale: TensorInfo | None = None
+    encoding: Encoding | None = None
     as_stored: bool = False
 
 
@@ -86,9 +103,9 @@ class _Plan:
 class ModelState:
     """Iterates over (name, tensor) of a model whose tensors lie in files under other names.
 
-    sources (the names in the files) and shapes go by the model's own names. A scaled weight
-    `x.weight` is followed by its scale, `x.scale_weight`. `copy` gives tensors of their own instead
-    of views of the files.
+    sources (the names in the files) and shapes go by the model's own names. A quantised weight
+    `x.weight` is followed by its other parts, such as `x.weight_scale`. `copy` gives tensors of
+    their own instead of views of the files.
     """
 
     files: Source
@@ -107,58 +124,52 @@ class ModelState:
         """Type and shape of everything it will yield, known before anything is read."""
         found: dict[str, TensorInfo] = {}
         for name in self.sources:
-            plan = self._plan(name)
-            found[name] = TensorInfo(plan.dtype, self.shapes[name])
-            if plan.scale is not None:
-                found[scale_name(name)] = plan.scale
+            plan, shape = self._plan(name), self.shapes[name]
+            if plan.encoding is None:
+                found[name] = TensorInfo(plan.dtype, shape)
+            else:
+                stored = plan.as_stored
+                source = self.sources[name]
+                infos = self.files.part_infos(source) if stored else plan.encoding.infos(shape)
+                found |= {part_name(name, part): info for part, info in infos.items()}
         return found
 
-    def holds_fp8(self) -> bool:
-        return any(info.dtype in FP8 for info in self.infos().values())
+    def encodings(self) -> dict[str, Encoding]:
+        """How each quantised weight will be kept."""
+        plans = {name: self._plan(name).encoding for name in self.sources}
+        return {name: encoding for name, encoding in plans.items() if encoding is not None}
 
     def _plan(self, name: str) -> _Plan:
         storage, key = self.storage, self.sources[name]
         if name.startswith(storage.fp32):
             return _Plan(torch.float32)
-        stored = self.files.info(key)
-        if name in storage.linears and stored.dtype in FP8 and storage.precision != "full":
-            return _Plan(stored.dtype, self.files.scale_info(key), not self._changes(name))
-        if name not in storage.quantizable or storage.precision in ("auto", "full"):
-            return _Plan(storage.dtype)
-        if storage.precision == "fp8_scaled":
-            return _Plan(E4M3, TensorInfo(storage.scale_dtype, scale_shape(self.shapes[name])))
-        return _Plan(E5M2 if storage.precision == "fp8_e5m2" else E4M3)
+        stored = self.files.encoding(key)
+        encoding = storage.encoding(name, self.shapes[name], stored)
+        kept = encoding is not None and encoding == stored and not self._changes(name)
+        return _Plan(storage.dtype, encoding, kept)
 
     def _changes(self, name: str) -> bool:
         return self.transform is not None and name in self.transform.names
 
     def _tensors(self, name: str, plan: _Plan) -> Iterator[tuple[str, Tensor]]:
-        key, shape = self.sources[name], self.shapes[name]
         if plan.as_stored:
-            tensor, scale = self.files.load_scaled(key, self.device, copy=self.copy)
+            parts = self.files.load_parts(self.sources[name], self.device, copy=self.copy)
+        elif plan.encoding is None:
+            parts = {WEIGHT: self._full(name, plan.dtype)}
         else:
-            tensor, scale = self._encoded(self._full(name, plan), plan)
-        yield name, tensor.reshape(shape)
-        if scale is not None:
-            yield scale_name(name), scale
+            exact = plan.encoding.format.exact or self._changes(name)
+            full = self._full(name, torch.float32 if exact else plan.dtype)
+            parts = plan.encoding.encode(full)
+        for part, tensor in parts.items():
+            yield (name if part == WEIGHT else part_name(name, part)), tensor
 
-    def _full(self, name: str, plan: _Plan) -> Tensor:
-        """The parameter before it is quantised, changed; in fp32 if it is both."""
-        dtype = self.storage.dtype if plan.dtype in FP8 else plan.dtype
-        if self._changes(name) and plan.dtype in FP8:
-            dtype = torch.float32
+    def _full(self, name: str, dtype: torch.dtype) -> Tensor:
+        """The parameter, changed, not quantised."""
         tensor = self.files.load(self.sources[name], dtype, self.device, copy=self.copy)
         tensor = tensor.reshape(self.shapes[name])
         return self.transform(name, tensor) if self.transform is not None else tensor
 
-    def _encoded(self, tensor: Tensor, plan: _Plan) -> tuple[Tensor, Tensor | None]:
-        if plan.dtype not in FP8:
-            return tensor, None
-        if plan.scale is None:
-            return cast(tensor, plan.dtype), None
-        return quantize(tensor, plan.scale.shape, plan.dtype, plan.scale.dtype)
 
-
-def scale_name(name: str) -> str:
-    """The name of the scale of a weight."""
-    return f"{name.removesuffix('weight')}{SCALE}"
+def part_name(name: str, part: str) -> str:
+    """The name of a part of a weight."""
+    return name.removesuffix(WEIGHT) + part

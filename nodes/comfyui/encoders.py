@@ -24,6 +24,7 @@ from ...framepack_core.models.text import PromptTokens, TextEncoders, clip_poole
 from ...framepack_core.models.vae import AutoencoderKL
 from ...framepack_core.weights.layouts import Component
 from .model import LATENT_SCALE, managed
+from .quantised import EmulatingOps, holds_quantised
 from .sockets import to_uint8
 
 mm = comfy.model_management
@@ -158,12 +159,13 @@ def load_clip(llama: Path, clip: Path, dtype: torch.dtype | None = None) -> comf
     device, offload = mm.text_encoder_device(), mm.text_encoder_offload_device()
     dtype = dtype or _encoder_dtype(device)
     encoders = build.load_text_encoders(
-        llama, clip, dtype=dtype, ops=comfy.ops.manual_cast, tokenizers=COMFY_TOKENIZERS
+        llama, clip, dtype=dtype, ops=EmulatingOps, tokenizers=COMFY_TOKENIZERS
     )
     stage = TextStage(encoders, dtype, device)
     out = comfy.sd.CLIP(no_init=True)
     out.cond_stage_model, out.tokenizer = stage, PromptTokenizer(encoders)
-    out.patcher = managed(stage, device, offload)
+    # Where ComfyUI streams weights by itself, it takes quantised ones for whole numbers.
+    out.patcher = managed(stage, device, offload, disable_dynamic=holds_quantised(stage))
     out.patcher.is_clip = True
     out.layer_idx, out.use_clip_schedule = None, False
     out.tokenizer_options, out.apply_hooks_to_conds = {}, None

@@ -21,11 +21,11 @@ from ...framepack_core.models.merge import merged_from, write_dit
 from ...framepack_core.runtime.display import warn
 from ...framepack_core.runtime.errors import FramePackError
 from ...framepack_core.sampling.plan import Plan
-from ...framepack_core.weights.fp8 import Precision
-from .fp8 import layer_weight
+from ...framepack_core.weights.formats import STATED, Precision
 from .merged import PatchedWeights
 from .model import LORA_STRENGTH, managed
 from .progress import NodeBar
+from .quantised import layer_weight
 
 LORA_KEY = "framepack_lora"
 DIFFUSION_MODEL = comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL
@@ -33,6 +33,7 @@ SAVED_AS: dict[str, tuple[torch.dtype, Precision]] = {
     "bf16": (torch.bfloat16, "full"),
     "fp16": (torch.float16, "full"),
     "fp8_scaled": (torch.bfloat16, "fp8_scaled"),
+    **{name: (torch.bfloat16, name) for name in STATED if not name.startswith("gguf")},
 }
 
 

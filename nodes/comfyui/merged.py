@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import comfy.lora
+import comfy.model_patcher
 import torch
 from torch import Tensor
 
 from ...framepack_core.lora.apply import LoraUse, MergeLoras
 from ...framepack_core.weights.files import TensorInfo
-from ...framepack_core.weights.fp8 import FP8, SCALE
+from ...framepack_core.weights.formats import PARTS, WEIGHT, Encoding, encoding_of
 
 PREFIX = "diffusion_model."
 
@@ -23,43 +24,43 @@ class PatchedWeights:
     """
 
     def __init__(self, model: Any, uses: Sequence[LoraUse]) -> None:
-        found = model.get_key_patches(PREFIX)
-        self._weights = {key.removeprefix(PREFIX): patches for key, patches in found.items()}
+        self._model = model
+        self._state = model.model.diffusion_model.state_dict()
         self._merge = MergeLoras(uses)
 
     @property
     def patched(self) -> int:
         """How many weights ComfyUI's own patches change."""
-        return sum(len(patches) > 1 for patches in self._weights.values())
+        return sum(PREFIX + name in self._model.patches for name in self._state)
 
-    def info(self, name: str) -> TensorInfo:
-        weight = self._stored(name)
-        changed = len(self._weights[name]) > 1 or name in self._merge.names
-        dtype = torch.float32 if changed and weight.dtype in FP8 else weight.dtype
-        return TensorInfo(dtype, tuple(weight.shape))
+    def encoding(self, name: str) -> Encoding | None:
+        """How a weight is kept, if nothing was applied to it."""
+        changed = PREFIX + name in self._model.patches or name in self._merge.names
+        if changed or not name.endswith(f".{WEIGHT}"):
+            return None
+        return encoding_of(self._parts(name))
 
-    def scale_info(self, name: str) -> TensorInfo | None:
-        scale = self._scale(name)
-        return None if scale is None else TensorInfo(scale.dtype, tuple(scale.shape))
+    def part_infos(self, name: str) -> dict[str, TensorInfo]:
+        parts = self._parts(name).items()
+        return {part: TensorInfo(x.dtype, tuple(x.shape)) for part, x in parts}
 
     def load(
         self, name: str, dtype: torch.dtype | None, device: torch.device | str, *, copy: bool
     ) -> Tensor:
         """The merged weight; computed where ComfyUI has it, which may be a GPU."""
-        (weight, convert), *patches = self._weights[name]
-        full = convert(weight.to(torch.float32, copy=True), inplace=True)
-        full = comfy.lora.calculate_weight(patches, full, PREFIX + name)
+        key = PREFIX + name
+        weight, _, convert = comfy.model_patcher.get_key_weight(self._model.model, key)
+        if key in self._model.backup:  # it is patched in place
+            weight = self._model.backup[key].weight
+        full = weight.to(torch.float32, copy=True)
+        full = convert(full, inplace=True) if convert is not None else full
+        full = comfy.lora.calculate_weight(self._model.patches.get(key, []), full, key)
         return self._merge(name, full).to(device, dtype)
 
-    def load_scaled(
-        self, name: str, device: torch.device | str, *, copy: bool
-    ) -> tuple[Tensor, Tensor | None]:
-        scale = self._scale(name)
-        return self._stored(name).to(device), None if scale is None else scale.to(device)
+    def load_parts(self, name: str, device: torch.device | str, *, copy: bool) -> dict[str, Tensor]:
+        return {part: x.to(device) for part, x in self._parts(name).items()}
 
-    def _stored(self, name: str) -> Tensor:
-        return self._weights[name][0][0]
-
-    def _scale(self, name: str) -> Tensor | None:
-        key = f"{name.removesuffix('weight')}{SCALE}"
-        return self._stored(key) if key in self._weights else None
+    def _parts(self, name: str) -> dict[str, Tensor]:
+        base = name.removesuffix(WEIGHT)
+        names = (part for part in (WEIGHT, *PARTS) if base + part in self._state)
+        return {part: self._state[base + part] for part in names}

@@ -40,8 +40,8 @@ from ...framepack_core.sampling.estimate import IMAGE_TOKENS, MEMORY_FACTOR
 from ...framepack_core.sampling.flow import GUIDANCE, TIME_SCALE
 from ...framepack_core.sampling.sections import Mode
 from ...framepack_core.sampling.step_cache import transform_with
-from ...framepack_core.weights.fp8 import SCALE, Precision
-from .fp8 import ScaledOps
+from ...framepack_core.weights.formats import Precision
+from .quantised import EmulatingOps, operations_for
 
 mm = comfy.model_management
 
@@ -351,15 +351,18 @@ def load_model(
     stored = dtype or mm.unet_dtype(device, -1, supported)
     config, state = build.open_dit(path, dtype=stored, precision=precision)
     model_config = FramePackModelConfig(config, attention)
-    model_config.set_inference_dtype(stored, mm.unet_manual_cast(stored, device, supported))
-    model_config.custom_operations = ScaledOps if state.holds_fp8() else None
+    computed = mm.unet_manual_cast(stored, device, supported)
+    model_config.set_inference_dtype(stored, computed)
+    operations = operations_for(state.encodings(), device, computed or stored)
+    model_config.custom_operations = operations
     tensors = dict(state)
-    model = model_config.get_model(tensors, device=torch.device("meta"))
+    # ComfyUI's own quantised layers go where they are made; they take no memory before that.
+    own = operations in (None, EmulatingOps)
+    model = model_config.get_model(tensors, device=torch.device("meta" if own else "cpu"))
     model.diffusion_model.load_state_dict(tensors, strict=True, assign=True)
     model.device, model.trained_for = offload, trained_for
-    # Where ComfyUI streams weights by itself, it would patch scaled ones as if they had no scale.
-    plain = disable_dynamic or any(name.endswith(SCALE) for name in tensors)
-    patcher = managed(model, device, offload, plain)
+    # Where ComfyUI streams weights by itself, it would patch ours as if they were not quantised.
+    patcher = managed(model, device, offload, disable_dynamic or operations is EmulatingOps)
     arguments = (path, dtype, trained_for, precision, attention)
     patcher.cached_patcher_init = (load_model, arguments)  # how ComfyUI makes a second one
     model.origin = arguments

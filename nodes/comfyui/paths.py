@@ -14,6 +14,7 @@ from comfy.cli_args import args as comfy_args
 from ...framepack_core.runtime.errors import FramePackError
 from ...framepack_core.runtime.files import check_file_name, natural_key
 from ...framepack_core.toyworld import OPPOSITE_LORA
+from ...framepack_core.weights.files import GGUF
 from ...framepack_core.weights.layouts import F1_FOLDER, FOLDERS, SHARD, TITLES, Component
 from ...framepack_core.weights.released import COMFYUI_FOLDERS, RELEASED, released_with
 
@@ -23,7 +24,7 @@ NOTHING = "nothing there yet: run to see what to get"  # in place of a file
 
 def model_choices(component: Component) -> list[str]:
     """Files of a component's folder, a sharded model once, then folders of models/diffusers."""
-    files = folder_paths.get_filename_list(COMFYUI_FOLDERS[component])
+    files = folder_paths.get_filename_list(_listing(COMFYUI_FOLDERS[component]))
     files = [name for name in files if not _is_later_shard(name)]
     found = [name.replace("\\", "/") for name in files] + _component_folders(component)
     return found or [NOTHING]
@@ -126,6 +127,15 @@ def output_names(
 def is_inside(path: Path, folder: Path | str) -> bool:
     """Whether a path is below a folder, wherever symbolic links lead."""
     return path.resolve().is_relative_to(Path(folder).resolve())
+
+
+def _listing(folder: str) -> str:
+    """ComfyUI's name for a folder of models in which GGUF files are listed too."""
+    roots, extensions = folder_paths.folder_names_and_paths[folder]
+    key = f"framepack_{folder}"
+    listed = {*extensions, *GGUF} if extensions else extensions  # none lists all
+    folder_paths.folder_names_and_paths[key] = (roots, listed)
+    return key
 
 
 _TRANSFORMERS = (FOLDERS["dit"], F1_FOLDER)

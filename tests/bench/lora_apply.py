@@ -30,7 +30,9 @@ from framepack_core.runtime.device import parse_device
 from framepack_core.runtime.files import size_text
 from framepack_core.training.adapters import select_layers
 from framepack_core.weights.files import save_weights
-from framepack_core.weights.fp8 import Fp8Ops, is_block_linear, quantize, scale_shape
+from framepack_core.weights.formats import is_block_linear
+from framepack_core.weights.fp8 import quantize, scale_shape
+from framepack_core.weights.quantised_linear import QuantisedOps
 from framepack_core.weights.state import scale_name
 
 RANK, DTYPE = 32, torch.bfloat16
@@ -39,7 +41,7 @@ RANK, DTYPE = 32, torch.bfloat16
 def random_dit(config: DiTConfig, precision: str, device: torch.device) -> FramePackDiT:
     """A model of small random weights, made where it stays."""
     scaled = precision == "fp8_scaled"
-    model = FramePackDiT(config, ops=Fp8Ops if scaled else nn, dtype=DTYPE, device="meta")
+    model = FramePackDiT(config, ops=QuantisedOps if scaled else nn, dtype=DTYPE, device="meta")
     state = {}
     for name, parameter in model.state_dict().items():
         wide = name.startswith(FramePackDiT.FP32_PARAMETERS)

@@ -392,8 +392,9 @@ def check_fp8_models_are_smaller_and_alike() -> Any:
 def size_of_blocks(model: Any) -> int:
     """Bytes of the block's linear weights, with their scales."""
     state = model.model.diffusion_model.state_dict()
-    linear = pack("framepack_core.weights.fp8").is_block_linear
-    return sum(x.nbytes for name, x in state.items() if linear(name.replace("scale_", "")))
+    linear = pack("framepack_core.weights.formats").is_block_linear
+    layers = {name.removesuffix("weight") for name in state if linear(name)}
+    return sum(x.nbytes for name, x in state.items() if name.rpartition(".")[0] + "." in layers)
 
 
 def check_scaled_files_of_others_load_directly() -> Any:
@@ -404,7 +405,7 @@ def check_scaled_files_of_others_load_directly() -> Any:
     for style, scale_key in (("older", "scale_weight"), ("newer", "weight_scale")):
         tensors = {}
         for name, x in state.items():
-            if not core.is_block_linear(name):
+            if not pack("framepack_core.weights.formats").is_block_linear(name):
                 tensors[name] = x
                 continue
             q, scale = core.quantize(x, ())
@@ -439,7 +440,7 @@ def layer_effects(model: Any, use: Any) -> dict[str, torch.Tensor]:
         x = randn(500, layer.in_features).to(dit.dtype)
         before = layer(x)
         applied = pack("framepack_core.lora.apply").apply_loras(
-            dit, [use], pack("nodes.comfyui.fp8").layer_weight
+            dit, [use], pack("nodes.comfyui.quantised").layer_weight
         )
         found[name] = (layer(x) - before).float()
         applied.remove()
@@ -488,7 +489,7 @@ def check_patches_applied_while_streaming_mean_the_whole_weight() -> Any:
     name = "transformer_blocks.0.attn.to_q"
     layer, key = base.model.diffusion_model.get_submodule(name), f"diffusion_model.{name}.weight"
     x, change = randn(3, layer.in_features), 0.1 * randn(*layer.weight.shape, seed=5)
-    whole = pack("nodes.comfyui.fp8").layer_weight(layer, torch.device("cpu"))
+    whole = pack("nodes.comfyui.quantised").layer_weight(layer, torch.device("cpu"))
     patched = base.clone()
     patched.add_patches({key: ("diff", (change,))}, 0.5)
     function = comfy.model_patcher.LowVramPatch(

@@ -21,15 +21,9 @@ from framepack_core.lora.files import Lora, load_lora
 from framepack_core.models.build import dit_shapes, dit_state, load_dit
 from framepack_core.models.dit import DiTConfig
 from framepack_core.runtime.errors import FramePackError
-from framepack_core.weights.fp8 import (
-    FP8,
-    Fp8Linear,
-    cast,
-    dequantize,
-    is_block_linear,
-    quantize,
-    scale_shape,
-)
+from framepack_core.weights.formats import is_block_linear
+from framepack_core.weights.fp8 import FP8, cast, dequantize, quantize, scale_shape
+from framepack_core.weights.quantised_linear import QuantisedLinear
 
 from .dit_tiny import ATOL, RTOL, dit_inputs, inputs_of, noise_floor
 from .result import Case, compare, compare_ours, digest, exact, exact_ours
@@ -80,7 +74,7 @@ def _weight(case: dict[str, Any], given: dict[str, Tensor]) -> Iterator[Case]:
 
 def _linear(q: Tensor, scale: Tensor, given: dict[str, Tensor]) -> Tensor:
     """The output of our layer with that weight."""
-    layer = Fp8Linear(q.shape[1], q.shape[0], device="meta").requires_grad_(False)
+    layer = QuantisedLinear(q.shape[1], q.shape[0], device="meta").requires_grad_(False)
     state = {"weight": q, "scale_weight": scale, "bias": given["bias"]}
     layer.load_state_dict(state, strict=True, assign=True)
     return layer(given["x"])

@@ -1,0 +1,123 @@
+"""Files in every format of quantised weights, loaded by this pack into ComfyUI's own layers."""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.util import find_spec
+from typing import Any
+from unittest import SkipTest
+
+import comfy.ops
+import torch
+from checks_lora import MODELS, OPPOSITE, apply
+from inside import difference, pack, run, sample
+from safetensors.torch import load_file
+
+TO_Q = "transformer_blocks.0.attn.to_q"
+# Whole-video distances of Toy World from bf16 (norms), each with room for other machines.
+NATIVE = {
+    "float8_e4m3fn": 0.35,
+    "float8_e5m2": 0.5,
+    "int8_tensorwise": 0.12,
+    "int8_convrot": 0.12,
+    "convrot_w4a4": 1.0,
+    "asym_w4a8_int8": 0.5,
+    "nvfp4": 0.6,
+    "mxfp8": 0.35,
+}
+
+
+@cache
+def made(precision: str) -> str:
+    """Toy World's DiT as a file in a format, and its name in models/diffusion_models."""
+    if precision.startswith("gguf") and find_spec("gguf") is None:
+        raise SkipTest("ComfyUI's Python has no package gguf")
+    suffix = "gguf" if precision.startswith("gguf") else "safetensors"
+    path = MODELS / f"toy_{precision}.{suffix}"
+    source = pack("framepack_core.toyworld").SNAPSHOT / "transformer"
+    MODELS.mkdir(parents=True, exist_ok=True)
+    pack("framepack_core.models.merge").save_dit(source, path, precision=precision)
+    return path.name
+
+
+def load(precision: str) -> Any:
+    return run("FPReelLoadModel", model=made(precision), precision="auto")[0]
+
+
+def relative(a: torch.Tensor, b: torch.Tensor) -> float:
+    return float((a - b).norm() / b.norm())
+
+
+def check_files_of_every_format_load_into_comfyui_s_own_layers() -> Any:
+    plain, measured = sample(), {}
+    for precision, bound in NATIVE.items():
+        model = load(precision)
+        layer = model.model.diffusion_model.get_submodule(TO_Q)
+        assert isinstance(layer.weight, comfy.ops.QuantizedTensor), precision
+        assert model.model.diffusion_model.proj_out.weight.dtype == torch.float32
+        measured[precision] = relative(sample(model), plain)
+        assert 0 < measured[precision] < bound, measured
+    return measured
+
+
+def check_gguf_files_are_listed_and_dequantised_as_in_the_core() -> Any:
+    made("gguf_q8_0")
+    inputs = pack("nodes.load").LoadModel.GET_SCHEMA().inputs
+    assert made("gguf_q8_0") in next(i.options for i in inputs if i.id == "model")
+    model = load("gguf_q8_0")
+    assert model.model.diffusion_model.get_submodule(TO_Q).weight.dtype == torch.uint8
+    build = pack("framepack_core.models.build")
+    core = build.load_dit(MODELS / made("gguf_q8_0"), dtype=torch.float32)
+    full = pack("framepack_core.weights.quantised_linear").full_weight
+    ours = pack("nodes.comfyui.quantised").layer_weight
+    for name in (TO_Q, "single_transformer_blocks.0.proj_out"):
+        layer = model.model.diffusion_model.get_submodule(name)
+        expected = full(core.get_submodule(name), torch.float32)
+        assert torch.equal(ours(layer, torch.device("cpu")), expected)
+    distance = relative(sample(model), sample())
+    assert 0 < distance < 0.1, distance
+    return distance
+
+
+def check_loras_on_every_format_keep_their_effect() -> Any:
+    """The change of the latents by a LoRA beside the weights, over that in bf16."""
+    expected, kept = (sample(apply(load_plain(), OPPOSITE, 1.0)) - sample()).norm(), {}
+    for precision in ("float8_e4m3fn", "int8_convrot", "gguf_q8_0"):
+        model = load(precision)
+        kept[precision] = float((sample(apply(model, OPPOSITE, 1.0)) - sample(model)).norm())
+        kept[precision] /= float(expected)
+        assert 0.95 < kept[precision] < 1.05, kept
+    return kept
+
+
+def load_plain() -> Any:
+    source = pack("framepack_core.toyworld").SNAPSHOT / "transformer"
+    return pack("nodes.comfyui.model").load_model(source)
+
+
+def check_saving_keeps_quantised_weights_and_merges_loras() -> None:
+    model = apply(load("int8_convrot"), OPPOSITE, 1.0, include="^transformer_blocks.0.attn.to_q$")
+    options = {"filename": "int8", "folder": "output", "precision": "int8_convrot"}
+    (path,) = run("FPReelSaveMerged", model=model, **options)
+    saved, before = load_file(path), load_file(MODELS / made("int8_convrot"))
+    changed = {name for name, x in before.items() if not torch.equal(saved[name], x)}
+    assert set(saved) == set(before)
+    assert changed == {f"{TO_Q}.weight", f"{TO_Q}.weight_scale"}, changed
+
+
+def check_comfyui_s_lora_loader_patches_quantised_weights() -> Any:
+    measured = {}
+    (lora,) = [pack("nodes.comfyui.paths").lora_path(OPPOSITE)]
+    (MODELS.parent / "loras").mkdir(exist_ok=True)
+    (MODELS.parent / "loras" / "opposite.safetensors").write_bytes(lora.read_bytes())
+    for precision in ("float8_e4m3fn", "int8_convrot", "gguf_q8_0"):
+        base = load(precision)
+        plain = sample(base)
+        (patched,) = run(
+            "LoraLoaderModelOnly", model=base, lora_name="opposite.safetensors", strength_model=1.0
+        )
+        effect = sample(apply(base, OPPOSITE, 1.0)) - plain
+        measured[precision] = relative(sample(patched) - plain, effect)
+        assert measured[precision] < 0.6, measured
+        assert difference(sample(base), plain) < 1e-5
+    return measured
