@@ -51,7 +51,7 @@ def train(**options: Any) -> Path:
     """
     found = table_options(TrainJob, options, "train")
     if found.unknown:
-        raise _unknown("train", found.unknown[0], flag_names(TrainJob), "framepack train")
+        raise _unknown("train", next(iter(found.unknown)), flag_names(TrainJob), "framepack train")
     job = validate(TrainJob, nested(found.values), "train", found.names)
     cache(CacheJob(data=job.data, models=job.models, decoding=job.decoding))
     return train_lora(job).path

@@ -17,7 +17,7 @@ import torch
 from cli_runs import FRAMES, SMALL_DATA, failure, make_clip, make_clips, parse
 
 from framepack_core.cli import main
-from framepack_core.cli.training_arguments import train_job
+from framepack_core.cli.training_arguments import cache_job, train_job
 from framepack_core.headless import models
 from framepack_core.lora.report import LORA_MODE
 from framepack_core.runtime.images import save_png
@@ -96,6 +96,46 @@ def test_cache_and_train(clips: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     assert frames.shape == (FRAMES, 32, 32, 3)
     assert (tmp_path / "out" / "sample" / "x_000003_01_7.png").is_file()
     assert len((tmp_path / "out" / "x-log.jsonl").read_text().splitlines()) == 3
+
+
+def test_caches_of_clips_that_are_gone(
+    clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also of sections' own captions and of end frames; files of other kinds stay."""
+    assert main(cache(clips, "--end_frames")) == 0
+    section = clips / "b-0123abcd_fp_te.safetensors"
+    shutil.copy(clips / "b_fp_te.safetensors", section)
+    gone = {path.name for path in clips.glob("b[-_]*")}
+    assert len(gone) == 6  # two sections with their end frames, two captions
+    others = {"b_00000-009-0000_0032x0032_wan.safetensors", "b_00000-009-0001_0032x0032_fp.bin"}
+    for name in others:
+        (clips / name).touch()
+    damaged = clips / "b_00000-005-0000_0032x0032_fp.safetensors"
+    damaged.write_bytes(b"no cache of anybody's")
+    for suffix in (".mp4", ".txt"):
+        (clips / f"b{suffix}").unlink()
+    before = {path.name for path in clips.iterdir()}
+    assert main(cache(clips)) == 0
+    assert {path.name for path in clips.iterdir()} == before
+    capsys.readouterr()
+    assert main(["fpack_cache_latents", *cache(clips)[1:], "--skip_existing"]) == 0
+    assert "latents: 4 caches of clips that are gone were removed" in capsys.readouterr().out
+    assert before - {path.name for path in clips.iterdir()} == {n for n in gone if "_te" not in n}
+    assert main(cache(clips, "--no-keep_cache")) == 0
+    assert before - {path.name for path in clips.iterdir()} == gone
+
+
+def test_cudnn_can_be_left_out(clips: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    encode = models.Models.vae
+
+    def noted(self: models.Models) -> object:
+        seen.append(torch.backends.cudnn.enabled)
+        return encode(self)
+
+    monkeypatch.setattr(models.Models, "vae", noted)
+    assert main(cache(clips, "--disable_cudnn_backend")) == 0
+    assert seen == [False] and torch.backends.cudnn.enabled
 
 
 def test_a_name_is_taken_once_and_resumed(
@@ -336,11 +376,39 @@ def test_mistaken_options(
 
 def test_options_that_change_nothing_here(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     file = tmp_path / "run.toml"
-    file.write_text("save_state_on_train_end = true\nkeep_cache = true\nseed = 7")
-    assert config("--split_attn", "--num_workers", "2", "--config", str(file)).seed == 7
+    file.write_text(
+        "async_upload = false\nhuggingface_token = ''\nvae_dtype = 'float16'\nseed = 7\n"
+        "[network]\nnetwork_args = ['conv_alpha=1', 'factor=4']\n"
+    )
+    given = ["--split_attn", "--dynamo_backend", "NO", "--max_data_loader_n_workers", "2"]
+    made = config(*given, "--network_args", "conv_dim=4", "--config", str(file.with_suffix("")))
+    assert made.seed == 7
     assert [record.getMessage() for record in caplog.records] == [
-        "--split_attn, --num_workers, save_state_on_train_end, keep_cache: not needed here, ignored"
+        "--split_attn, --dynamo_backend, --max_data_loader_n_workers, vae_dtype, "
+        "network_args conv_dim, network_args conv_alpha: not needed here, ignored"
     ]
+    caplog.clear()
+    command = ["fpack_cache_text_encoder_outputs", "--dataset_config", "x", "--batch_size", "16"]
+    assert cache_job(parse(command)).data.batch_size == 16
+    assert caplog.messages == [
+        "--batch_size (captions are encoded alone): not needed here, ignored"
+    ]
+
+
+def test_options_of_musubi_tuner_that_are_refused_say_what_to_do(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All of them at once."""
+    file = tmp_path / "run.toml"
+    file.write_text("huggingface_repo_id = 'me/lora'\nasync_upload = true")
+    given = ["--dynamo_backend", "INDUCTOR", "--vae_dtype", "bfloat16", "--config", str(file)]
+    assert failure(["train", *given], capsys) == (
+        "error: --dynamo_backend: use --compile, which compiles the blocks; "
+        "--vae_dtype: float16 is what it is on a GPU; "
+        "huggingface_repo_id: nothing is uploaded; afterwards run: hf upload REPOSITORY FILE; "
+        "async_upload: nothing is uploaded; afterwards run: hf upload REPOSITORY FILE"
+    )
+    assert "--debug_mode: leave it out" in failure(["cache", "--debug_mode", "video"], capsys)
 
 
 def test_a_mistaken_config_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,13 +5,9 @@ from __future__ import annotations
 from argparse import Namespace
 
 from ..headless.caching import cache
-from ..headless.training_options import CacheJob
-from .options import read_options
-from .training_arguments import tell_needless
+from .training_arguments import cache_job
 
 
 def run(args: Namespace) -> None:
     """Encode what is not cached yet."""
-    job = read_options(CacheJob, args)
-    tell_needless(args)
-    cache(job)
+    cache(cache_job(args))

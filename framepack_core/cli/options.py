@@ -31,11 +31,11 @@ METAVARS = {int: "N", float: "X", Path: "PATH", dict: "NAME=VALUE"}
 
 @dataclass(frozen=True)
 class Table:
-    """Options of a file: values by path, what messages call them, and names that no option has."""
+    """Options of a file: values by path, what messages call them, and those that no option has."""
 
     values: dict[Place, Any]
     names: dict[Place, str]
-    unknown: tuple[str, ...]
+    unknown: dict[str, Any]
 
 
 def add_options(parser: ArgumentParser, kind: type[Settings], *, reference: bool = False) -> None:
@@ -75,7 +75,7 @@ def read_options(
 
     Raises FramePackError that names the option for the first value that it cannot have.
     """
-    table = table or Table({}, {}, ())
+    table = table or Table({}, {}, {})
     found = list(leaves(kind))
     if args.reference:
         base = merged(_reference_values(found), base or {})
@@ -98,18 +98,18 @@ def table_options(kind: type[Settings], table: Mapping[str, Any], place: str) ->
     pairs = _pairs(leaves(kind))
     values: dict[Place, Any] = {}
     names: dict[Place, str] = {}
-    unknown = []
+    unknown: dict[str, Any] = {}
     for name, value in _flat(table, flags.keys() | pairs.keys()):
         if name in pairs:
             given = _pair_values(pairs[name], value, f"{place}: {name}")
         elif name in flags:
             given = _flag_value(flags[name], name, value, f"{place}: {name}")
         else:
-            unknown.append(name)
+            unknown[name] = value
             continue
         values |= given
         names |= dict.fromkeys(given, f"{place}: {name}")
-    return Table(values, names, tuple(unknown))
+    return Table(values, names, unknown)
 
 
 def flag_names(kind: type[Settings]) -> list[str]:

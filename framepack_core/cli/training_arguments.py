@@ -2,35 +2,34 @@
 
 from __future__ import annotations
 
-from argparse import SUPPRESS, Action, ArgumentParser, Namespace
-from collections.abc import Collection
-from typing import Any
+from argparse import ArgumentParser, Namespace
 
 from ..headless.training_options import CacheJob, TrainJob
 from ..parsing.json_toml import read_table
-from ..runtime.display import warn
 from ..runtime.errors import FramePackError
-from .options import add_options, flag_names, read_options, table_options
-
-# Options of musubi-tuner's that change nothing here, so that its command lines carry over.
-NEEDLESS_FLAGS = (
-    *("sdpa", "split_attn", "save_state_on_train_end"),
-    *("persistent_data_loader_workers", "keep_cache"),
-)
-NEEDLESS_VALUES = ("num_workers", "max_data_loader_n_workers")
-NEEDLESS = "needless"  # where the Namespace has those that were given
+from ..runtime.files import is_file
+from .foreign_options import CACHING, TRAINING, add_foreign, settle, without_needless
+from .options import add_options, read_options, table_options
 
 
 def add_cache_command_arguments(parser: ArgumentParser, reference: bool = False) -> None:
     """Everything `framepack cache` understands."""
     add_options(parser, CacheJob, reference=reference)
-    _add_needless(parser, flag_names(CacheJob))
+    add_foreign(parser, CACHING)
 
 
 def add_train_arguments(parser: ArgumentParser, reference: bool = False) -> None:
     """Everything `framepack train` understands."""
     add_options(parser, TrainJob, reference=reference)
-    _add_needless(parser, flag_names(TrainJob))
+    add_foreign(parser, TRAINING)
+
+
+def cache_job(args: Namespace) -> CacheJob:
+    """What a command line asks for."""
+    job = read_options(CacheJob, args)
+    alone = job.cache.only == "text" and "batch_size" in job.data.model_fields_set
+    settle(args, CACHING, more=["--batch_size (captions are encoded alone)"] * alone)
+    return job
 
 
 def train_job(args: Namespace) -> TrainJob:
@@ -41,43 +40,20 @@ def train_job(args: Namespace) -> TrainJob:
 
 
 def _train_job(args: Namespace) -> TrainJob:
+    needless = without_needless(vars(args))
     path = read_options(TrainJob, args).config_file
     if path is None:
-        tell_needless(args)
+        settle(args, TRAINING, more=needless)
         return read_options(TrainJob, args)
-    table = table_options(TrainJob, read_table(path), str(path))
-    known = {*NEEDLESS_FLAGS, *NEEDLESS_VALUES}
+    if not path.suffix and not is_file(path):
+        path = path.with_name(f"{path.name}.toml")  # as musubi-tuner does
+    content = read_table(path)
+    needless += without_needless(content)
+    table = table_options(TrainJob, content, str(path))
+    known = {option.name for option in TRAINING}
     if unknown := [name for name in table.unknown if name not in known]:
         raise FramePackError(
             f"{path}: {', '.join(unknown)}: unknown; use the names of `framepack train --help`"
         )
-    tell_needless(args, table.unknown)
+    settle(args, TRAINING, table.unknown, needless)
     return read_options(TrainJob, args, table=table)
-
-
-def tell_needless(args: Namespace, more: Collection[str] = ()) -> None:
-    """A line with all options that were given and change nothing."""
-    if names := [*vars(args).get(NEEDLESS, ()), *more]:
-        warn(f"{', '.join(names)}: not needed here, ignored")
-
-
-def _add_needless(parser: ArgumentParser, known: Collection[str]) -> None:
-    for names, count in ((NEEDLESS_FLAGS, 0), (NEEDLESS_VALUES, 1)):
-        for name in (name for name in names if name not in known):
-            parser.add_argument(
-                f"--{name}",
-                dest=NEEDLESS,
-                nargs=count,
-                action=_Note,
-                default=SUPPRESS,
-                help=SUPPRESS,
-            )
-
-
-class _Note(Action):
-    """Keep the name of an option that was given."""
-
-    def __call__(
-        self, _parser: ArgumentParser, namespace: Namespace, _values: Any, option: str | None = None
-    ) -> None:
-        setattr(namespace, self.dest, [*vars(namespace).get(self.dest, ()), option])

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+
+import torch
 
 from ..runtime.display import Bar, Display, say
 from ..training.cache import (
@@ -14,6 +16,7 @@ from ..training.cache import (
     check_cached,
 )
 from ..training.dataset import TrainingSet
+from ..training.stale import caches_of_gone_clips
 from .models import Models, explain_out_of_memory
 from .training_models import (
     NEEDED,
@@ -36,12 +39,24 @@ def cache(job: CacheJob) -> None:
         say(found.describe())
     models = cache_models(job, kinds)
     if "latents" in kinds:
-        _cache_latents(job, found, models)
+        plain = job.cache.disable_cudnn_backend
+        with torch.backends.cudnn.flags(enabled=False) if plain else nullcontext():
+            _cache_latents(job, found, models)
     if "text" in kinds:
         with text_encoder_of(models) as encoder, _bar("captions") as on_item:
             skip = job.cache.skip_existing
             done = cache_text(found, encoder, skip_existing=skip, on_item=on_item)
         say(f"captions: {done.encoded} encoded, {done.total - done.encoded} were cached")
+    if not job.cache.keep_cache:
+        for kind in kinds:
+            _remove_gone(found, kind)
+
+
+def _remove_gone(found: TrainingSet, kind: str) -> None:
+    if gone := caches_of_gone_clips(found, latents=kind == "latents"):
+        for path in gone:
+            path.unlink()
+        say(f"{kind}: {len(gone)} caches of clips that are gone were removed")
 
 
 def _cache_latents(job: CacheJob, found: TrainingSet, models: Models) -> None:

@@ -7,6 +7,7 @@ sees what inference will see. A finished file is whole, so a stopped run resumes
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,6 +48,7 @@ from .dataset import TEXT_SUFFIX, ImageItem, Item, TrainingSet, VideoItem
 from .media import pictures
 
 TEXT_TOKENS = 512
+SECTION_CAPTION = re.compile(r"-[0-9a-f]{8}$")  # behind the stem, of a section's own caption
 EMPTY_STEM = "empty-caption"  # the text that caption dropout puts in a caption's place
 
 

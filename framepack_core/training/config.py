@@ -280,6 +280,13 @@ class CacheOptions(Settings):
     skip_existing: bool = option(
         True, "Skip existing: leave what is cached and still fits.", node="", reference=False
     )
+    keep_cache: bool = option(
+        True,
+        "Keep caches of clips that are gone; without it they are removed, and no others.",
+        node="",
+        reference=False,
+    )
+    disable_cudnn_backend: bool = option(False, "No cuDNN, which may help on AMD's GPUs.", node="")
 
 
 class RunOptions(Settings):

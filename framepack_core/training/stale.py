@@ -8,11 +8,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..runtime.errors import FramePackError
-from ..runtime.files import is_folder
+from ..runtime.files import is_folder, list_folder
 from ..weights.files import Header
-from .cache import OneFrameOptions, check_cached, source_digest, text_digest, text_path
-from .cache_files import DIGEST, MODELS, cached_header, end_path
-from .dataset import CACHED_LATENTS, Item, TrainingSet, TrainMode, VideoItem
+from .cache import (
+    EMPTY_STEM,
+    SECTION_CAPTION,
+    OneFrameOptions,
+    check_cached,
+    source_digest,
+    text_digest,
+    text_path,
+)
+from .cache_files import ARCHITECTURE, DIGEST, END_SUFFIX, MODELS, cached_header, end_path
+from .dataset import CACHED_LATENTS, SUFFIX, TEXT_SUFFIX, Item, TrainingSet, TrainMode, VideoItem
 
 SHOWN = 3  # problems that an error spells out
 CHOICES = [OneFrameOptions(no_2x, no_4x) for no_2x in (False, True) for no_4x in (False, True)]
@@ -46,6 +54,37 @@ def check_fresh(found: TrainingSet, mode: TrainMode, models: CacheModels = UNKNO
             "(framepack cache, or FramePack Cache Latents and Cache Captions): what still fits is "
             "kept"
         )
+
+
+def caches_of_gone_clips(found: TrainingSet, *, latents: bool) -> list[Path]:
+    """Cache files, of latents or of captions, whose clips and pictures are there no more."""
+    gone = []
+    for dataset in found.datasets:
+        there = {item.source.stem for item in found.items if item.dataset is dataset}
+        folder = dataset.cache
+        for path in list_folder(folder) if is_folder(folder) else []:
+            stems = _latent_stems(path) if latents else _text_stems(path)
+            if stems and not stems & there and _is_of_framepack(path):
+                gone.append(path)
+    return gone
+
+
+def _latent_stems(path: Path) -> set[str]:
+    match = CACHED_LATENTS.fullmatch(path.name.replace(END_SUFFIX, SUFFIX))
+    return {match["stem"]} if match else set()
+
+
+def _text_stems(path: Path) -> set[str]:
+    """Those of which it may be; the empty caption's is everybody's."""
+    stem = path.name.removesuffix(TEXT_SUFFIX)
+    if stem in (path.name, EMPTY_STEM):
+        return set()
+    return {stem, SECTION_CAPTION.sub("", stem)}
+
+
+def _is_of_framepack(path: Path) -> bool:
+    header = cached_header(path)
+    return header is not None and header.metadata.get("architecture") == ARCHITECTURE
 
 
 def _problem(item: Item, mode: TrainMode) -> str | None:
