@@ -12,6 +12,7 @@ from ..framepack_core.runtime.images import nearest_bucket, resize_and_crop, siz
 from ..framepack_core.sampling.sections import MAX_SIZE, SIZE_MULTIPLE, check_size
 from .comfyui.encode import encode_prompt
 from .comfyui.progress import show_text
+from .comfyui.section_run import only_size
 from .comfyui.sockets import to_image, to_latents, to_uint8
 from .types import CATEGORY, advanced, schema
 
@@ -100,6 +101,12 @@ class Canvas(io.ComfyNode):
                 io.Image.Input(
                     "end_image", optional=True, tooltip="Last frame, fitted to the same size."
                 ),
+                io.Model.Input(
+                    "model",
+                    optional=True,
+                    tooltip="A model that can make one size only, such as Toy World, sets it "
+                    f"where fit is {BUCKET}.",
+                ),
             ],
             outputs=[
                 io.Image.Output(display_name="image"),
@@ -119,8 +126,12 @@ class Canvas(io.ComfyNode):
         width: int,
         height: int,
         end_image: Tensor | None = None,
+        model: Any = None,
     ) -> io.NodeOutput:
-        if fit == BUCKET:
+        only = None if model is None else only_size(model)
+        if fit == BUCKET and only is not None:
+            width, height = only
+        elif fit == BUCKET:
             height, width = nearest_bucket(image.shape[1], image.shape[2])
         elif fit == AREA:
             width, height = size_for_area(image.shape[2], image.shape[1], resolution**2)

@@ -12,6 +12,7 @@ from ..framepack_core.runtime.device import parse_dtype
 from ..framepack_core.runtime.display import warn
 from ..framepack_core.sampling.plan import Mode
 from ..framepack_core.toyworld import SNAPSHOT
+from ..framepack_core.toyworld.render import SIZE
 from ..framepack_core.weights.formats import Precision
 from ..framepack_core.weights.layouts import find_snapshot, is_standard_name
 from ..framepack_core.weights.names import mode_by_name
@@ -259,14 +260,17 @@ class LoadSnapshot(io.ComfyNode):
 
     @classmethod
     def execute(cls, snapshot: str, model: Mode, precision: str) -> io.NodeOutput:
-        root = SNAPSHOT if snapshot == TOY_WORLD else snapshot_path(snapshot)
-        return io.NodeOutput(*_load_all(root, model, _dtype(precision)))
+        if snapshot == TOY_WORLD:
+            root, trained_for = SNAPSHOT, TrainedFor(model, certain=True, size=(SIZE, SIZE))
+        else:
+            root, trained_for = snapshot_path(snapshot), TrainedFor(model, certain=True)
+        return io.NodeOutput(*_load_all(root, trained_for, _dtype(precision)))
 
 
-def _load_all(root: Path, mode: Mode, dtype: torch.dtype | None) -> tuple[Any, ...]:
-    folders = find_snapshot(root, f1=mode == "f1")
+def _load_all(root: Path, trained_for: TrainedFor, dtype: torch.dtype | None) -> tuple[Any, ...]:
+    folders = find_snapshot(root, f1=trained_for.mode == "f1")
     return (
-        load_model(folders["dit"], dtype, TrainedFor(mode, certain=True)),
+        load_model(folders["dit"], dtype, trained_for),
         load_clip(folders["llama"], folders["clip"], dtype),
         FramePackVAE(folders["vae"], dtype),
         FramePackCLIPVision(folders["image_encoder"], dtype),

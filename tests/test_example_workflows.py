@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,11 @@ from PIL import Image
 from framepack_core.weights.released import RELEASED, RELEASED_F1, ReleasedFile
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.append(str(ROOT / "tests" / "comfyui"))
+
+from templates import NAMES, template  # noqa: E402
+
+TOY = " - Toy World"
 WORKFLOWS = sorted((ROOT / "example_workflows").glob("*.json"))
 
 
@@ -21,24 +27,17 @@ def workflow(request: pytest.FixtureRequest) -> dict[str, Any]:
 
 
 def test_every_workflow_has_a_twin_that_needs_no_download() -> None:
-    names = {path.stem for path in WORKFLOWS}
-    twins = {name.replace("framepack_", "toyworld_") for name in names}
-    assert twins == {name for name in names if name.startswith("toyworld_")}
-    assert names == twins | {name.replace("toyworld_", "framepack_") for name in twins}
-    assert {name.removeprefix("toyworld_") for name in twins} == {
-        "i2v",
-        "f1",
-        "end_image",
-        "sections",
-        "one_frame",
-        "kisekaeichi",
-        "1f_mc",
-        "batch",
-        "extend",
-        "lora",
-        "train",
-        "train_one_frame",
-    }
+    """Beside it in the list of templates, where names are the titles."""
+    titles = sorted(path.stem for path in WORKFLOWS)
+    assert titles == sorted(template(name).stem for name in NAMES)
+    toys = [title for title in titles if title.endswith(TOY)]
+    assert toys == [title + TOY for title in titles if not title.endswith(TOY)]
+    assert [int(title[:2]) for title in toys] == list(range(1, len(toys) + 1))
+
+
+def test_every_workflow_has_a_picture_of_its_own() -> None:
+    pictures = [path.with_suffix(".jpg").read_bytes() for path in WORKFLOWS]
+    assert len(set(pictures)) == len(WORKFLOWS)
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
@@ -69,10 +68,11 @@ def test_every_file_of_the_real_model_can_be_downloaded(path: Path) -> None:
         if model["name"] in {file.name for file in files}
         if model["directory"] == files[0].folder
     ]
-    if path.stem.startswith("toyworld_"):
+    if path.stem.endswith(TOY):
         assert given == []
         return
-    dit = RELEASED_F1 if path.stem in ("framepack_f1", "framepack_extend") else RELEASED["dit"]
+    with_f1 = path in (template("framepack_f1"), template("framepack_extend"))
+    dit = RELEASED_F1 if with_f1 else RELEASED["dit"]
     others = {file for name, files in RELEASED.items() if name != "dit" for file in files}
     assert len(given) == len(set(given)) and set(given) == others | set(dit)
     values = {v for node in workflow["nodes"] for v in node["widgets_values"]}
@@ -91,14 +91,50 @@ def test_shards_of_f1_are_in_a_folder_that_says_so() -> None:
 
 
 def test_reads_from_left_to_right(workflow: dict[str, Any]) -> None:
-    """Every link goes right, or down within a column; no two nodes overlap."""
-    boxes = {node["id"]: (*node["pos"], *node["size"]) for node in workflow["nodes"]}
+    """No link runs back, no two nodes overlap, and groups hold whole nodes."""
+    boxes = {node["id"]: box(node) for node in workflow["nodes"]}
     for _, source, _, target, _, _ in workflow["links"]:
-        assert boxes[source][:2] < boxes[target][:2] and boxes[source][0] <= boxes[target][0]
-    for a, (ax, ay, aw, ah) in boxes.items():
-        for b, (bx, by, bw, bh) in boxes.items():
-            apart = ax + aw <= bx or bx + bw <= ax or ay + ah <= by or by + bh <= ay
-            assert a == b or apart, f"nodes {a} and {b} overlap"
+        assert boxes[source][2] < boxes[target][0], f"a link runs back from {source} to {target}"
+    for a, first in boxes.items():
+        for b, second in boxes.items():
+            assert a == b or are_apart(first, second), f"nodes {a} and {b} overlap"
+    groups = [(x, y, x + w, y + h) for x, y, w, h in (g["bounding"] for g in workflow["groups"])]
+    assert all(a is b or are_apart(a, b) for a in groups for b in groups)
+    inside = [n for n, each in boxes.items() if any(holds(group, each) for group in groups)]
+    (note,) = boxes.keys() - inside
+    assert all(are_apart(boxes[note], group) for group in groups)
+    titles = [group["title"] for group in workflow["groups"]]
+    assert titles[0] == "Models" and len(set(titles)) == len(titles)
+
+
+def test_all_of_it_is_seen_at_once(workflow: dict[str, Any]) -> None:
+    """In a window of 1600x1000 at 75 % or more, beside what ComfyUI lays over the canvas."""
+    view = workflow["extra"]["ds"]
+    assert 0.75 <= view["scale"] <= 1
+    boxes = [box(node) for node in workflow["nodes"]]
+    left, top = (min(each[i] for each in boxes) for i in (0, 1))
+    right, bottom = (max(each[i] for each in boxes) for i in (2, 3))
+    (x, y), scale = view["offset"], view["scale"]
+    assert (left + x) * scale > 60 and (top + y) * scale > 85
+    assert (right + x) * scale < 1600 and (bottom + y) * scale < 1000
+
+
+Box = tuple[float, float, float, float]  # left, top, right, bottom
+
+
+def box(node: dict[str, Any]) -> Box:
+    """With the title above it."""
+    (x, y), (width, height) = node["pos"], node["size"]
+    return x, y - 30, x + width, y + height
+
+
+def are_apart(a: Box, b: Box) -> bool:
+    return a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1]
+
+
+def holds(group: Box, node: Box) -> bool:
+    near, far = zip(group[:2], node[:2], strict=True), zip(group[2:], node[2:], strict=True)
+    return all(g <= n for g, n in near) and all(n <= g for g, n in far)
 
 
 def test_links_agree_from_both_ends(workflow: dict[str, Any]) -> None:

@@ -77,15 +77,16 @@ def test_requirements_are_those_of_the_project_without_torch() -> None:
 
 
 def test_one_id_everywhere() -> None:
+    """With the version that workflows were written by; releasing writes them anew."""
     name = PROJECT["project"]["name"]
     files = [*(ROOT / "example_workflows").glob("*.json"), *(ROOT / "subgraphs").glob("*.json")]
     ids = {
-        node["properties"]["cnr_id"]
+        (node["properties"]["cnr_id"], node["properties"]["ver"])
         for path in files
         for node in nodes(json.loads(path.read_text(encoding="utf-8")))
         if node["type"].startswith("FPReel")
     }
-    assert ids == {name}
+    assert ids == {(name, PROJECT["project"]["version"])}
     assert f"comfy node install {name}\n" in (ROOT / "README.md").read_text(
         encoding="utf-8"
     ).replace("`", "")

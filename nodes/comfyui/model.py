@@ -55,10 +55,14 @@ LORA_STRENGTH = "framepack_lora_strength"
 
 @dataclass(frozen=True)
 class TrainedFor:
-    """The mode that a model was trained for; uncertain where only a file's name says so."""
+    """The mode that a model was trained for; uncertain where only a file's name says so.
+
+    size: width and height in pixels, of a model that can make no others.
+    """
 
     mode: Mode
     certain: bool
+    size: tuple[int, int] | None = None
 
 
 def section_conditions(

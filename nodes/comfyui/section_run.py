@@ -20,6 +20,7 @@ from ...framepack_core.sampling.generate import SamplerConfig, SectionTask
 from ...framepack_core.sampling.options import SamplingOptions
 from ...framepack_core.sampling.plan import Mode, Section
 from ...framepack_core.sampling.sanity_checks import check_attention
+from ...framepack_core.sampling.sections import LATENT_STRIDE
 from ...framepack_core.sampling.step_cache import StepCacheChoice
 from ...framepack_core.sampling.unipc import Variant, sample_unipc
 from .model import (
@@ -31,6 +32,8 @@ from .model import (
     section_conditions,
 )
 from .progress import RunProgress
+
+TOO_LARGE = 4  # times the pixels that a model was trained at
 
 
 class SampleOptions(SamplingOptions, StepCacheChoice):
@@ -148,6 +151,7 @@ def section_run(
     progress: makes the bar from the model and the number of steps.
     """
     check_model(model)
+    check_size_of(model, latent_shape)
     check_model_attention(model)
     if settings.with_cfg and negative is None:
         raise FramePackError(
@@ -173,6 +177,25 @@ def check_model(model: Any) -> None:
             f"model: a {type(model.model).__name__} is not a FramePack model; load one with Load "
             "FramePack Model"
         )
+
+
+def check_size_of(model: Any, latent_shape: Sequence[int]) -> None:
+    """Refuse latents [..., h, w] far larger than the one size that a model can make."""
+    size = only_size(model)
+    if size is None:
+        return
+    height, width = (side * LATENT_STRIDE for side in latent_shape[-2:])
+    if width * height > TOO_LARGE * size[0] * size[1]:
+        raise FramePackError(
+            f"start_latent: {width}x{height}, but this model can only make {size[0]}x{size[1]}; "
+            "connect it to FramePack Canvas, or set exact, width and height there"
+        )
+
+
+def only_size(model: Any) -> tuple[int, int] | None:
+    """The width and height of all that a model can make, if it is only one."""
+    known = getattr(model.model, "trained_for", None)
+    return None if known is None else known.size
 
 
 _checked_attentions: set[tuple[Any, ...]] = set()

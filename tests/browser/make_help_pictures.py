@@ -24,6 +24,7 @@ from comfy_host import PACK, Server, find_comfyui, make_base, serve  # noqa: E40
 from comfy_page import ComfyPage, launch, read  # noqa: E402
 from PIL import Image  # noqa: E402
 from playwright.sync_api import sync_playwright  # noqa: E402
+from templates import template  # noqa: E402
 
 from framepack_core.toyworld.concept import write_lessons  # noqa: E402
 
@@ -124,26 +125,35 @@ def canvas(page: ComfyPage) -> None:
 
 
 def whole_video(page: ComfyPage) -> None:
-    """With a check before the sampler, and with both ways to keep what it made."""
+    """With a check before the sampler, and with all ways to keep what it made."""
     page.disconnect("FPReelTextEncode", "text")
     page.set_widget("FPReelTextEncode", "text", "a red circle moves right")
-    for node_type in ("FPReelCheck", "FPReelSaveLatent", "FPReelSaveVideo"):
+    for node_type in ("FPReelCheck", "FPReelSaveLatent", "FPReelDecode", "PreviewImage"):
         page.add(node_type)
     page.connect("FPReelLoadSnapshot", 0, "FPReelCheck", "model")
     page.connect("FPReelPlan", 0, "FPReelCheck", "plan")
     page.connect("FPReelStartFrame", 0, "FPReelCheck", "start_latent")
     page.connect("FPReelCheck", 0, "FPReelSampler", "plan")
     page.connect("FPReelSampler", 0, "FPReelSaveLatent", "latent")
-    page.connect("FPReelSampler", 0, "FPReelSaveVideo", "latent")
-    page.connect("FPReelLoadSnapshot", 2, "FPReelSaveVideo", "vae")
+    page.connect("FPReelSampler", 0, "FPReelDecode", "latent")
+    page.connect("FPReelLoadSnapshot", 2, "FPReelDecode", "vae")
+    page.connect("FPReelDecode", 0, "PreviewImage", "images")
 
 
 def sections(page: ComfyPage) -> None:
-    """With the prompts written down that Toy World Scene makes."""
+    """With nodes in place of the timeline."""
     motions = ("right", "down", "left")
     prompts = (f"{i}:a magenta cross moves {motion}" for i, motion in enumerate(motions))
-    page.disconnect("FPReelPromptSchedule", "prompts")
+    for node_type in ("FPReelPromptSchedule", "FPReelGuideSections"):
+        page.add(node_type)
+    page.set_widget("FPReelPlan", "timeline", "")
     page.set_widget("FPReelPromptSchedule", "prompts", ";;;\n".join(prompts))
+    page.connect("FPReelPlan", 0, "FPReelPromptSchedule", "plan")
+    page.connect("FPReelLoadSnapshot", 1, "FPReelPromptSchedule", "clip")
+    page.connect("FPReelPromptSchedule", 0, "FPReelGuideSections", "plan")
+    page.connect("FPReelStartFrame", 0, "FPReelGuideSections", "start_image")
+    page.connect("FPReelStartFrame", 1, "FPReelGuideSections", "clip_vision_output")
+    page.connect("FPReelGuideSections", 0, "FPReelEndFrame", "plan")
 
 
 def prompt_file(page: ComfyPage) -> None:
@@ -266,7 +276,7 @@ def make(browser: Any, server: Server, scene: Scene, nodes: list[str]) -> None:
     context = browser.new_context(viewport=VIEW, device_scale_factor=SCALE)
     page = ComfyPage(context, server.url)
     if scene.workflow is not None:
-        page.load(read(PACK / "example_workflows" / f"{scene.workflow}.json"))
+        page.load(read(template(scene.workflow)))
     scene.prepare(page)
     if scene.runs:
         run(page, server)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from comfy_host import PACK
 from comfy_page import ComfyPage, read
+from templates import template
 
-TRAIN = PACK / "example_workflows" / "toyworld_train.json"
+TRAIN = template("toyworld_train")
 PICTURE = "img[src$='/docs/FPReelDataset.png']"
 
 

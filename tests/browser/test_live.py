@@ -7,10 +7,10 @@ import uuid
 from typing import Any
 
 import pytest
-from comfy_host import PACK, Server
+from comfy_host import Server
 from comfy_page import ComfyPage, read
+from templates import template
 
-WORKFLOWS = PACK / "example_workflows"
 RUN = 120_000  # milliseconds that a run may take
 RESULT = ".fpreel-result"
 TOLD = f"""() => {{
@@ -31,7 +31,7 @@ def test_sections_are_shown_as_they_are_made(
     element_page: ComfyPage, renderer: str, server: Server
 ) -> None:
     page = element_page
-    page.load(read(WORKFLOWS / "toyworld_i2v.json"))
+    page.load(read(template("toyworld_i2v")))
     page.connect("FPReelLoadSnapshot", 2, "FPReelSampler", "vae")
     page.set_widget("FPReelPlan", "sections", 4)
     page.set_widget("FPReelSampler", "steps", 20)
@@ -53,9 +53,8 @@ def test_sections_are_shown_as_they_are_made(
     assert playing, "no clip was played while sections were still to be made"
     assert seen["words"].startswith("145 frames · 4.83 s · 64×64 · took ")
     page.page.wait_for_function(f"() => document.querySelector('{RESULT} video').duration > 1")
-    if "SaveVideo" not in page.newer_nodes(server.get("/object_info")):
-        final = "video[src*='toyworld_i2v'], video source[src*='toyworld_i2v']"
-        page.page.wait_for_selector(final, state="attached", timeout=RUN)
+    final = "video[src*='toyworld_i2v'], video source[src*='toyworld_i2v']"
+    page.page.wait_for_selector(final, state="attached", timeout=RUN)
 
     page.reload()
     page.page.wait_for_selector(f"{RESULT}[data-state=finished]", state="attached")
@@ -64,7 +63,7 @@ def test_sections_are_shown_as_they_are_made(
 
 
 def test_another_workflow_is_left_alone(page: ComfyPage) -> None:
-    workflow = read(WORKFLOWS / "toyworld_i2v.json") | {"id": str(uuid.uuid4())}
+    workflow = read(template("toyworld_i2v")) | {"id": str(uuid.uuid4())}
     page.load(workflow)
     script = "app.api.dispatchEvent(new CustomEvent('fpreel.section', { detail: argument }))"
     message: dict[str, Any] = {"event": "fpreel.section", "run": "a", "state": "sampling"}

@@ -11,16 +11,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from comfy_host import PACK, PACK_NAME, Server
+from comfy_host import PACK_NAME, Server
 from comfy_page import ComfyPage, read
 from PIL import Image
+from templates import NAMES, template
 from workflow import to_api
 
 from framepack_core.runtime.video import VideoWriter
 
-WORKFLOWS = sorted((PACK / "example_workflows").glob("*.json"))
-I2V = PACK / "example_workflows" / "toyworld_i2v.json"
-TRAIN = PACK / "example_workflows" / "toyworld_train.json"
+WORKFLOWS = [template(name) for name in NAMES]
+I2V = template("toyworld_i2v")
+TRAIN = template("toyworld_train")
 EVENTS = {"FPReelTrainLora": "fpreel.training", "FPReelSampler": "fpreel.section"}
 SERIOUS = {"serious", "critical"}
 ADDED = 150  # milliseconds that the pack may add to the loading of the page

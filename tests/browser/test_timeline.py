@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from comfy_host import PACK
 from comfy_page import ComfyPage, read
 from PIL import Image
+from templates import template
 
-I2V = PACK / "example_workflows" / "toyworld_i2v.json"
-SECTIONS = PACK / "example_workflows" / "toyworld_sections.json"
+I2V = template("toyworld_i2v")
+SECTIONS = template("toyworld_sections")
 TIMELINE = ".fpreel-timeline"
 SECTION = f"{TIMELINE} [role=option]"
 
@@ -217,7 +217,9 @@ def test_a_text_that_is_no_timeline_is_shown_and_kept(timeline: ComfyPage) -> No
 
 
 def test_a_guide_stored_before_it_had_a_lora_strength_is_the_same(page: ComfyPage) -> None:
-    workflow = read(SECTIONS)
+    page.load(read(SECTIONS))
+    page.add("FPReelGuideSections")
+    workflow = page.workflow()
     for node in workflow["nodes"]:
         if node["type"] == "FPReelGuideSections":
             node["widgets_values"] = ["1", 2, 7, 3.5]

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from comfy_host import PACK, Server
+from comfy_host import Server
 from comfy_page import ComfyPage, read
+from templates import template
 
-TRAIN = PACK / "example_workflows" / "toyworld_train.json"
+TRAIN = template("toyworld_train")
 CHART = ".fpreel-training"
 STEPS = 40
 RUN = 300_000  # milliseconds that a run may take

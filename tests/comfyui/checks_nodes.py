@@ -761,3 +761,19 @@ def check_shards_whose_name_says_nothing_are_warned_of() -> None:
         logger.removeHandler(handler)
     (warning,) = heard
     assert warning.startswith(f"{shard}: FramePack and F1 are published under this same name")
+
+
+def check_sizes_are_those_that_the_model_can_make() -> None:
+    """A photo with Toy World must not begin a run of hours at 640."""
+    photo = torch.rand(1, 480, 640, 3)
+    chosen = {"image": photo, "resolution": 640, "width": 640, "height": 640}
+    fit = "FramePack's sizes (640)"
+    fitted, *_ = run("FPReelCanvas", fit=fit, model=toy().model, **chosen)
+    assert fitted.shape == (1, 64, 64, 3)
+    _, _, width, height = run("FPReelCanvas", fit=fit, **chosen)
+    assert (width, height) == (704, 544)
+    _, _, width, height = run("FPReelCanvas", fit="exact", model=toy().model, **chosen)
+    assert (width, height) == (640, 640)
+    large = {"samples": torch.zeros(1, 16, 1, 80, 80)}
+    message = error_of(lambda: sample(start_latent=large))
+    assert message.startswith("start_latent: 640x640, but this model can only make 64x64"), message

@@ -14,7 +14,7 @@ from typing import Any
 
 from comfy_host import PACK, PACK_NAME, REGISTRY_ID, find_comfyui, make_base, serve
 from workflow import WIDGETS
-from workflow_graph import Graph, Node, Socket
+from workflow_graph import VERSION, Graph, Node, Socket
 
 FOLDER = PACK / "subgraphs"
 ENTRY, EXIT = -10, -20  # ids of the two ends of a subgraph
@@ -28,6 +28,7 @@ class Blueprint(Graph):
     def __init__(self, name: str, description: str, node_info: dict[str, Any]) -> None:
         super().__init__(name, "", node_info)
         self.nodes.remove(self.note)
+        self.column()
         self.description = description
         self.entry = Node(ENTRY, "entry", {}, {}, {})
         self.given: dict[str, Socket] = {}
@@ -94,6 +95,7 @@ class Blueprint(Graph):
             "properties": {
                 "proxyWidgets": [["-1", name] for name in self.defaults],
                 "cnr_id": REGISTRY_ID,
+                "ver": VERSION,
             },
             "widgets_values": list(self.defaults.values()),
         }

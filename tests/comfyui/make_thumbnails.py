@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from comfy_host import PACK, Server, find_comfyui, make_base, serve
 from PIL import Image, ImageDraw, ImageFont
+from templates import NAMES, template
 from workflow import to_api
 
 sys.path.append(str(PACK))
@@ -21,13 +22,18 @@ sys.path.append(str(PACK))
 from framepack_core.runtime.images import load_image
 from framepack_core.runtime.video import read_video
 
-FOLDER = PACK / "example_workflows"
 FRAMES, COLUMNS, SIDE, GAP = 6, 3, 128, 4
 BACKGROUND = (32, 32, 36)
 PICTURE, SHOWN = PACK / "js" / "docs" / "toyworld.jpg", 6
+# What a workflow's picture says below what Toy World made with it, and on what colour.
+BANDS = {
+    "toyworld": ("Toy World: runs at once", (46, 125, 80)),
+    "framepack": ("FramePack, shown with Toy World", (47, 90, 160)),
+}
+BAND = 34  # pixels
 CAPTIONS = {
     "toyworld_i2v": 'start image and "a red circle moves right"',
-    "toyworld_sections": "a prompt and an image for each section: right, then down, then left",
+    "toyworld_sections": "start and end image, and a prompt for each section: right, down, left",
     "toyworld_end_image": 'start image, end image and "a blue triangle moves"',
     "toyworld_extend": 'a rendered clip, extended by F1 with "a blue square moves down"',
 }
@@ -43,13 +49,15 @@ def main() -> None:
         serve(comfy, make_base(Path(folder) / "base")) as server,
     ):
         node_info = server.get("/object_info")
-        for path in sorted(FOLDER.glob("toyworld_*.json")):
-            made[path.stem] = made_by(path, server, node_info)
-            print(path.stem, flush=True)
+        for name in NAMES:
+            if name.startswith("toyworld"):
+                made[name] = made_by(template(name), server, node_info)
+                print(name, flush=True)
     for name, clips in made.items():
         picture = contact_sheet(clips)
-        for world in ("toyworld", "framepack"):
-            save(picture, FOLDER / f"{name.replace('toyworld', world)}.jpg")
+        for world, (words, colour) in BANDS.items():
+            path = template(name.replace("toyworld", world)).with_suffix(".jpg")
+            save(with_band(picture, words, colour), path)
     save(overview(made), PICTURE)
 
 
@@ -83,6 +91,18 @@ def overview(made: dict[str, list[list[np.ndarray]]]) -> Image.Image:
             frame = enlarged(clip[round(i * (len(clip) - 1) / (SHOWN - 1))])
             sheet.paste(frame, (i * step, top + line))
     return sheet
+
+
+def with_band(picture: Image.Image, words: str, colour: tuple[int, int, int]) -> Image.Image:
+    """The picture above a line of words, wide enough for them."""
+    font = ImageFont.load_default(size=19)
+    width = max(picture.width, round(font.getlength(words)) + 20)
+    made = Image.new("RGB", (width, picture.height + BAND), BACKGROUND)
+    made.paste(picture, ((width - picture.width) // 2, 0))
+    draw = ImageDraw.Draw(made)
+    draw.rectangle((0, picture.height, width, picture.height + BAND), fill=colour)
+    draw.text((10, picture.height + 5), words, "white", font)
+    return made
 
 
 def enlarged(frame: np.ndarray) -> Image.Image:

@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 import torch
-from comfy_host import PACK, ComfyUI, Server, make_base, serve
+from comfy_host import ComfyUI, Server, make_base, serve
 from killing import FULL, moments
+from templates import template
 from workflow import to_api
 
 from framepack_core.sampling.latents import load_latents
@@ -23,7 +24,7 @@ from framepack_core.weights.files import read_header
 
 SECTIONS = 6
 KILLS = 20
-WORKFLOW = PACK / "example_workflows" / "toyworld_i2v.json"
+WORKFLOW = template("toyworld_i2v")
 
 
 def prompt(server: Server, seed: int, **changes: Any) -> dict[str, Any]:
