@@ -169,7 +169,9 @@ def test_a_package_that_cannot_be_loaded_is_told(monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-@pytest.mark.parametrize("kernel", [k for k in attention_kernels.KERNELS if k.installed()], ids=str)
+@pytest.mark.parametrize(
+    "kernel", [k for k in attention_kernels.KERNELS if k.installed()], ids=lambda k: k.name
+)
 def test_installed_kernels_against_plain_attention(kernel: AttentionKernel) -> None:
     """bf16 of the released head size, forward and, where it has them, gradients."""
     draws = torch.Generator("cuda").manual_seed(0)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
+import huggingface_hub
 import numpy as np
 import pytest
 import torch
@@ -350,7 +351,7 @@ def test_without_any_tokenizer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         assert options["local_files_only"], "the hub may only be asked when allowed"
         raise FileNotFoundError
 
-    monkeypatch.setattr(tokenizers, "snapshot_download", not_cached)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", not_cached)
     llama, clip = lone_encoders(tmp_path)
     with pytest.raises(FramePackError) as error:
         load_text_encoders(llama, clip)
@@ -372,7 +373,7 @@ def test_tokenizers_of_the_cache_then_of_the_hub(
             raise FileNotFoundError
         return str(SNAPSHOT)
 
-    monkeypatch.setattr(tokenizers, "snapshot_download", download)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     encoders = load_text_encoders(*lone_encoders(tmp_path), fetch=said.append)
     assert encoders.clip_tokenizer("a")["input_ids"][1] == 320
     repository = "hunyuanvideo-community/HunyuanVideo"
@@ -388,7 +389,7 @@ def test_tokenizers_of_comfyui(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, named: bool
 ) -> None:
     """Of the ComfyUI around the weights, or of the one that COMFYUI_PATH names."""
-    monkeypatch.setattr(tokenizers, "snapshot_download", lambda *_, **__: pytest.fail("asked"))
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: pytest.fail("asked"))
     root = tmp_path / "ComfyUI"
     for component, folder in tokenizers.COMFYUI.items():
         name = TOKENIZERS[component]

@@ -7,6 +7,7 @@ import shutil
 import sys
 from pathlib import Path
 
+import huggingface_hub
 import numpy as np
 import pytest
 import torch
@@ -25,7 +26,6 @@ from framepack_core.sampling.flow import RopeScaling
 from framepack_core.sampling.latents import load_latents, save_latents
 from framepack_core.sampling.step_cache import TeaCache
 from framepack_core.toyworld import SNAPSHOT
-from framepack_core.weights import tokenizers
 from framepack_core.weights.files import read_header, save_weights
 
 STEPS, WINDOW = 2, 1
@@ -290,7 +290,7 @@ def test_tokenizers_that_single_files_lack_are_fetched_first(
             raise FileNotFoundError
         return str(SNAPSHOT)
 
-    monkeypatch.setattr(tokenizers, "snapshot_download", download)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     encoders = [
         shutil.copytree(SNAPSHOT / n, tmp_path / n) for n in ("text_encoder", "text_encoder_2")
     ]

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import CLIPTokenizer, PreTrainedTokenizerFast
 
 from ..runtime.errors import FramePackError
 from ..weights.files import open_weights
@@ -393,6 +392,8 @@ def _tokenizer(
     spare: Path | None,
     fetch: Callable[[str], None] | None,
 ) -> Tokenizer:
+    from transformers import CLIPTokenizer, PreTrainedTokenizerFast
+
     folder = find_tokenizer(path, component, spare=spare, fetch=fetch)
     # The tokenizer.json of LLaMA 3 says all; the class its config names differs by version.
     kind = PreTrainedTokenizerFast if component == "llama" else CLIPTokenizer

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from transformers import SiglipVisionConfig, SiglipVisionModel
 
 from .text import make_position_ids
+
+if TYPE_CHECKING:  # slow to import, and ComfyUI has an encoder of its own
+    from transformers import SiglipVisionConfig
 
 # The released encoder, for files that come without a config.json.
 SIGLIP_CONFIG: dict[str, Any] = {
@@ -34,6 +36,8 @@ class SiglipVision(nn.Module):
     """SigLIP's vision transformer: pixels [B, 3, S, S] to one normed vector a patch [B, N, C]."""
 
     def __init__(self, config: SiglipVisionConfig) -> None:
+        from transformers import SiglipVisionModel
+
         super().__init__()
         model = SiglipVisionModel(config)
         # transformers 4 has the transformer one level down, under the checkpoint's own name.
@@ -45,6 +49,8 @@ class SiglipVision(nn.Module):
 
 def siglip_model(config: Mapping[str, Any]) -> SiglipVision:
     """A SigLIP of this config.json: parameters on the meta device, buffers real, no head."""
+    from transformers import SiglipVisionConfig
+
     with torch.device("meta"):
         model = SiglipVision(SiglipVisionConfig.from_dict({**config, "vision_use_head": False}))
     make_position_ids(model.vision_model.embeddings)

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import CLIPTextConfig, CLIPTextModel, LlamaConfig, LlamaModel
-from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from .prompt import END_OF_PROMPT, MAX_PROMPT_TOKENS, TextCondition, check_prompt, system_prefix
+
+if TYPE_CHECKING:  # slow to import, and ComfyUI has encoders of its own
+    from transformers import CLIPTextConfig, LlamaModel
 
 # The released encoders, for files that come without a config.json.
 LLAMA_CONFIG: dict[str, Any] = {
@@ -57,6 +58,8 @@ class ClipText(nn.Module):
     """CLIP's text transformer: token ids [B, L] to the pooled vector [B, C]."""
 
     def __init__(self, config: CLIPTextConfig) -> None:
+        from transformers import CLIPTextModel
+
         super().__init__()
         model = CLIPTextModel(config)
         # transformers 4 has the transformer one level down, under the checkpoint's own name.
@@ -69,6 +72,9 @@ class ClipText(nn.Module):
 
 def llama_model(config: Mapping[str, Any]) -> LlamaModel:
     """A LLaMA of this config.json: parameters on the meta device, buffers real and in fp32."""
+    from transformers import LlamaConfig, LlamaModel
+    from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
     with torch.device("meta"):
         model = LlamaModel(LlamaConfig.from_dict(dict(config)))
     for module in list(model.modules()):
@@ -80,6 +86,8 @@ def llama_model(config: Mapping[str, Any]) -> LlamaModel:
 
 def clip_model(config: Mapping[str, Any]) -> ClipText:
     """A CLIP text encoder of this config.json: parameters on the meta device, buffers real."""
+    from transformers import CLIPTextConfig
+
     with torch.device("meta"):
         model = ClipText(CLIPTextConfig.from_dict(dict(config)))
     make_position_ids(model.text_model.embeddings)

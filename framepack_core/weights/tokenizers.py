@@ -6,8 +6,6 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from huggingface_hub import snapshot_download
-
 from ..runtime.errors import FramePackError
 from .layouts import TOKENIZERS, Component, find_component, is_tokenizer
 
@@ -70,6 +68,8 @@ def _of_hub(path: Path | str, component: Component, fetch: Callable[[str], None]
 
 
 def _snapshot(name: str, *, local: bool) -> Path | None:
+    from huggingface_hub import snapshot_download
+
     try:
         root = snapshot_download(REPOSITORY, allow_patterns=[f"{name}/*"], local_files_only=local)
     except (OSError, ValueError):  # not in the cache, or no network
