@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 import torch
 from comfy_api.latest import io
@@ -13,7 +13,7 @@ from ..framepack_core.runtime.display import warn
 from ..framepack_core.sampling.plan import Mode
 from ..framepack_core.toyworld import SNAPSHOT
 from ..framepack_core.toyworld.render import SIZE
-from ..framepack_core.weights.formats import Precision
+from ..framepack_core.weights.formats import MADE, STATED, Precision
 from ..framepack_core.weights.layouts import find_snapshot, is_standard_name
 from ..framepack_core.weights.names import mode_by_name
 from .comfyui.encoders import FramePackCLIPVision, FramePackVAE, load_clip
@@ -69,11 +69,12 @@ class LoadModel(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "precision",
-                    options=[AUTO, "bf16", "fp16", "fp32", *FP8],
+                    options=[AUTO, "bf16", "fp16", "fp32", *FP8, *STATED],
                     default=AUTO,
-                    tooltip="Number type of the weights. auto keeps fp8 files as they are and "
+                    tooltip="Number type of the weights. auto keeps quantised files as they are, "
                     "otherwise follows ComfyUI's choice for your hardware. fp8_scaled needs two "
-                    "thirds of the memory of bf16 and is nearer to it than plain fp8.",
+                    "thirds of the memory of bf16 and is nearer to it than plain fp8. The others "
+                    "quantise while loading; FramePack Save Merged Model makes files of them.",
                 ),
                 advanced(
                     io.Combo.Input(
@@ -104,8 +105,8 @@ class LoadModel(io.ComfyNode):
 
 def _types(precision: str) -> tuple[torch.dtype | None, Precision]:
     """The type of weights, None for ComfyUI's choice, and what becomes of those in fp8."""
-    if precision == AUTO or precision in FP8:
-        return None, precision
+    if precision == AUTO or precision in MADE:
+        return None, cast(Precision, precision)
     return parse_dtype(precision), "full"
 
 

@@ -167,8 +167,18 @@ class SaveMerged(io.ComfyNode):
             display_name="FramePack Save Merged Model",
             category=LORA,
             description="Saves a FramePack model with its LoRAs merged in, those of FramePack "
-            "Apply LoRA and of ComfyUI's loaders. One tensor at a time is in memory.",
-            search_aliases=["merge lora", "save model", "ModelSave", "convert fp8", "checkpoint"],
+            "Apply LoRA and of ComfyUI's loaders, also quantised: fp8, int8, int4, nvfp4, mxfp8. "
+            "One tensor at a time is in memory.",
+            search_aliases=[
+                "merge lora",
+                "save model",
+                "ModelSave",
+                "convert fp8",
+                "checkpoint",
+                "quantize",
+                "int8 convrot",
+                "nvfp4",
+            ],
             inputs=[
                 io.Model.Input("model", tooltip="A FramePack or F1 model, with LoRAs if you like."),
                 io.String.Input(
@@ -182,8 +192,10 @@ class SaveMerged(io.ComfyNode):
                 io.Combo.Input(
                     "precision",
                     options=list(SAVED_AS),
-                    tooltip="LoRAs are merged in fp32 and rounded to this once. fp8_scaled takes "
-                    "two thirds of the space of bf16.",
+                    tooltip="Number type of the file; LoRAs are merged in fp32 and rounded to it "
+                    "once. The quantised types are ComfyUI's: float8_e4m3fn for RTX 40 and later, "
+                    "int8_convrot for RTX 20 and later, nvfp4 and mxfp8 for RTX 50, convrot_w4a4 "
+                    "the smallest. fp8_scaled saves memory only.",
                 ),
                 advanced(
                     io.Float.Input(
@@ -198,7 +210,10 @@ class SaveMerged(io.ComfyNode):
                     )
                 ),
             ],
-            outputs=[io.String.Output(display_name="path")],
+            outputs=[
+                io.String.Output(display_name="path"),
+                io.String.Output(display_name="errors"),
+            ],
             is_output_node=True,
             hidden=[io.Hidden.unique_id],
         )
@@ -208,11 +223,10 @@ class SaveMerged(io.ComfyNode):
         cls, model: Any, filename: str, folder: str, precision: str, shard_gb: float = 0.0
     ) -> io.NodeOutput:
         check_model(model)
-        first, *_ = save_merged(
-            model, _destination(filename, folder, shard_gb), precision, shard_gb
-        )
-        show_text(cls.hidden.unique_id, str(first))
-        return io.NodeOutput(str(first), ui=ui.PreviewText(str(first)))
+        destination = _destination(filename, folder, shard_gb)
+        (first, *_), errors = save_merged(model, destination, precision, shard_gb)
+        show_text(cls.hidden.unique_id, f"{first}\n{errors}")
+        return io.NodeOutput(str(first), errors, ui=ui.PreviewText(f"{first}\n{errors}"))
 
 
 def _destination(filename: str, folder: str, shard_gb: float) -> Path:

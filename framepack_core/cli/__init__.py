@@ -30,6 +30,7 @@ COMMANDS: dict[str, tuple[str, type[Settings] | AddOptions]] = {
     "ledger": ("list or prune finished sections that are kept", commands.Ledgers),
     "lora": ("report what LoRA files are and what of them fits", commands.Inspect),
     "merge": ("write the transformer with LoRAs merged in", commands.Merge),
+    "quantize": ("write the transformer in a quantised format", commands.Quantize),
     "cache": ("encode a data set before training", add_cache_command_arguments),
     "train": ("train a LoRA", add_train_arguments),
     "demo": ("make a video with the built-in model", commands.Demo),

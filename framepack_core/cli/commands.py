@@ -39,6 +39,44 @@ class Merge(Settings):
     merged: MergedModelOptions = MergedModelOptions()
 
 
+class Quantize(Settings):
+    """What is quantised, and into what."""
+
+    transformer: NamedTransformer = NamedTransformer()
+    format: Literal[
+        "float8_e4m3fn",
+        "float8_e5m2",
+        "int8_tensorwise",
+        "int8_convrot",
+        "convrot_w4a4",
+        "asym_w4a8_int8",
+        "nvfp4",
+        "mxfp8",
+        "gguf_q8_0",
+        "gguf_q6_k",
+        "gguf_q5_k",
+        "gguf_q4_k",
+    ] = option(
+        ...,
+        "Format of the linear layers of the blocks: ComfyUI's (for its kernels: fp8 on RTX 40 and "
+        "later, int8_convrot on RTX 20 and later, nvfp4 and mxfp8 on RTX 50), or GGUF's.",
+    )
+    output: Path = option(
+        ...,
+        "Output: a new .safetensors file, of a GGUF format a new .gguf file. What is not quantised "
+        "is kept in bf16.",
+        metavar="FILE",
+    )
+    device: str | None = option(
+        None, "Device where it is computed, such as cuda.", metavar="NAME", absent="cpu"
+    )
+    errors: Path | None = option(
+        None, "Error file: the error of every layer, as JSON.", metavar="FILE"
+    )
+    no_pass: bool = option(False, "No pass: write the file without comparing a pass with bf16.")
+    loras: LoraOptions = LoraOptions()
+
+
 class Make(AnyJob):
     """A video or an edited frame; or instead a merged model, as musubi-tuner's commands."""
 

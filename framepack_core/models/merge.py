@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from ..runtime.files import atomic_path, is_folder, size_text
 from ..weights.files import GGUF, SAFETENSORS, TensorInfo, writing_weights
 from ..weights.formats import PARTS, Gguf, Precision
 from ..weights.gguf import writing_gguf
-from ..weights.state import ModelState
+from ..weights.state import ModelState, OnEncoded
 from .build import open_dit
 from .dit import DiTConfig
 
@@ -40,12 +41,14 @@ def save_dit(
     max_shard_bytes: int | None = None,
     device: torch.device | str = "cpu",
     on_tensor: Progress | None = None,
+    on_encoded: OnEncoded | None = None,
 ) -> list[Path]:
     """Write the DiT of `source` with LoRAs merged; returns the files, an index of shards last.
 
     destination is a .safetensors file or, with max_shard_bytes, a folder that gets shards, index
     and config.json. precision is as for `load_dit`. One tensor at a time is in memory, plus what
-    merging it takes; on_tensor hears how many of how many are written. Raises FramePackError where
+    merging it takes; on_tensor hears how many of how many are written, on_encoded of
+    each weight that is quantised. Raises FramePackError where
     the disk is full: finished shards stay, no half-written file does.
     """
     config, state = open_dit(
@@ -57,6 +60,7 @@ def save_dit(
         fp32=(),
         copy=True,
     )
+    state = replace(state, on_encoded=on_encoded)
     merged = merged_from(Path(source).name, loras)
     return write_dit(config, state, destination, merged, max_shard_bytes, on_tensor)
 

@@ -6,7 +6,7 @@ tensor besides the result.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol, get_args
 
@@ -46,6 +46,10 @@ class Source(Protocol):
     def load_parts(
         self, name: str, device: torch.device | str, *, copy: bool
     ) -> dict[str, Tensor]: ...
+
+
+OnEncoded = Callable[[str, Tensor, Encoding, Mapping[str, Tensor]], None]
+"""Called with name, weight, encoding and parts."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +109,7 @@ class ModelState:
 
     sources (the names in the files) and shapes go by the model's own names. A quantised weight
     `x.weight` is followed by its other parts, such as `x.weight_scale`. `copy` gives tensors of
-    their own instead of views of the files.
+    their own instead of views of the files. `on_encoded` hears of each weight that is quantised.
     """
 
     files: Source
@@ -115,6 +119,7 @@ class ModelState:
     device: torch.device | str = "cpu"
     transform: Transform | None = None
     copy: bool = False
+    on_encoded: OnEncoded | None = None
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
         for name in self.sources:
@@ -160,6 +165,8 @@ class ModelState:
             exact = plan.encoding.format.exact or self._changes(name)
             full = self._full(name, torch.float32 if exact else plan.dtype)
             parts = plan.encoding.encode(full)
+            if self.on_encoded is not None:
+                self.on_encoded(name, full, plan.encoding, parts)
         for part, tensor in parts.items():
             yield (name if part == WEIGHT else part_name(name, part)), tensor
 

@@ -18,6 +18,7 @@ from ...framepack_core.lora.apply import LoraUse, apply_loras, open_loras
 from ...framepack_core.lora.files import Lora
 from ...framepack_core.models.build import dit_shapes, dit_state_of
 from ...framepack_core.models.merge import merged_from, write_dit
+from ...framepack_core.models.quantise import LayerErrors
 from ...framepack_core.runtime.display import warn
 from ...framepack_core.runtime.errors import FramePackError
 from ...framepack_core.sampling.plan import Plan
@@ -148,14 +149,19 @@ def read_loras(
     return open_loras(paths, shapes, strengths, *patterns)
 
 
-def save_merged(model: Any, destination: Path, precision: str, shard_gb: float) -> list[Path]:
-    """Write a MODEL with all that was applied to it; returns its files."""
+def save_merged(
+    model: Any, destination: Path, precision: str, shard_gb: float
+) -> tuple[list[Path], str]:
+    """Write a MODEL with all that was applied to it; its files, and the errors of its layers."""
     dtype, kept = SAVED_AS[precision]
     uses = applied_loras(model)
     weights = PatchedWeights(model, uses)
     config = model.model.diffusion_model.config
+    errors = LayerErrors()
     state = dit_state_of(config, weights, dtype=dtype, precision=kept)
+    state = replace(state, on_encoded=errors)
     base, *_ = model.model.origin
     merged = merged_from(base.name, uses) | {"host_patches": weights.patched}
     limit = int(shard_gb * 1e9) or None
-    return write_dit(config, state, destination, merged, limit, NodeBar().move_to)
+    paths = write_dit(config, state, destination, merged, limit, NodeBar().move_to)
+    return paths, errors.describe()

@@ -526,7 +526,7 @@ def check_saved_model_holds_every_lora() -> Any:
         ("fp16", 1e-4, 0.01),
         ("fp8_scaled", 0.0, 0.3),
     ):
-        (path,) = run(
+        path, _ = run(
             "FPReelSaveMerged", model=model, precision=precision, shard_gb=shard_gb, **options
         )
         name = str(Path(path).relative_to(MODELS))
@@ -549,7 +549,7 @@ def check_saving_keeps_what_is_in_fp8_and_unchanged() -> None:
     lora = save_lora(lora_files.every_kind()["LoRA"], "LoRA")
     base = load.__wrapped__("tiny.safetensors", "fp8_scaled")
     model = apply(base, lora, include="^transformer_blocks.0.attn.to_q$")
-    (path,) = run(
+    path, _ = run(
         "FPReelSaveMerged", model=model, filename="kept", folder="output", precision="fp8_scaled"
     )
     saved, stored = load_file(path), base.model.diffusion_model.state_dict()

@@ -98,7 +98,7 @@ def load_plain() -> Any:
 def check_saving_keeps_quantised_weights_and_merges_loras() -> None:
     model = apply(load("int8_convrot"), OPPOSITE, 1.0, include="^transformer_blocks.0.attn.to_q$")
     options = {"filename": "int8", "folder": "output", "precision": "int8_convrot"}
-    (path,) = run("FPReelSaveMerged", model=model, **options)
+    path, _ = run("FPReelSaveMerged", model=model, **options)
     saved, before = load_file(path), load_file(MODELS / made("int8_convrot"))
     changed = {name for name, x in before.items() if not torch.equal(saved[name], x)}
     assert set(saved) == set(before)
