@@ -7,7 +7,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..framepack_core.training.cache import (
-    OneFrameOptions,
+    OneFrameContexts,
     cache_latents,
     cache_text,
     check_cached,
@@ -76,7 +76,7 @@ class CacheLatents(io.ComfyNode):
             dataset.found,
             mode,
             encoders,
-            one_frame=OneFrameOptions(no_2x, no_4x),
+            one_frame=OneFrameContexts(no_2x, no_4x),
             end_frames=end_frames,
             on_item=item_progress(cls.hidden.unique_id, "clips"),
         )

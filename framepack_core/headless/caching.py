@@ -10,7 +10,7 @@ import torch
 from ..runtime.display import Bar, Display, say
 from ..training.cache import (
     CacheProgress,
-    OneFrameOptions,
+    OneFrameContexts,
     cache_latents,
     cache_text,
     check_cached,
@@ -69,7 +69,7 @@ def _cache_latents(job: CacheJob, found: TrainingSet, models: Models) -> None:
             found,
             job.data.mode,
             encoders,
-            one_frame=OneFrameOptions(job.cache.no_2x, job.cache.no_4x),
+            one_frame=OneFrameContexts(job.cache.no_2x, job.cache.no_4x),
             batch_size=job.data.batch_size,
             skip_existing=job.cache.skip_existing,
             end_frames=job.cache.end_frames,

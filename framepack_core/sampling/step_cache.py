@@ -287,7 +287,7 @@ def _split_ratios(value: Any) -> Any:
     return () if ratios == (0,) else ratios
 
 
-class CacheOptions(Settings):
+class StepCacheOptions(Settings):
     """The parameters of one step cache. On the command line giving the first of them turns it on.
 
     name: what nodes call it, "" if they do not offer it.
@@ -305,7 +305,7 @@ class CacheOptions(Settings):
         return next(leaves(cls))
 
 
-class TeaCacheOptions(CacheOptions):
+class TeaCacheOptions(StepCacheOptions):
     title: ClassVar[str] = "TeaCache"
     about: ClassVar[str] = "a step cache: skips steps that would change little (arXiv 2411.19108)"
     name: ClassVar[str] = "TeaCache"
@@ -317,7 +317,7 @@ class TeaCacheOptions(CacheOptions):
         return partial(TeaCache, threshold=self.threshold)
 
 
-class MagCacheOptions(CacheOptions):
+class MagCacheOptions(StepCacheOptions):
     title: ClassVar[str] = "MagCache"
     about: ClassVar[str] = "a step cache: skips by measured ratios (arXiv 2506.09045)"
     name: ClassVar[str] = "MagCache"
@@ -358,7 +358,7 @@ class MagCacheOptions(CacheOptions):
         return partial(MagCache, config=config)
 
 
-class EasyCacheOptions(CacheOptions):
+class EasyCacheOptions(StepCacheOptions):
     title: ClassVar[str] = "EasyCache"
     about: ClassVar[str] = "a step cache: skips by the output's predicted change (arXiv 2507.02860)"
     name: ClassVar[str] = "EasyCache"
@@ -370,7 +370,7 @@ class EasyCacheOptions(CacheOptions):
         return partial(EasyCache, threshold=self.threshold)
 
 
-class CalibrationOptions(CacheOptions):
+class CalibrationOptions(StepCacheOptions):
     title: ClassVar[str] = "MagCache calibration"
     magcache_calibration: bool = option(
         False, "MagCache calibration: computes every step and prints the ratios."
@@ -397,11 +397,13 @@ class StepCaches(Settings):
         return given[0].factory() if given else None
 
 
-_KINDS = [cast(type[CacheOptions], kind.annotation) for kind in StepCaches.model_fields.values()]
+_KINDS = [
+    cast(type[StepCacheOptions], kind.annotation) for kind in StepCaches.model_fields.values()
+]
 OFFERED = {kind.name: kind for kind in _KINDS if kind.name}
 
 
-def _threshold(kind: type[CacheOptions]) -> float:
+def _threshold(kind: type[StepCacheOptions]) -> float:
     return kind.model_fields["threshold"].default
 
 

@@ -84,14 +84,14 @@ OnItem = Callable[[CacheProgress], None]
 
 
 @dataclass(frozen=True)
-class OneFrameOptions:
+class OneFrameContexts:
     """Which blank contexts a one-frame cache leaves out."""
 
     no_2x: bool = False
     no_4x: bool = False
 
 
-ALL_CONTEXTS = OneFrameOptions()
+ALL_CONTEXTS = OneFrameContexts()
 
 
 # --- latents --------------------------------------------------------------------------------------
@@ -102,7 +102,7 @@ def cache_latents(
     mode: TrainMode,
     encoders: LatentEncoders,
     *,
-    one_frame: OneFrameOptions = ALL_CONTEXTS,
+    one_frame: OneFrameContexts = ALL_CONTEXTS,
     batch_size: int = 1,
     skip_existing: bool = True,
     end_frames: bool = False,
@@ -138,7 +138,7 @@ def cache_latents(
     return progress
 
 
-def source_digest(item: Item, mode: TrainMode, options: OneFrameOptions) -> str:
+def source_digest(item: Item, mode: TrainMode, options: OneFrameContexts) -> str:
     """A digest of all that the files of an item depend on besides the models."""
     source = item.source
     about = {"mode": mode, "window": item.dataset.window, "size": item.size}
@@ -304,7 +304,7 @@ def _index_tensors(section: Section) -> dict[str, Tensor]:
 
 
 def _encode_image(
-    item: ImageItem, digest: str, encoders: LatentEncoders, options: OneFrameOptions
+    item: ImageItem, digest: str, encoders: LatentEncoders, options: OneFrameContexts
 ) -> None:
     """Controls and target, each encoded alone; blank 2x and 4x latents are not stored."""
     section = item.plan(no_2x=options.no_2x, no_4x=options.no_4x)

@@ -13,7 +13,7 @@ from ..weights.files import Header
 from .cache import (
     EMPTY_STEM,
     SECTION_CAPTION,
-    OneFrameOptions,
+    OneFrameContexts,
     check_cached,
     source_digest,
     text_digest,
@@ -23,7 +23,7 @@ from .cache_files import ARCHITECTURE, DIGEST, END_SUFFIX, MODELS, cached_header
 from .dataset import CACHED_LATENTS, SUFFIX, TEXT_SUFFIX, Item, TrainingSet, TrainMode, VideoItem
 
 SHOWN = 3  # problems that an error spells out
-CHOICES = [OneFrameOptions(no_2x, no_4x) for no_2x in (False, True) for no_4x in (False, True)]
+CHOICES = [OneFrameContexts(no_2x, no_4x) for no_2x in (False, True) for no_4x in (False, True)]
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from framepack_core.training.adapters import Adapters
 from framepack_core.training.batches import collate
 from framepack_core.training.cache import (
     LatentEncoders,
-    OneFrameOptions,
+    OneFrameContexts,
     TextEncoder,
     cache_latents,
     cache_text,
@@ -69,7 +69,7 @@ def _latents(
             found,
             mode or "framepack",
             LatentEncoders(stub.vae, stub.image, "stub"),
-            one_frame=OneFrameOptions(
+            one_frame=OneFrameContexts(
                 "--one_frame_no_2x" in arguments, "--one_frame_no_4x" in arguments
             ),
         )

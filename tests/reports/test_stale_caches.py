@@ -23,7 +23,7 @@ from framepack_core.models.prompt import TextCondition
 from framepack_core.training.batches import find_samples
 from framepack_core.training.cache import (
     LatentEncoders,
-    OneFrameOptions,
+    OneFrameContexts,
     TextEncoder,
     cache_latents,
     cache_text,
@@ -183,7 +183,7 @@ def test_pictures_and_their_controls(tmp_path: Path) -> None:
     captioned(write_picture(tmp_path / "images" / "a.png"))
     control = write_picture(tmp_path / "control" / "a.png")
     toml = pictures_toml(tmp_path / "images", tmp_path / "control")
-    fill(TrainingSet.load(toml), mode="one_frame", one_frame=OneFrameOptions(no_4x=True))
+    fill(TrainingSet.load(toml), mode="one_frame", one_frame=OneFrameContexts(no_4x=True))
     assert len(find_samples(TrainingSet.load(toml), "one_frame")) == 1
     write_picture(control, 200)
     error = error_of(find_samples, TrainingSet.load(toml), "one_frame")
