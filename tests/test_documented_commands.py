@@ -10,6 +10,7 @@ import io
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -17,7 +18,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import torch
 from cli_runs import make_clip, picture
+from safetensors.torch import load_file
 
 from framepack_core.cli import main
 from framepack_core.runtime.video import read_video
@@ -40,7 +43,7 @@ PLACES = {
     "path/to/output_dir": "out",
     "output_directory": "out",
     "./output": "out",
-    "path/to/ckpts/hunyuan-video-t2v-720p/vae/pytorch_model.pt": SNAPSHOT / "vae",
+    "path/to/ckpts/hunyuan-video-t2v-720p/vae/pytorch_model.pt": "vae/pytorch_model.pt",
     "path/to/ckpts/text_encoder_2": SNAPSHOT / "text_encoder_2",
     "path/to/ckpts/text_encoder": SNAPSHOT / "text_encoder",
     "/path/to/prompt_file.txt": "prompt_file.txt",
@@ -286,7 +289,12 @@ def test_caching_and_another_mode(clips: Path, capsys: pytest.CaptureFixture[str
 
 def test_training_with_samples(clips: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The command and the sampling document's options and file; both prompts lack --i there."""
-    assert main(pasted(CACHE_LATENTS)) == 0 and main(pasted(CACHE_TEXT)) == 0
+    shutil.copytree(SNAPSHOT / "vae", "vae")
+    weights = Path("vae/diffusion_pytorch_model.safetensors")
+    torch.save(load_file(weights), "vae/pytorch_model.pt")
+    weights.unlink()
+    latents = pasted(CACHE_LATENTS, "--vae vae/pytorch_model.pt")
+    assert main(latents) == 0 and main(pasted(CACHE_TEXT)) == 0
     file = Path("prompt_file.txt")
     options = " ".join(str(PLACES.get(word, word)) for word in SAMPLING.split())
     file.write_text(SAMPLES, encoding="utf-8")
