@@ -9,6 +9,8 @@ import socket
 import subprocess
 import sys
 import types
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +30,8 @@ from framepack_core.training.logs import LOGGERS
 from framepack_core.training.loop import StepReport
 from framepack_core.weights.files import open_weights
 
+LOGGED = ["--log_prefix", "v1-", "--output_name", "lora", "--network_dim", "7", "--log_config"]
+LOGGED += ["--wandb_api_key", "key-123"]
 TRAIN = "--output_name x --max_train_steps 3 --network_dim 2 --seed 1"
 
 
@@ -229,7 +233,7 @@ def test_a_log_of_tensorboard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
     class Writer:
         def __init__(self, folder: str) -> None:
-            assert folder == str(tmp_path)
+            assert folder == str(tmp_path / "v1-lora" / "mine")
 
         def __enter__(self) -> Writer:
             return self
@@ -240,12 +244,18 @@ def test_a_log_of_tensorboard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         def add_scalar(self, name: str, value: float, step: int) -> None:
             written.append((name, value, step))
 
+        def add_text(self, name: str, text: str) -> None:
+            assert name == "config" and json.loads(text)["rank"] == 7
+            assert "wandb_api_key" not in text and str(tmp_path) not in text
+
         def flush(self) -> None: ...
 
     module = types.ModuleType("torch.utils.tensorboard")
     module.SummaryWriter = Writer
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
-    with LOGGERS["tensorboard"](tmp_path) as log:
+    made = config(*LOGGED, "--logging_dir", str(tmp_path), "--log_tracker_name", "mine")
+    assert made.loggers == ("tensorboard",)
+    with LOGGERS["tensorboard"](made) as log:
         log(StepReport(3, 9, 0, loss=0.5, rate=1e-4, grad_norm=2.0, seconds_a_step=1.0))
     assert written == [
         ("loss/current", 0.5, 3),
@@ -253,6 +263,40 @@ def test_a_log_of_tensorboard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         ("grad_norm", 2.0, 3),
         ("closed", 0, 0),
     ]
+
+
+def test_a_run_of_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[object] = []
+    module = types.ModuleType("wandb")
+    module.login = lambda key: told.append(key)
+
+    @contextmanager
+    def init(**given: object) -> Iterator[types.SimpleNamespace]:
+        told.append(given)
+        yield types.SimpleNamespace(log=lambda values, step: told.append((values, step)))
+
+    module.init = init
+    monkeypatch.setitem(sys.modules, "wandb", module)
+    more = tmp_path / "more.toml"
+    more.write_text("[wandb]\ntags = ['a']\n")
+    folder = ["--log_with", "wandb", "--output_dir", str(tmp_path)]
+    made = config(*LOGGED, *folder, "--log_tracker_config", str(more), "--wandb_run_name", "r")
+    with LOGGERS["wandb"](made) as log:
+        log(StepReport(3, 9, 0, loss=0.5, rate=1e-4, grad_norm=2.0, seconds_a_step=1.0))
+    values = {"loss/current": 0.5, "lr/unet": 1e-4, "grad_norm": 2.0}
+    assert told == [
+        "key-123",
+        {
+            "project": "framepack",
+            "name": "r",
+            "dir": str(tmp_path / "logs" / "v1-lora"),
+            "config": made.shared,
+            "tags": ["a"],
+        },
+        (values, 3),
+    ]
+    assert "key-123" not in json.dumps(made.model_dump(mode="json"))
+    assert config("--log_with", "all").loggers == ("tensorboard", "wandb")
 
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed")
@@ -318,6 +362,28 @@ def test_a_command_line_of_musubi_tuner() -> None:
     )  # fmt: skip
 
 
+def test_options_without_effect_are_named_in_one_line(
+    clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """musubi-tuner's own defaults, which files of it often have, are not worth a word."""
+    given = "--lr_scheduler_power 3 --log_prefix v1 --save_last_n_epochs 2 --lr_decay_steps 0"
+    options = train(clips, tmp_path, *given.split(), "--lr_scheduler_num_cycles", "1")
+    said = "--lr_scheduler_power, --save_last_n_epochs, --log_prefix: no effect with the other"
+    for script in ("train", "fpack_train_network"):
+        main([script, *options[1:]])
+        assert said in capsys.readouterr().err
+    main(["fpack_train_network", *train(clips, tmp_path)[1:]])
+    assert "no effect" not in capsys.readouterr().err
+
+
+def test_timesteps_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    """Uniform ones between 250 and 750: ten bars of a tenth each."""
+    given = "--timestep_sampling uniform --min_timestep 250 --max_timestep 750"
+    assert main(["train", *given.split(), "--show_timesteps", "console"]) == 0
+    shares = [line.split("%")[0].split()[-1] for line in capsys.readouterr().out.splitlines()]
+    assert [round(float(share) / 10) for share in shares] == [0] * 5 + [1] * 10 + [0] * 5
+
+
 def test_a_config_file_and_the_command_line(tmp_path: Path) -> None:
     file = tmp_path / "run.toml"
     file.write_text(
@@ -352,6 +418,7 @@ def test_a_config_file_and_the_command_line(tmp_path: Path) -> None:
         ),
         ("--flash3", "attention flash3: its package is not installed; `pip install flash-attn-3`"),
         ("--keep_attention --xformers", "keep_attention: keeps PyTorch's own attention"),
+        ("--compile_mode max-autotune", "compile_mode: needs compile; turn it on"),
         ("--sage_attn", "attention sageattn: it has no gradients; train with torch or f"),
         ("--config gone.toml", "gone.toml: cannot be read"),
         ("--optimizer_type quick", "optimizer: 'quick' is unknown; use adamw, "),
@@ -404,7 +471,7 @@ def test_options_of_musubi_tuner_that_are_refused_say_what_to_do(
     given = ["--dynamo_backend", "INDUCTOR", "--vae_dtype", "bfloat16", "--config", str(file)]
     assert failure(["train", *given], capsys) == (
         "error: --dynamo_backend: use --compile, which compiles the blocks; "
-        "--vae_dtype: float16 is what it is on a GPU; "
+        "--vae_dtype: leave it out: the VAE is in float16 on a GPU; "
         "huggingface_repo_id: nothing is uploaded; afterwards run: hf upload REPOSITORY FILE; "
         "async_upload: nothing is uploaded; afterwards run: hf upload REPOSITORY FILE"
     )

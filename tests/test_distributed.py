@@ -6,12 +6,15 @@ import os
 import socket
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from tiny_training import make_samples, run, tiny_config
 
+from framepack_core.runtime.distributed import Workers
 from framepack_core.weights.files import open_weights
 
 WORKER = Path(__file__).with_name("tiny_training.py")
@@ -22,6 +25,17 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+def test_how_long_processes_wait_for_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    met: list[timedelta | None] = []
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(dist, "is_initialized", lambda: False)
+    monkeypatch.setattr(dist, "init_process_group", lambda _kind, timeout: met.append(timeout))
+    monkeypatch.setattr(dist, "get_rank", lambda: 1)
+    for minutes in (None, 90):
+        assert Workers.join(torch.device("cpu"), minutes) == Workers(1, 2, True)
+    assert met == [None, timedelta(minutes=90)]
 
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed")

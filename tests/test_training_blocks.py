@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from framepack_core.models import compiling
+from framepack_core.models.compiling import prepare_compiling
 from framepack_core.models.dit import DiTConfig, DiTInputs, FramePackDiT
 from framepack_core.models.prompt import TextCondition
 from framepack_core.runtime.errors import FramePackError
@@ -91,24 +91,27 @@ def test_kept_attention_changes_no_gradient(attentions, dropout: float, swapped:
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
-def test_compiled_blocks_give_the_same_gradients_at_every_length(monkeypatch, dropout) -> None:
+def test_compiled_blocks_give_the_same_gradients_at_every_length(dropout) -> None:
     torch._dynamo.reset()
     counter = CompileCounterWithBackend("eager")
-    monkeypatch.setitem(compiling.COMPILATION, "backend", counter)
+    prepare_compiling()
+    compilation = {"backend": counter, "dynamic": True}
     training, counts = Training(dropout), []
     for seed, frames in enumerate((3, 5, 7)):
         expected = training.gradients(frames, seed)
-        found = training.gradients(frames, seed, compiled=True, keep_attention=frames == 7)
+        found = training.gradients(
+            frames, seed, compilation=compilation, keep_attention=frames == 7
+        )
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
         counts.append(counter.frame_count)
     assert counts[0] > 0 and counts[0] == counts[1] == counts[2]
-    again = training.gradients(7, 2, compiled=True)
+    again = training.gradients(7, 2, compilation=compilation)
     assert all(torch.equal(a, b) for a, b in zip(again, found, strict=True))
 
 
 def test_the_blocks_are_as_before_afterwards() -> None:
     training = Training()
-    with wrapped_blocks(training.dit, CPU, checkpointing=False, swapped=0, compiled=True):
+    with wrapped_blocks(training.dit, CPU, checkpointing=False, swapped=0, compilation={}):
         assert "forward" in vars(training.dit.transformer_blocks[0])
     assert "forward" not in vars(training.dit.transformer_blocks[0])
 

@@ -37,7 +37,9 @@ def _refused(*names: str, instead: str, words: int = 1) -> tuple[Foreign, ...]:
 _COMPILE = "use --compile, which compiles the blocks"
 _UPLOAD = "nothing is uploaded; afterwards run: hf upload REPOSITORY FILE"
 _SHOWN = "leave it out; the summary of the data set tells sizes and counts"
-VAE_DTYPE = Foreign("vae_dtype", "float16 is what it is on a GPU", 1, ("float16", "fp16"))
+VAE_DTYPE = Foreign(
+    "vae_dtype", "leave it out: the VAE is in float16 on a GPU", 1, ("float16", "fp16")
+)
 
 TRAINING = (
     Foreign("split_attn", "masks are exact, so batches need not be split"),
@@ -61,7 +63,7 @@ TRAINING = (
     *_refused("resume_from_huggingface", instead="run hf download, then --resume FILE", words=0),
 )
 CACHING = (
-    Foreign("num_workers", "clips are read while others are encoded", 1),
+    Foreign("num_workers", "clips are read one after the other", 1),
     VAE_DTYPE,
     *_refused("debug_mode", "console_width", "console_back", "console_num_images", instead=_SHOWN),
 )

@@ -9,14 +9,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..models.compiling import COMPILATION, prepare_compiling
+from ..models.compiling import prepare_compiling
 from ..models.offload import blocks_of, place, streamed_blocks, streamed_forwards
 from ..runtime.display import say
 from ..runtime.errors import FramePackError
-from ..runtime.options import leaves
 from .options import ExecutionOptions
-
-_DYNAMIC = {None: COMPILATION["dynamic"], "auto": None, "true": True, "false": False}
 
 
 @dataclass(frozen=True)
@@ -33,18 +30,12 @@ class Execution:
         """From options; raises FramePackError for those that would do nothing."""
         if options.use_pinned_memory_for_block_swap and not options.blocks_to_swap:
             raise FramePackError("--use_pinned_memory_for_block_swap: it needs --blocks_to_swap")
-        compilation = {
-            "backend": options.compile_backend,
-            "mode": options.compile_mode,
-            "dynamic": _DYNAMIC[options.compile_dynamic],
-            "fullgraph": options.compile_fullgraph,
-        }
-        if not options.compile:
-            _refuse_changed(options)
+        if options.changed and not options.compile:
+            raise FramePackError(f"--{options.changed}: it needs --compile")
         return cls(
             options.blocks_to_swap,
             options.use_pinned_memory_for_block_swap,
-            compilation if options.compile else None,
+            options.compilation if options.compile else None,
             options.compile_cache_size_limit,
         )
 
@@ -65,9 +56,3 @@ class Execution:
     def place(self, dit: nn.Module, device: torch.device) -> None:
         """Put a DiT on the device, but for its streamed blocks."""
         place(dit, streamed_blocks(dit, self.swapped), device, pin=self.pinned)
-
-
-def _refuse_changed(options: ExecutionOptions) -> None:
-    for leaf in leaves(ExecutionOptions):
-        if leaf.name.startswith("compile_") and leaf.of(options) != leaf.default:
-            raise FramePackError(f"--{leaf.flag}: it needs --compile")

@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+from ..models.compiling import CompileOptions
 from ..runtime.options import Settings, option
 from ..training.config import SWAP_HELP
 
@@ -24,7 +25,6 @@ FLAGS: dict[Component, str] = {
     "image_encoder": "image_encoder",
 }
 
-CompileMode = Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
 AttentionMode = Literal[
     "auto", "torch", "sdpa", "flash", "flash3", "flash4", "xformers", "sageattn", "cudnn"
 ]
@@ -118,7 +118,7 @@ class Fp8Options(Settings):
         return "fp8" if self.fp8 else "auto"
 
 
-class ExecutionOptions(Settings):
+class ExecutionOptions(CompileOptions):
     """How the transformer is run."""
 
     title: ClassVar[str] = "memory and speed"
@@ -132,15 +132,6 @@ class ExecutionOptions(Settings):
         False, "Pinned memory for swapped blocks: faster, but takes their size of main memory."
     )
     compile: bool = option(False, "Compile with torch.compile: slow at first, then faster.")
-    compile_backend: str = option("inductor", "Backend of torch.compile.", metavar="NAME")
-    compile_mode: CompileMode = option("default", "Mode of torch.compile.")
-    compile_dynamic: Literal["true", "false", "auto"] | None = option(
-        None, "Dynamic shapes of torch.compile."
-    )
-    compile_fullgraph: bool = option(False, "Full graph of torch.compile: no graph breaks.")
-    compile_cache_size_limit: int | None = option(
-        None, "Cache size limit of torch.compile: versions of a block.", gt=0
-    )
 
 
 class LoraOptions(Settings):

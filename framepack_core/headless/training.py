@@ -15,6 +15,7 @@ from ..models.dit import FramePackDiT
 from ..parsing.sample_prompts import SamplePrompt, load_sample_prompts
 from ..runtime.display import Bar, Display, say, warn
 from ..runtime.distributed import Workers, launched_rank
+from ..runtime.options import leaves
 from ..sampling.flow import FlowDenoiser
 from ..sampling.sections import sections_to_hold
 from ..training.adapters import select_layers, with_dim_of_weights
@@ -23,10 +24,11 @@ from ..training.checkpoint import seed_of_state
 from ..training.config import LESS_MEMORY, MAX_TRAINING_SEED, TrainConfig
 from ..training.dataset import TrainingSet
 from ..training.encoders import base_identity, check_mode_of_file
-from ..training.logs import LOGGERS, open_log
+from ..training.logs import open_log
 from ..training.loop import Callbacks, StepReport, TrainResult, check_run, train
 from ..training.metadata import dataset_metadata
 from ..training.samples import PreparedSample, check_prompts, prepare_samples, sample_writer
+from ..training.schedules import unused_options
 from .models import Models, explain_out_of_memory
 from .training_models import (
     known_models,
@@ -42,13 +44,14 @@ def train_lora(job: TrainJob) -> TrainResult:
     """Train what the options ask for; every mistake that can be seen before is told before."""
     config, found = with_dim_of_weights(job.config), open_dataset(job.data, job.models)
     check_run(config)
+    _tell_without_effect(config)
     found.check_mode(config.mode)
     prompts = _sample_prompts(config, found)
     models = train_models(job, samples=bool(prompts))
     check_mode_of_file(models.paths["dit"], config.mode)
     skeleton = FramePackDiT(dit_config(models.paths["dit"]), device="meta")
     select_layers(skeleton, config.adapter.include, config.adapter.exclude)
-    workers = Workers.join(models.device)
+    workers = Workers.join(models.device, config.ddp_timeout)
     if job.draws_seed:
         config = config.model_copy(update={"seed": _drawn_seed(config, workers)})
     batches, validation = open_batches(found, config, known_models(job))
@@ -65,6 +68,7 @@ def train_lora(job: TrainJob) -> TrainResult:
                 config.output_dir,
                 config.output_name,
                 device=models.device,
+                bulk=job.decoding.bulk_decode,
                 on_file=_shown,
             )
             result = train(
@@ -103,6 +107,18 @@ def _plan(config: TrainConfig, batches: int) -> str:
     return f"{total} steps, {adapter}, seed {config.seed}"
 
 
+def _tell_without_effect(config: TrainConfig) -> None:
+    """A line with all options that were given and change nothing."""
+    unused = config.unused() | unused_options(config)
+    found = [
+        leaf.command
+        for leaf in leaves(TrainConfig)
+        if leaf.name in unused and leaf.of(config) not in (leaf.default, leaf.option.reference)
+    ]
+    if found:
+        _warn(f"{', '.join(found)}: no effect with the other options as they are")
+
+
 def _say(text: str) -> None:
     """Print it once, however many processes there are."""
     if launched_rank() == 0:
@@ -121,10 +137,8 @@ def _progress(config: TrainConfig) -> Iterator[Callable[[StepReport], None]]:
     if launched_rank() > 0:
         yield lambda _report: None
         return
-    names = list(LOGGERS) if config.log_with == "all" else [config.log_with]
-    folder = (config.logging_dir or config.output_dir / "logs") / config.output_name
     with ExitStack() as stack:
-        loggers = [stack.enter_context(open_log(name, folder)) for name in names if name]
+        loggers = [stack.enter_context(open_log(name, config)) for name in config.loggers]
         bar: Bar | None = None
 
         def on_step(report: StepReport) -> None:

@@ -2,12 +2,55 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
-# Dynamic from the first call on: one compilation for all lengths, and the same code, whichever
-# length a run meets first, so that a resumed run repeats what the whole one computed.
-COMPILATION: dict[str, Any] = {"dynamic": True}
+from ..runtime.options import Settings, leaves, option
+
 RECOMPILATIONS = 64  # of one kind of block: one with each set of adapted layers
+CompileMode = Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
+
+
+class CompileOptions(Settings):
+    """How blocks are compiled, where they are."""
+
+    compile_backend: str = option("inductor", "Backend of torch.compile.", metavar="NAME", node="")
+    compile_mode: CompileMode = option("default", "Mode of torch.compile.", node="")
+    compile_dynamic: Literal["true", "false", "auto"] | None = option(
+        None, "Dynamic shapes of torch.compile.", absent="true", node=""
+    )
+    compile_fullgraph: bool = option(
+        False, "Full graph of torch.compile: no graph breaks.", node=""
+    )
+    compile_cache_size_limit: int | None = option(
+        None,
+        "Cache size limit of torch.compile: versions of a block.",
+        absent=f"{RECOMPILATIONS}",
+        node="",
+        mutable=True,
+        gt=0,
+    )
+
+    @property
+    def changed(self) -> str | None:
+        """The first option that would do nothing where nothing is compiled."""
+        found = (x for x in leaves(CompileOptions) if x.of(self) != x.default)
+        return next((leaf.name for leaf in found), None)
+
+    @property
+    def compilation(self) -> dict[str, Any]:
+        """Options of torch.compile.
+
+        Dynamic from the first call on by default: one compilation for all lengths, and the same
+        code, whichever length a run meets first, so that a resumed run repeats what the whole one
+        computed.
+        """
+        dynamic = {None: True, "auto": None, "true": True, "false": False}
+        return {
+            "backend": self.compile_backend,
+            "mode": self.compile_mode,
+            "dynamic": dynamic[self.compile_dynamic],
+            "fullgraph": self.compile_fullgraph,
+        }
 
 
 def prepare_compiling(versions: int | None = None) -> None:

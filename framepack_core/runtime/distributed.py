@@ -56,8 +56,11 @@ class Workers:
     joined: bool = False  # here, and so to be left here
 
     @classmethod
-    def join(cls, device: torch.device) -> Workers:
-        """Meet the other processes, if this one was launched with others."""
+    def join(cls, device: torch.device, minutes: int | None = None) -> Workers:
+        """Meet the other processes, if this one was launched with others.
+
+        minutes: how long they wait for each other, PyTorch's own time by default.
+        """
         count = launched_count()
         if count == 1:
             return cls()
@@ -65,7 +68,8 @@ class Workers:
             torch.cuda.set_device(device)  # where NCCL works what comes without a device
         joining = not dist.is_initialized()
         if joining:
-            dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+            timeout = None if minutes is None else timedelta(minutes=minutes)
+            dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timeout)
         return cls(dist.get_rank(), count, joining)
 
     def leave(self) -> None:

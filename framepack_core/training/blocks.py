@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
@@ -16,7 +16,6 @@ from torch.utils.checkpoint import (
     create_selective_checkpoint_contexts,
 )
 
-from ..models.compiling import COMPILATION, prepare_compiling
 from ..models.offload import Plain, blocks_of, place, streamed_blocks, streamed_forwards
 from ..runtime.errors import FramePackError
 
@@ -30,14 +29,15 @@ def wrapped_blocks(
     swapped: int,
     inputs_to_cpu: bool = False,
     keep_attention: bool = False,
-    compiled: bool = False,
+    compilation: Mapping[str, Any] | None = None,
 ) -> Iterator[None]:
     """Run the blocks of a DiT with checkpointing, those of blocks_to_swap with weights on the CPU.
 
     inputs_to_cpu: what checkpointing keeps, the input of every block, waits in main memory.
     keep_attention: it keeps the output of every attention too, which then is not computed again.
-    compiled: by torch.compile. With swapped, which is blocks_to_swap, above 0 all of the DiT is put
-    where it belongs. Raises FramePackError for what needs checkpointing without it.
+    compilation: options of torch.compile, for blocks that are to be compiled. With swapped, which
+    is blocks_to_swap, above 0 all of the DiT is put where it belongs. Raises FramePackError for
+    what needs checkpointing without it.
     """
     blocks, streamed = blocks_of(dit), streamed_blocks(dit, swapped)
     if not checkpointing and (swapped or inputs_to_cpu or keep_attention):
@@ -48,11 +48,9 @@ def wrapped_blocks(
         )
     if swapped:
         place(dit, streamed, device, pin=True)
-    compilation = COMPILATION if compiled else None
-    if compiled:
-        prepare_compiling()
     forwards = dict(zip(streamed, streamed_forwards(streamed, device, compilation), strict=True))
-    if checkpointing or compiled:
+    wrapped = checkpointing or compilation is not None
+    if wrapped:
         for block in blocks:
             forward = forwards.get(block) or _resident(block, compilation)
             block.forward = (
@@ -61,11 +59,11 @@ def wrapped_blocks(
     try:
         yield
     finally:
-        for block in blocks if checkpointing or compiled else []:
+        for block in blocks if wrapped else []:
             del block.forward
 
 
-def _resident(block: nn.Module, compilation: dict[str, Any] | None) -> Callable[..., Any]:
+def _resident(block: nn.Module, compilation: Mapping[str, Any] | None) -> Callable[..., Any]:
     if compilation is None:
         return block.forward
     plain = Plain(block)

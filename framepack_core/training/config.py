@@ -10,11 +10,12 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, model_validator
+from pydantic import BeforeValidator, SecretStr, model_validator
 
+from ..models.compiling import CompileOptions
 from ..runtime.errors import FramePackError
 from ..runtime.files import check_file_name, is_file, is_folder
-from ..runtime.options import RANDOM, Settings, option
+from ..runtime.options import RANDOM, Settings, leaves, option
 from ..sampling.plan import GUIDANCE, TIME_SCALE
 
 TrainMode = Literal["framepack", "f1", "one_frame"]
@@ -243,6 +244,13 @@ class Timesteps(Settings):
         "preserve_distribution_shape",
         node="",
     )
+    show: Literal["console"] | None = option(
+        None,
+        "Show timesteps: which ones 100000 draws are, for a section of 640x640, and end.",
+        "show_timesteps",
+        node="",
+        mutable=True,
+    )
     buckets: int | None = option(
         None,
         "Timestep buckets: spread timesteps evenly over so many parts of their distribution.",
@@ -349,6 +357,15 @@ class RunOptions(Settings):
         metadata="ss_gradient_accumulation_steps",
         gt=0,
         high=1024,
+    )
+    ddp_timeout: int | None = option(
+        None,
+        "Timeout of several processes: how long they wait for each other.",
+        unit="minutes",
+        node="",
+        absent="PyTorch's",
+        mutable=True,
+        gt=0,
     )
     network_weights: Path | None = option(
         None, "Network weights: a LoRA to start from.", node="", metavar="FILE"
@@ -476,7 +493,6 @@ class OptimizerOptions(Settings):
         ge=0,
         high=1000.0,
     )
-
     scale_weight_norms: float | None = option(
         None,
         "Scale weight norms: after each update the change of every layer is scaled down to this "
@@ -519,7 +535,7 @@ class ConditionOptions(Settings):
     )
 
 
-class MemoryOptions(Settings):
+class MemoryOptions(CompileOptions):
     """What is traded for memory and speed; nothing of it changes the result beyond rounding."""
 
     title: ClassVar[str] = "memory and speed"
@@ -564,6 +580,19 @@ class MemoryOptions(Settings):
         "Compile with torch.compile: a tenth less time, after a minute at the first step. Rounds "
         "otherwise than without, so a resumed run keeps to it.",
     )
+    allow_tf32: bool = option(
+        False,
+        "TF32 for products of fp32 numbers on the GPU: faster, rounds more.",
+        "cuda_allow_tf32",
+        node="",
+    )
+    cudnn_benchmark: bool = option(
+        False,
+        "cuDNN measures its convolutions, which only samples have.",
+        "cuda_cudnn_benchmark",
+        node="",
+        mutable=True,
+    )
     keep_attention: bool = option(
         False,
         "Selective checkpointing: attention is not computed again, for about a tenth less time. "
@@ -577,6 +606,8 @@ class MemoryOptions(Settings):
             for name in ("blocks_to_swap", "gradient_checkpointing_cpu_offload", "keep_attention"):
                 if getattr(self, name):
                     raise ValueError(f"{name}: needs gradient_checkpointing; turn it on")
+        if self.changed and not self.compile:
+            raise ValueError(f"{self.changed}: needs compile; turn it on")
         if self.keep_attention and self.attn_mode not in ("torch", "sdpa", "cudnn"):
             raise ValueError(
                 "keep_attention: keeps PyTorch's own attention; set attn_mode to torch"
@@ -585,9 +616,9 @@ class MemoryOptions(Settings):
 
 
 class SavingOptions(Settings):
-    """What is saved and logged meanwhile, and what the loss is measured on."""
+    """What is saved meanwhile, and what the loss is measured on."""
 
-    title: ClassVar[str] = "saving and logs"
+    title: ClassVar[str] = "saving"
     save_every_steps: int | None = option(
         250,
         "Save every n steps: a crash loses no more than this, and each save is a LoRA to compare.",
@@ -675,16 +706,59 @@ class SavingOptions(Settings):
         gt=0,
         high=MAX_STEPS,
     )
+
+
+class LogOptions(Settings):
+    """Where loss and rate are logged besides NAME-log.jsonl."""
+
+    title: ClassVar[str] = "logs"
     log_with: Literal["tensorboard", "wandb", "all"] | None = option(
-        None, "Loggers besides NAME-log.jsonl.", node="", mutable=True
+        None,
+        "Loggers besides NAME-log.jsonl.",
+        node="",
+        absent="tensorboard where a folder is named, else none",
+        mutable=True,
     )
     logging_dir: Path | None = option(
         None,
-        "Folder of these logs (default: logs in the output folder).",
+        "Folder of these logs.",
         node="",
+        absent="logs in the output folder",
         metavar="DIR",
         mutable=True,
     )
+    log_prefix: str = option(
+        "", "Prefix of the name that the run's logs have in it.", node="", mutable=True
+    )
+    log_tracker_name: str = option(
+        "",
+        "Project of wandb; of tensorboard a folder in the run's.",
+        node="",
+        absent="framepack",
+        mutable=True,
+    )
+    wandb_run_name: str = option(
+        "", "Name of the run in wandb.", node="", absent="the output name", mutable=True
+    )
+    wandb_api_key: SecretStr | None = option(
+        None, "API key of wandb; kept in no file.", node="", metavar="KEY", mutable=True
+    )
+    log_tracker_config: Path | None = option(
+        None,
+        "A .toml file whose table [wandb] has more arguments of wandb.init.",
+        node="",
+        metavar="FILE",
+        mutable=True,
+    )
+    log_config: bool = option(False, "Log the settings too, but for paths.", node="", mutable=True)
+
+    @property
+    def loggers(self) -> tuple[str, ...]:
+        """Their names."""
+        if self.log_with == "all":
+            return ("tensorboard", "wandb")
+        found = self.log_with or (self.logging_dir and "tensorboard")
+        return (found,) if found else ()
 
 
 class MetadataOptions(Settings):
@@ -788,6 +862,7 @@ class SampleOptions(Settings):
 class TrainConfig(
     SampleOptions,
     MetadataOptions,
+    LogOptions,
     SavingOptions,
     MemoryOptions,
     ConditionOptions,
@@ -821,6 +896,27 @@ class TrainConfig(
     def steps_an_epoch(self, batches: int, processes: int = 1) -> int:
         """Updates it takes to see everything once."""
         return -(-batches // (self.gradient_accumulation_steps * processes))
+
+    def unused(self) -> set[str]:
+        """Names of options that have no effect with the others as they are."""
+        names: set[str] = set()
+        if not self.loggers:
+            names |= {"log_prefix", "log_tracker_name", "log_config"}
+        if "wandb" not in self.loggers:
+            names |= {"wandb_run_name", "wandb_api_key", "log_tracker_config"}
+        if self.save_every_epochs is None:
+            names |= {"keep_last_epochs", "keep_last_epoch_states"}
+        if self.save_every_steps is None:
+            names |= {"keep_last_steps", "keep_last_step_states"}
+        if not self.save_state:
+            names |= {"keep_last_epoch_states", "keep_last_step_states"}
+        return names
+
+    @property
+    def shared(self) -> dict[str, Any]:
+        """All settings that may be shown to others: no paths, and nothing secret."""
+        found = (x for x in leaves(type(self)) if x.kind not in (Path, Path | bool, SecretStr))
+        return {x.name: x.of(self) for x in found}
 
     @property
     def exists(self) -> bool:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 from ..models.attention import use_attention
 from ..models.attention_kernels import training_attention
+from ..models.compiling import prepare_compiling
 from ..runtime.display import Display
 from ..runtime.distributed import Workers
 from ..runtime.errors import FramePackError
@@ -118,10 +121,12 @@ def train(
             swapped=config.blocks_to_swap,
             inputs_to_cpu=config.gradient_checkpointing_cpu_offload,
             keep_attention=config.keep_attention,
-            compiled=config.compile,
+            compilation=config.compilation if config.compile else None,
         )
+        if config.compile:
+            prepare_compiling(config.compile_cache_size_limit)
         attention = use_attention(denoiser.dit, training_attention(config.attn_mode))
-        with run.adapters.attached(denoiser.dit), blocks, attention:
+        with run.adapters.attached(denoiser.dit), blocks, attention, _cuda_settings(config):
             try:
                 run.run(callbacks)
             except BaseException:
@@ -131,6 +136,22 @@ def train(
     return TrainResult(
         config.adapter_path, run.adapters, [e["loss"] for e in run.files.progress.log]
     )
+
+
+@contextmanager
+def _cuda_settings(config: TrainConfig) -> Iterator[None]:
+    """What options say of PyTorch's own settings, for as long as the run lasts."""
+    cuda: Any = torch.backends.cuda.matmul
+    cudnn: Any = torch.backends.cudnn
+    before = cuda.allow_tf32, cudnn.allow_tf32, cudnn.benchmark
+    if config.allow_tf32:
+        cuda.allow_tf32 = cudnn.allow_tf32 = True
+    if config.cudnn_benchmark:
+        cudnn.benchmark = True
+    try:
+        yield
+    finally:
+        cuda.allow_tf32, cudnn.allow_tf32, cudnn.benchmark = before
 
 
 class _Run:
@@ -151,7 +172,7 @@ class _Run:
                 "end_frame: no end frames are cached; cache the latents with end_frames, or set it "
                 "to 0"
             )
-        self.workers = Workers.join(self.device)
+        self.workers = Workers.join(self.device, config.ddp_timeout)
         dit = objective.denoiser.dit
         self.adapters = Adapters.create(dit, config.adapter).to(self.device)
         self.parameters = list(self.adapters.named_tensors().values())

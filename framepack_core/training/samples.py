@@ -19,7 +19,7 @@ from ..runtime.errors import FramePackError
 from ..runtime.files import is_file
 from ..runtime.images import load_image, resize_and_crop, save_png, to_tensor, to_uint8
 from ..runtime.video import VideoWriter
-from ..sampling.decode import Decode, decode_sections
+from ..sampling.decode import Decode, decode_bulk, decode_sections
 from ..sampling.flow import CFG, GUIDANCE, FlowDenoiser, Guided
 from ..sampling.generate import SamplerConfig, generate, unipc_sampler
 from ..sampling.masks import latent_mask, load_control, mask_latents
@@ -121,12 +121,13 @@ def sample_writer(
     name: str,
     *,
     device: torch.device | str = "cpu",
+    bulk: bool = False,
     on_file: Callable[[Path, PreparedSample], None] = lambda _path, _sample: None,
 ) -> Callable[[int], None]:
     """What `Callbacks.on_sample` calls: makes all samples of a step into files under sample/.
 
-    decoder: gives what decodes, which is there only meanwhile. A sample that fails is reported, and
-    the others are made.
+    decoder: gives what decodes, which is there only meanwhile; bulk: all frames in one call. A
+    sample that fails is reported, and the others are made.
     """
 
     def write(step: int) -> None:
@@ -135,13 +136,13 @@ def sample_writer(
                 stem = f"{name}_{step:06d}_{i:02d}_{sample.seed}"
                 with Display(f"sample {stem}", "samples"):
                     latents = sample.make(denoiser, device)
-                    path = _save(output_dir / SAMPLES_FOLDER / stem, latents, sample, decode)
+                    path = _save(output_dir / SAMPLES_FOLDER / stem, latents, sample, decode, bulk)
                     on_file(path, sample)
 
     return write
 
 
-def _save(path: Path, latents: Tensor, sample: PreparedSample, decode: Decode) -> Path:
+def _save(path: Path, latents: Tensor, sample: PreparedSample, decode: Decode, bulk: bool) -> Path:
     """An mp4, or a png of a single frame."""
     if sample.window is None or sample.still:
         path = path.with_name(f"{path.name}.png")
@@ -149,8 +150,10 @@ def _save(path: Path, latents: Tensor, sample: PreparedSample, decode: Decode) -
         return path
     path = path.with_name(f"{path.name}.mp4")
     height, width = (8 * side for side in latents.shape[3:])
+    whole = decode_bulk(decode, latents)
+    clips = whole if bulk else decode_sections(decode, latents, sample.window)
     with VideoWriter(path, width=width, height=height, fps=FPS) as video:
-        for clip in decode_sections(decode, latents, sample.window):
+        for clip in clips:
             for frame in to_uint8(clip):
                 video.write(frame)
     return path

@@ -185,6 +185,13 @@ def library_rates(path: str, args: Mapping[str, Any], rate: float) -> Callable[[
     return rate_of
 
 
+def unused_options(options: OptimizerOptions) -> set[str]:
+    """Names of options of other schedulers than the one that is chosen."""
+    of = {name: set(filled.values()) for name, (_, filled) in SCHEDULES.items()}
+    own = set() if options.scheduler_type else of[options.scheduler]
+    return set().union(*of.values()) - own
+
+
 def _steps(length: float, total: int) -> int:
     """Steps that are given as such, or below 1 as a share of all."""
     return round(length * total) if length < 1 else int(length)

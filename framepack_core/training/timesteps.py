@@ -16,6 +16,7 @@ from torch import Tensor
 from ..runtime.errors import FramePackError
 from ..sampling.plan import TIME_SCALE
 from ..sampling.schedule import dynamic_shift
+from ..sampling.sections import LATENT_STRIDE, WINDOW
 from .config import Timesteps, Weighting
 from .rng import generator
 
@@ -24,6 +25,8 @@ REJECTIONS = 1000
 # qinglong_flux: shares of flux_shift and of logsnr; the rest is logsnr of this mean and deviation.
 QINGLONG_SHARES = (0.79, 0.90)
 QINGLONG_HIGH = (5.36, 1.0)
+
+DRAWS, BARS, LONGEST = 100_000, 20, 60  # of the histogram, its bars and their characters
 
 LatentShape = tuple[int, int, int]
 Draw = Callable[[], Tensor]
@@ -136,6 +139,19 @@ def loss_weight(sigma: Tensor, weighting: Weighting) -> Tensor | None:
     if weighting == "cosmap":
         return 2 / (math.pi * (1 - 2 * sigma + 2 * sigma**2))
     return None
+
+
+def histogram(how: Timesteps) -> str:
+    """How often each twentieth of the timesteps is drawn for a section of 640x640, as bars."""
+    shape = (WINDOW, 640 // LATENT_STRIDE, 640 // LATENT_STRIDE)
+    levels = NoiseLevels(how).draw(DRAWS, shape, seed=0, step=0)
+    counts = torch.histc(TIME_SCALE * levels, bins=BARS, min=0, max=TIME_SCALE).tolist()
+    width = TIME_SCALE / BARS
+    return "\n".join(
+        f"{i * width:4.0f}-{(i + 1) * width:4.0f} {count / DRAWS:6.1%} "
+        + "#" * round(LONGEST * count / max(counts))
+        for i, count in enumerate(counts)
+    )
 
 
 def _normal(u: Tensor) -> Tensor:
