@@ -169,7 +169,7 @@ def test_a_file_names_options_as_the_command_line_does() -> None:
         name="c", size=(2, 3), arguments={"x": 1}, mode="b"
     )
     found = table_options(Job, {"part": {"namen": 1}, "name": 2, "out_name": "c"}, "job.toml")
-    assert found.unknown == ("namen", "name")
+    assert found.unknown == {"namen": 1, "name": 2}
 
 
 def test_mistakes_of_a_file_name_it() -> None:
