@@ -57,6 +57,29 @@ def one_frame_folder(folder: Path, controls: int = 1) -> Path:
     )
 
 
+def test_keys_that_change_nothing_are_named_in_one_line(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of other models, of other ways to take frames, and controls, which clips have not."""
+    make_clip(tmp_path / "a.mp4", SHORTEST)
+    (tmp_path / "a.txt").write_text("a")
+    more = "frame_extraction = 'full'\nframe_stride = 3\ntarget_frames = [25]\nmax_frames = 9\n"
+    more += "control_directory = 'c'\nqwen_image_edit_no_resize_control = true\n"
+    path = video_toml(tmp_path, more)
+    path.write_text(path.read_text().replace("[general]", "[general]\ndebug_dataset = true"))
+    assert [dataset.frame_extraction for dataset in load_datasets(path)] == ["full"]
+    assert caplog.messages == [
+        f"{path}: debug_dataset, qwen_image_edit_no_resize_control, control_directory, "
+        "target_frames, frame_stride: not needed here, ignored"
+    ]
+
+
+def test_unknown_keys_are_told_at_once(tmp_path: Path) -> None:
+    path = video_toml(tmp_path, "frames = 3\nframe_extraction = 'full'\nfps = 30\n")
+    with pytest.raises(FramePackError, match="datasets 1: frames, fps: unknown; known are resol"):
+        load_datasets(path)
+
+
 def test_plain_folder(tmp_path: Path) -> None:
     make_clip(tmp_path / "ball.mp4", 37)
     (tmp_path / "ball.txt").write_text("a ball")
@@ -210,6 +233,19 @@ def test_mode_of_another_kind(tmp_path: Path) -> None:
 )
 def test_bad_keys(tmp_path: Path, extra: str, parts: list[str]) -> None:
     fails(video_toml(tmp_path, extra), "data.toml", *parts)
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        ("multiple_target = true", "multiple_target: an edit has one target; leave it out"),
+        ("control_resolution = 512", "control_resolution: controls have the target's size"),
+    ],
+)
+def test_what_pictures_have_for_other_models(tmp_path: Path, extra: str, message: str) -> None:
+    path = one_frame_folder(tmp_path)
+    path.write_text(f"{path.read_text()}no_resize_control = false\n{extra}\n")
+    fails(path, message)
 
 
 def test_missing_target_index(tmp_path: Path) -> None:

@@ -342,7 +342,10 @@ def _first_line(
     name = next((n for p, n in names.items() if path[: len(p)] == p), None)
     name = f"{place}: {'.'.join(path)}" if name is None and path else name or place
     if first["type"] == "extra_forbidden":
-        return f"{name}: unknown; known are {', '.join(kind.model_fields)}"
+        others = [e["loc"] for e in error.errors()[1:] if e["type"] == "extra_forbidden"]
+        beside = [str(loc[-1]) for loc in others if loc[:-1] == first["loc"][:-1]]
+        known = ", ".join(kind.model_fields)
+        return f"{', '.join([name, *beside])}: unknown; known are {known}"
     if first["type"] == "missing":
         return f"{name}: missing; give it"
     plain = _PLAIN.get(first["type"])

@@ -12,6 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Field, PositiveInt, model_validator
 
 from ..parsing.json_toml import parse_toml, read_table
+from ..runtime.display import warn
 from ..runtime.errors import FramePackError
 from ..runtime.files import is_folder
 from ..runtime.options import Settings, option, validate
@@ -20,6 +21,13 @@ from .config import TrainMode
 
 Extraction = Literal["head", "chunk", "slide", "uniform", "full"]
 DATA_SET = "data set"
+# Keys that musubi-tuner has or had for other models, or for itself.
+OF_OTHER_MODELS = frozenset(
+    {
+        *("flux_kontext_no_resize_control", "qwen_image_edit_no_resize_control"),
+        *("qwen_image_edit_control_resolution", "debug_dataset"),
+    }
+)
 FRAME_STEP = 4  # frames a latent
 FOLDER_DEFAULTS = {"enable_bucket": True, "resolution": 640}  # FramePack's own sizes
 MAX_FRAMES = 100_000  # of a clip, as a widget's range
@@ -145,6 +153,10 @@ class _Dataset(General, Window):
     cache_directory: Path | None = None
     control_directory: Path | None = None
 
+    def unused(self) -> list[str]:
+        """Keys that have no effect with the others as they are."""
+        return []
+
     @property
     def window(self) -> int:
         return self.fp_latent_window_size
@@ -235,6 +247,16 @@ class VideoDataset(_Dataset):
     def lengths(self) -> tuple[int, ...]:
         return tuple((n - 1) // FRAME_STEP * FRAME_STEP + 1 for n in self.target_frames or ())
 
+    def unused(self) -> list[str]:
+        used = {
+            "control_directory": False,
+            "target_frames": not self.takes_all,
+            "max_frames": self.takes_all,
+            "frame_stride": self.frame_extraction == "slide",
+            "frame_sample": self.frame_extraction == "uniform",
+        }
+        return [key for key, does in used.items() if not does]
+
     @property
     def takes_all(self) -> bool:
         return self.frame_extraction == "full" or self.target_frames is None
@@ -260,9 +282,9 @@ class ImageDataset(_Dataset):
 
     image_directory: Path | None = None
     image_jsonl_file: Path | None = None
-    multiple_target: Literal[False] = False
-    no_resize_control: Literal[False] = False
-    control_resolution: None = None
+    multiple_target: bool = False
+    no_resize_control: bool = False
+    control_resolution: Any = None
     fp_1f_clean_indices: Annotated[tuple[int, ...], Field(min_length=1)]
     fp_1f_target_index: int = Field(ge=0)
     fp_1f_no_post: bool = False
@@ -274,6 +296,18 @@ class ImageDataset(_Dataset):
     @property
     def jsonl(self) -> Path | None:
         return self.image_jsonl_file
+
+    @model_validator(mode="after")
+    def _only_what_framepack_knows(self) -> ImageDataset:
+        reasons = {
+            "multiple_target": "an edit has one target",
+            "no_resize_control": "controls have the target's size",
+            "control_resolution": "controls have the target's size",
+        }
+        for key, reason in reasons.items():
+            if getattr(self, key):
+                raise ValueError(f"{key}: {reason}; leave it out")
+        return self
 
     @model_validator(mode="after")
     def _has_controls(self) -> ImageDataset:
@@ -317,13 +351,24 @@ def _from_table(table: Mapping[str, Any], place: str, defaults: Mapping[str, Any
         raise FramePackError(f"{place}: general: not a table; write [general]")
     if not isinstance(entries, list) or not entries:
         raise FramePackError(f"{place}: datasets: missing; write a [[datasets]] table for each")
+    needless: dict[str, None] = {}
+    general = _without_needless(general, needless)
     validate(General, general, f"{place}: general")
-    datasets = [
-        _dataset(entry, {**defaults, **general}, f"{place}: datasets {i}")
-        for i, entry in enumerate(entries, 1)
-    ]
+    datasets = []
+    for i, entry in enumerate(entries, 1):
+        kept = _without_needless(entry, needless) if isinstance(entry, dict) else entry
+        dataset = _dataset(kept, {**defaults, **general}, f"{place}: datasets {i}")
+        needless |= {key: None for key in dataset.unused() if key in kept}
+        datasets.append(dataset)
     check_caches(datasets, place)
+    if needless:
+        warn(f"{place}: {', '.join(needless)}: not needed here, ignored")
     return datasets
+
+
+def _without_needless(table: Mapping[str, Any], found: dict[str, None]) -> dict[str, Any]:
+    found |= {key: None for key in table if key in OF_OTHER_MODELS}
+    return {key: value for key, value in table.items() if key not in OF_OTHER_MODELS}
 
 
 def _dataset(entry: Any, shared: dict[str, Any], place: str) -> Dataset:
