@@ -76,7 +76,7 @@ def test_keys_that_change_nothing_are_named_in_one_line(
 
 def test_unknown_keys_are_told_at_once(tmp_path: Path) -> None:
     path = video_toml(tmp_path, "frames = 3\nframe_extraction = 'full'\nfps = 30\n")
-    with pytest.raises(FramePackError, match="datasets 1: frames, fps: unknown; known are resol"):
+    with pytest.raises(FramePackError, match="datasets 1: frames, fps: unknown; known are fp_"):
         load_datasets(path)
 
 
