@@ -5,15 +5,12 @@ from __future__ import annotations
 import ast
 import json
 import re
-from argparse import _SubParsersAction
 from functools import cache
 from pathlib import Path
 
 import pytest
-from make_help_tables import MUSUBI_FLAGS, flags_page, options_page, page_with_inputs
+from make_help_tables import options_page, page_with_inputs
 from PIL import Image
-
-from framepack_core.cli import build_parser
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "js" / "docs"
@@ -87,17 +84,6 @@ def test_table_says_what_the_inputs_say(page: Path) -> None:
 
 def test_options_page_is_what_is_declared() -> None:
     assert read(ROOT / "docs" / "options.md") == options_page()
-
-
-def test_every_flag_of_musubi_tuner_is_known() -> None:
-    """Run tests/make_help_tables.py where the page does not say what becomes of them."""
-    assert read(ROOT / "docs" / "musubi_flags.md") == flags_page()
-    scripts = json.loads(MUSUBI_FLAGS.read_text(encoding="utf-8"))
-    assert [len(flags) for flags in scripts.values()] == [59, 21, 9, 131]
-    [commands] = [a for a in build_parser()._actions if isinstance(a, _SubParsersAction)]
-    for name, flags in scripts.items():
-        known = commands.choices[name]._option_string_actions
-        assert [flag for flag in flags if f"--{flag}" not in known] == []
 
 
 @per_page

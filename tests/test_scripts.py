@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import re
 import sys
+from argparse import _SubParsersAction
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from cli_runs import SMALL_DATA, failure, make_clips, parse
+from musubi_tuner_page import DEFAULTS, FLAGS, flags, page
 
-from framepack_core.cli import COMMANDS, SCRIPTS, main, script
+from framepack_core.cli import COMMANDS, SCRIPTS, build_parser, main, script
 from framepack_core.cli.commands import Generate
 from framepack_core.cli.options import read_options
 from framepack_core.cli.training_arguments import train_job
@@ -149,3 +151,22 @@ def test_programs_of_these_names(
         assert stopped.value.code == 0
         assert re.match(rf"usage: {name} ", capsys.readouterr().out)
     assert set(SCRIPTS).isdisjoint(COMMANDS)
+
+
+# --- docs/musubi_flags.md -------------------------------------------------------------------------
+
+
+def test_its_page_is_what_is_declared() -> None:
+    """Run tests/make_help_tables.py where it is not."""
+    path = Path(__file__).parents[1] / "docs" / "musubi_flags.md"
+    assert path.read_text(encoding="utf-8") == page()
+
+
+def test_every_flag_of_its_scripts_is_known() -> None:
+    """As an option, or as one that is accepted or refused by name; other defaults are explained."""
+    assert [len(FLAGS[name]) for name in SCRIPTS] == [65, 21, 9, 131]
+    [commands] = [a for a in build_parser()._actions if isinstance(a, _SubParsersAction)]
+    for name in SCRIPTS:
+        known = commands.choices[name]._option_string_actions
+        assert [flag for flag in FLAGS[name] if f"--{flag}" not in known] == []
+        assert [x.name for x in flags(name) if x.here and x.name not in DEFAULTS] == []
