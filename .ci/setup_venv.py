@@ -46,7 +46,7 @@ def main() -> None:
     pip = [str(python), "-m", "pip", "install", "--disable-pip-version-check", "--quiet"]
     for step, packages in (
         ("PyTorch", [*cpu_index(), TORCH]),
-        ("this project and its test tools", ["-e", f"{ROOT}[test]"]),
+        ("this project and its test tools", ["-e", f"{ROOT}[test,verify]"]),
     ):
         print(f"installing {step}", flush=True)
         subprocess.run([*pip, *packages], check=True)

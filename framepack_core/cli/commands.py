@@ -18,7 +18,7 @@ from ..headless.options import (
     ModeOption,
     TransformerOptions,
 )
-from ..runtime.options import S, Settings, option
+from ..runtime.options import S, Settings, leaves, option
 from ..sampling.plan import Direction
 
 
@@ -140,6 +140,24 @@ class Ledgers(LedgerOptions):
         unit="GB",
         ge=0,
     )
+
+
+class Verify(AnyJob):
+    """Which files are compared with the reference, and how they are run."""
+
+    against: Path | None = option(
+        None,
+        "Against: a snapshot whose weights the reference takes instead of the same files, to "
+        "compare files with those that they were made from.",
+        metavar="DIR",
+    )
+
+    def ignored(self) -> list[str]:
+        """The flags that were given and say nothing about models."""
+        groups = ("models", "fp8", "execution", "loras", "decoding")
+        own = ("f1", "against", "save_path")
+        given = (leaf for leaf in leaves(Verify) if leaf.on(self) and leaf.flag not in own)
+        return [f"--{leaf.flag}" for leaf in given if leaf.path[0] not in groups]
 
 
 class Inspect(Settings):
