@@ -101,6 +101,10 @@ DIFFERENCES: dict[str, str] = {
     "sample-comment": (
         "the reference takes a comment with a blank before it for a prompt; here it is a comment"
     ),
+    "sample-ending": (
+        "the reference fails on sample prompts that are no .txt, .toml or .json file; here any "
+        "other file is read as text"
+    ),
     "sample-subset": (
         "the reference crashes on a key that both [prompt] and a subset have; here the subset's "
         "counts"

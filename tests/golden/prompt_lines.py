@@ -109,7 +109,7 @@ def documented(line: str, options: Mapping[str, Any]) -> dict[str, Any]:
 
 def documented_file(case: dict[str, Any]) -> list[dict[str, Any]]:
     """What our rules make of a file of sample prompts that has a tag."""
-    if case["extension"] == "txt":
+    if case["extension"] != "toml":
         lines = (line.strip() for line in case["text"].split("\n"))
         samples = [documented(x, SAMPLE) for x in lines if x and not x.startswith("#")]
     else:
@@ -373,6 +373,8 @@ def _accident_of_value(name: str, value: str, of_sample: bool) -> str:
 
 
 def accident_of_file(case: dict[str, Any]) -> str:
+    if case["extension"] not in ("txt", "toml", "json"):
+        return "sample-ending"
     if case["extension"] == "txt" and re.search(r"^\s+#", case["text"], re.MULTILINE):
         return "sample-comment"
     if case["extension"] == "toml" and "multiple values" in case.get("error", ""):
