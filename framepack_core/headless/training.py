@@ -95,7 +95,8 @@ def _drawn_seed(config: TrainConfig, workers: Workers) -> int:
 
 def _placed(models: Models, config: TrainConfig) -> Models:
     """Where blocks wait in main memory the whole model would not fit on the device first."""
-    return replace(models, device=torch.device("cpu")) if config.blocks_to_swap else models
+    waits = config.blocks_to_swap or config.gpu_memory
+    return replace(models, device=torch.device("cpu")) if waits else models
 
 
 # --- what is said and saved -----------------------------------------------------------------------

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
 import torch
+
+from .errors import FramePackError
+
+GIB = 2**30
 
 # Limit and use of a container, and where its memory.stat says how much of that is cached files; the
 # system's own numbers know nothing of them.
@@ -45,3 +51,33 @@ def free_device_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     return free_main_memory()
+
+
+@contextmanager
+def limited_memory(gib: float | None, device: torch.device) -> Iterator[int | None]:
+    """Let PyTorch take no more of a GPU than so many GiB meanwhile; the bytes that it may take.
+
+    They are fewer where fewer are free; None is no limit. Raises FramePackError on other devices.
+    """
+    if gib is None:
+        yield None
+        return
+    if device.type != "cuda":
+        raise FramePackError(f"gpu_memory: {device} has no memory of its own; leave it out")
+    total = torch.cuda.get_device_properties(device).total_memory
+    free = free_device_memory(device) + torch.cuda.memory_reserved(device)
+    most = min(int(gib * GIB), free)
+    torch.cuda.set_per_process_memory_fraction(most / total, device)
+    try:
+        yield most
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0, device)
+
+
+def peak_of(run: Callable[[], object], device: torch.device) -> int:
+    """The most bytes that are allocated on a GPU while something runs."""
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats(device)
+    run()
+    torch.cuda.synchronize(device)
+    return torch.cuda.max_memory_allocated(device)

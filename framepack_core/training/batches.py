@@ -6,7 +6,9 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from math import prod
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +19,7 @@ from ..runtime.errors import FramePackError
 from ..runtime.files import is_file
 from ..weights.files import open_weights, read_header
 from .cache import empty_path, text_path
-from .cache_files import IMAGE, POOLED, TEXT, TEXT_MASK, end_path, load_cache, show_end
+from .cache_files import IMAGE, LATENTS, POOLED, TEXT, TEXT_MASK, end_path, load_cache, show_end
 from .config import TrainConfig, TrainMode
 from .dataset import TrainingSet
 from .rng import draw_seed
@@ -106,7 +108,7 @@ class Batches:
         if not samples:
             raise FramePackError("data set: there is nothing to train on")
         self.samples, self.seed = list(samples), seed
-        self._groups: dict[tuple[object, ...], list[Sample]] = {}
+        self._groups: dict[tuple[Any, ...], list[Sample]] = {}
         for sample in self.samples:
             self._groups.setdefault(_group(sample), []).extend([sample] * sample.repeats)
         self._order = lru_cache(maxsize=2)(self._shuffled)
@@ -114,6 +116,19 @@ class Batches:
     def __len__(self) -> int:
         """Batches an epoch."""
         return sum(-(-len(group) // group[0].batch_size) for group in self._groups.values())
+
+    def largest(self) -> int:
+        """The number of a batch that is as large as any."""
+        sizes = {
+            sample.latents: sum(prod(s) for name, s in shapes if name.startswith(LATENTS))
+            for (_, *shapes), group in self._groups.items()
+            for sample in group
+        }
+
+        def size(number: int) -> int:
+            return sum(sizes[sample.latents] for sample in self.pick(number))
+
+        return max(range(len(self)), key=size)
 
     def pick(self, number: int) -> list[Sample]:
         """The samples of the number-th batch, 0 first; an epoch is len(self) of them."""
@@ -143,7 +158,7 @@ class Batches:
         return batches
 
 
-def _group(sample: Sample) -> tuple[object, ...]:
+def _group(sample: Sample) -> tuple[Any, ...]:
     """What samples of one batch have in common: their data set, names and shapes of tensors."""
     tensors = read_header(sample.latents).tensors
     shapes = sorted((name, info.shape) for name, info in tensors.items())

@@ -65,6 +65,7 @@ SWAP_HELP = (
     "Block swap: of N, N // 2 double blocks and 2 (N - N // 2) + 1 single ones wait in main memory "
     "and visit the GPU one at a time; 38 leaves one of the 20 and one of the 40 there."
 )
+SPARING = ("blocks_to_swap", "gradient_checkpointing_cpu_offload")
 LESS_MEMORY = (
     "add --gradient_checkpointing, a smaller --batch_size, --blocks_to_swap 10 or more, or "
     "--gradient_checkpointing_cpu_offload"
@@ -599,13 +600,26 @@ class MemoryOptions(CompileOptions):
         "Keeps its outputs: 7 GB at 640x640.",
         mutable=True,
     )
+    gpu_memory: float | None = option(
+        None,
+        "GPU memory: how much of it the run may take. How many blocks are swapped, and whether "
+        "activations wait in main memory, is then found by a step on trial.",
+        unit="GiB",
+        none=0.0,
+        absent="no limit",
+        mutable=True,
+        gt=0,
+        high=1024.0,
+    )
 
     @model_validator(mode="after")
     def _checkpointing(self) -> MemoryOptions:
         if not self.gradient_checkpointing:
-            for name in ("blocks_to_swap", "gradient_checkpointing_cpu_offload", "keep_attention"):
+            for name in (*SPARING, "keep_attention", "gpu_memory"):
                 if getattr(self, name):
                     raise ValueError(f"{name}: needs gradient_checkpointing; turn it on")
+        if self.gpu_memory and any(getattr(self, name) for name in SPARING):
+            raise ValueError(f"gpu_memory: chooses {' and '.join(SPARING)} itself; leave them out")
         if self.changed and not self.compile:
             raise ValueError(f"{self.changed}: needs compile; turn it on")
         if self.keep_attention and self.attn_mode not in ("torch", "sdpa", "cudnn"):

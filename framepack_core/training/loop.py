@@ -16,10 +16,11 @@ from torch import nn
 from ..models.attention import use_attention
 from ..models.attention_kernels import training_attention
 from ..models.compiling import prepare_compiling
-from ..runtime.display import Display
+from ..runtime.display import Display, say
 from ..runtime.distributed import Workers
 from ..runtime.errors import FramePackError
 from ..runtime.fingerprint import fingerprint
+from ..runtime.memory import GIB, limited_memory, peak_of
 from ..sampling.flow import FlowDenoiser
 from ..weights.files import open_weights
 from .adapters import RATE_FACTOR, Adapters, with_dim_of_weights
@@ -27,6 +28,7 @@ from .batches import Batches
 from .blocks import wrapped_blocks
 from .checkpoint import require_state
 from .config import TrainConfig
+from .fitting import Fit, fit_step
 from .objective import Objective
 from .optimizers import make_optimizer, set_mode, weights_in_use
 from .rng import draw_seed
@@ -110,16 +112,20 @@ def train(
     if a run is to be resumed on another base or other data.
     """
     # A host may have turned gradients off for everything that it runs.
-    with torch.inference_mode(False), torch.enable_grad():
-        place, config = torch.device(device), with_dim_of_weights(config)
+    place, config = torch.device(device), with_dim_of_weights(config)
+    with (
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        limited_memory(config.gpu_memory, place) as budget,
+    ):
         objective = Objective(config, denoiser, batches, place)
-        run = _Run(objective, validation, metadata or {}, base)
+        run = _Run(objective, validation, metadata or {}, base, budget)
         blocks = wrapped_blocks(
             denoiser.dit,
             place,
             checkpointing=config.gradient_checkpointing,
-            swapped=config.blocks_to_swap,
-            inputs_to_cpu=config.gradient_checkpointing_cpu_offload,
+            swapped=run.fit.swapped,
+            inputs_to_cpu=run.fit.inputs_to_cpu,
             keep_attention=config.keep_attention,
             compilation=config.compilation if config.compile else None,
         )
@@ -163,6 +169,7 @@ class _Run:
         held_out: Batches | None,
         metadata: Mapping[str, str],
         base: str,
+        budget: int | None,
     ) -> None:
         self.objective, self.held_out = objective, held_out
         self.config, self.device = objective.config, objective.device
@@ -176,6 +183,7 @@ class _Run:
         dit = objective.denoiser.dit
         self.adapters = Adapters.create(dit, config.adapter).to(self.device)
         self.parameters = list(self.adapters.named_tensors().values())
+        self.fit = self._fitted(budget)
         self.optimizer = make_optimizer(config, self.adapters.parameter_groups())
         self.total = config.total_steps(len(batches), self.workers.count)
         self.rate = learning_rates(config, self.total)
@@ -193,6 +201,38 @@ class _Run:
         )
         self._pace: float | None = None
         self._between_updates = True  # what the weights are now may be saved
+
+    def _fitted(self, budget: int | None) -> Fit:
+        """As the options say, or what keeps to a budget of bytes."""
+        config, dit = self.config, self.objective.denoiser.dit
+        if budget is None:
+            return Fit(config.blocks_to_swap, config.gradient_checkpointing_cpu_offload)
+        number = self.objective.batches.largest()
+
+        def step() -> None:
+            with self.adapters.training_step(0):
+                self.objective.loss(number).backward()
+
+        def trial(fit: Fit) -> int:
+            blocks = wrapped_blocks(
+                dit,
+                self.device,
+                checkpointing=True,
+                swapped=fit.swapped,
+                inputs_to_cpu=fit.inputs_to_cpu,
+                keep_attention=config.keep_attention,
+            )
+            attention = use_attention(dit, training_attention(config.attn_mode))
+            try:
+                with self.adapters.attached(dit), blocks, attention:
+                    return peak_of(step, self.device)
+            finally:
+                self.adapters.zero_grad(set_to_none=True)
+
+        trained = sum(parameter.nbytes for parameter in self.parameters)
+        fit = fit_step(dit, budget, trained, trial, self.device)
+        say(f"within {budget / GIB:.1f} GiB of GPU memory: {fit}")
+        return fit
 
     @property
     def step(self) -> int:

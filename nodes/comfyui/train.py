@@ -59,7 +59,8 @@ def train_lora(
     path, *_ = model.model.origin
     about = {**dataset_metadata(dataset), "ss_sd_model_name": path.name}
     # Where blocks wait in main memory the whole model would not fit on the device first.
-    place = torch.device("cpu") if config.blocks_to_swap else device
+    waits = config.blocks_to_swap or config.gpu_memory
+    place = torch.device("cpu") if waits else device
     with torch.inference_mode(False), shown.run(), _base_model(model, base, place) as denoiser:
         on_sample = None
         if samples is not None:
