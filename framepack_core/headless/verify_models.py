@@ -433,7 +433,16 @@ def clip_subject(model: Any, tokens: Tokens, types: Types) -> Subject:
     """CLIP on the padded prompt."""
     ids = types.place(tokens.clip_padded)
     stages = _encoder_stages("clip", model, first_rows(tokens.ours.clip_ids.shape[1]))
-    return Subject(stages, lambda: model(input_ids=ids).pooler_output)
+
+    def run() -> Tensor:
+        default = torch.get_default_dtype()
+        torch.set_default_dtype(types.used)  # transformers 4 makes its mask in this one
+        try:
+            return model(input_ids=ids).pooler_output
+        finally:
+            torch.set_default_dtype(default)
+
+    return Subject(stages, run)
 
 
 def _picture() -> np.ndarray:

@@ -141,17 +141,15 @@ class ReferenceWeights:
         tensor = self._files.load(self.keys[name], torch.float32, device)
         return self._change(name, tensor) if self._change is not None else tensor
 
-    def rounded(self, name: str, device: torch.device) -> Tensor:
-        """The same after the rounding of how our model holds it, in fp32."""
-        tensor, held = self.full(name, device), self._held[name]
+    def rounded(self, name: str, full: Tensor) -> Tensor:
+        """What `full` gave, after the rounding of how our model holds it."""
+        held = self._held[name]
         if held.encoding is None:
-            return tensor.to(held.dtype).float()
+            return full.to(held.dtype).float()
         if held.encoding == self.stored(name).encoding:
-            return tensor
-        exact = held.encoding.format.exact
-        return held.encoding.decode(
-            held.encoding.encode(tensor if exact else tensor.to(held.dtype))
-        )
+            return full
+        given = full if held.encoding.format.exact else full.to(held.dtype)
+        return held.encoding.decode(held.encoding.encode(given))
 
 
 class ReferenceModel:
@@ -174,13 +172,14 @@ class ReferenceModel:
         self, weights: ReferenceWeights, dtype: torch.dtype, exact: bool, device: torch.device
     ) -> Iterator[None]:
         """In this type meanwhile. exact: with the weights of the file, else as ours are held."""
-        read = weights.full if exact else weights.rounded
         meta = {own: x.detach() for own, x in self.model.state_dict().items()}
         prefixes = {unit: f"{name}." for name, unit in self.model.named_modules()}
 
         def load(own: str) -> Tensor:
             wanted = torch.float32 if own.startswith(self._fp32) else dtype
-            tensor = read(self._internal[own], device)
+            name = self._internal[own]
+            tensor = weights.full(name, device)
+            tensor = tensor if exact else weights.rounded(name, tensor)
             return tensor.to(wanted).reshape(meta[own].shape)
 
         def fill(unit: nn.Module, _inputs: Any) -> None:
@@ -218,7 +217,7 @@ def wrong_weights(
     own: the files that were loaded. Where both have one type the numbers have to be the same, else
     rounding is allowed for.
     """
-    names = loaded.names
+    names, held = loaded.names, loaded.held()
     marks: dict[str, _Mark] = {}
     wrong: list[str] = []
     for name in names:
@@ -228,17 +227,20 @@ def wrong_weights(
                 f"--against: its {name} is {list(full.shape)}, that of the model is "
                 f"{list(ours.shape)}; give the snapshot that the files were made from"
             )
-        rounded = reference.rounded(name, device).reshape(ours.shape)
+        full = full.reshape(ours.shape)
+        rounded = reference.rounded(name, full)
         marks[name] = _Mark.of(rounded)
-        stored = own.stored(name), reference.stored(name)
-        if not _fits(ours, rounded, full.reshape(ours.shape), *stored):
+        if not _fits(ours, rounded, full, [own.stored(name), reference.stored(name)], held[name]):
             wrong.append(name)
     lines = []
     for name in wrong[:NAMED]:
         ours = loaded.load(names[name], device)
         mark = _Mark.of(ours)
         alike = [other for other in marks if other != name and marks[other].is_near(mark)]
-        candidates = {n: reference.rounded(n, device).reshape(ours.shape) for n in (name, *alike)}
+        candidates = {
+            n: reference.rounded(n, reference.full(n, device).reshape(ours.shape))
+            for n in (name, *alike)
+        }
         lines.append(f"{name} {_what_is_wrong(ours, candidates.pop(name), candidates)}")
     if len(wrong) > NAMED:
         lines.append(f"{len(wrong) - NAMED} more weights differ")
@@ -263,13 +265,13 @@ class _Mark:
         return self.shape == other.shape and close
 
 
-def _fits(ours: Tensor, rounded: Tensor, full: Tensor, own: Held, reference: Held) -> bool:
-    """Whether a weight is the reference's. own, reference: how their files have it."""
+def _fits(ours: Tensor, rounded: Tensor, full: Tensor, stored: Sequence[Held], held: Held) -> bool:
+    """Whether a weight is the reference's. stored: how both files have it."""
     if torch.equal(ours, rounded):
         return True
-    if own == reference:  # quantising is not the same to the bit on every device
-        return not torch.equal(rounded, full) and relative_error(ours, rounded) <= SAME
-    plain = [torch.finfo(h.dtype).eps for h in (own, reference) if h.encoding is None]
+    if stored[0] == stored[1]:  # quantising is not the same to the bit on every device
+        return held.encoding is not None and relative_error(ours, rounded) <= SAME
+    plain = [torch.finfo(h.dtype).eps for h in stored if h.encoding is None]
     limit = max([FACTOR * relative_error(rounded, full), *plain])
     return relative_error(ours, full) <= limit
 
