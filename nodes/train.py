@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import Any, cast
 
 from comfy_api.latest import io
 
@@ -11,6 +11,7 @@ from ..framepack_core.runtime.device import parse_dtype
 from ..framepack_core.runtime.errors import FramePackError
 from ..framepack_core.runtime.files import is_file
 from ..framepack_core.training.config import TrainConfig
+from ..framepack_core.weights.formats import Precision
 from .comfyui.paths import lora_folder, output_folder
 from .comfyui.section_run import check_mode, check_model
 from .comfyui.train import train_lora
@@ -18,7 +19,7 @@ from .comfyui.train_display import TrainingDisplay
 from .comfyui.train_samples import Samples
 from .dataset import TRAINING, Dataset
 from .option_inputs import option_inputs
-from .train_config import AS_LOADED, FP8_SCALED, TrainSettings
+from .train_config import AS_LOADED, TrainSettings
 from .types import (
     DatasetSocket,
     LoraModelSocket,
@@ -97,7 +98,7 @@ class TrainLora(io.ComfyNode):
     ) -> io.NodeOutput:
         _check(model, dataset)
         placed = _placed(config.config, output_name, folder, if_it_exists, dataset)
-        base = None if config.base == AS_LOADED else FP8_SCALED
+        base = None if config.base == AS_LOADED else cast(Precision, config.base)
         shown = TrainingDisplay(cls.hidden)
         result = train_lora(model, dataset.found, placed, base, samples, shown, dataset.models)
         dtype = parse_dtype(placed.save_dtype)

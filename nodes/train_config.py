@@ -8,6 +8,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..framepack_core.training.config import TrainConfig
+from ..framepack_core.weights.formats import STATED
 from .dataset import TRAINING
 from .option_inputs import option_inputs, other_names, read_inputs
 from .types import TrainConfigSocket, advanced, schema
@@ -65,10 +66,11 @@ def _base_precision() -> io.WidgetInput:
     return advanced(
         io.Combo.Input(
             "base_precision",
-            options=[AS_LOADED, FP8_SCALED],
+            options=[AS_LOADED, FP8_SCALED, *STATED],
             default=AS_LOADED,
             optional=True,
             tooltip="Precision of the model below the LoRA: fp8_scaled needs two thirds of the "
-            "memory of bf16.",
+            "memory of bf16. float8_e4m3fn and int8 ones are also multiplied in their own numbers "
+            "where that is faster on this GPU; gradients are those of the dequantised weights.",
         )
     )

@@ -8,6 +8,7 @@ from typing import get_args
 
 import pytest
 import torch
+from tiny import randn
 
 from framepack_core.cli import main
 from framepack_core.cli.commands import Quantize
@@ -15,7 +16,7 @@ from framepack_core.lora.apply import apply_loras, open_loras
 from framepack_core.models.build import dit_config, dit_shapes, load_dit
 from framepack_core.models.quantise import trial_inputs
 from framepack_core.toyworld import OPPOSITE_LORA, SNAPSHOT
-from framepack_core.weights.formats import STATED, is_block_linear
+from framepack_core.weights.formats import MADE, STATED, is_block_linear
 from framepack_core.weights.quantised_linear import QuantisedLinear, full_weight
 
 SOURCE = SNAPSHOT / "transformer"
@@ -76,3 +77,24 @@ def test_what_cannot_be(tmp_path: Path, capsys) -> None:
         *_, error = capsys.readouterr().err.splitlines()
         assert error.startswith("error: ") and message in error
     assert there.read_bytes() == b"x" and list(tmp_path.iterdir()) == [there]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("format", MADE)
+def test_loras_beside_the_weights_lose_nothing_to_the_format(format: str) -> None:
+    """What a LoRA adds to each layer is what it adds to the layer in fp32, and comes off again."""
+    made, plain = (load_dit(SOURCE, dtype=torch.float32, precision=p) for p in (format, "full"))
+    uses = open_loras([OPPOSITE_LORA], dit_shapes(plain.config))
+    name = "single_transformer_blocks.0.proj_out"
+    x = randn(40, plain.get_submodule(name).in_features)
+    before, added = made.get_submodule(name)(x), []
+    for model in (made, plain):
+        layer = model.get_submodule(name)
+        without = layer(x)
+        applied = apply_loras(model, uses)
+        added.append(layer(x) - without)
+        applied.set_strength(0, 0.5)
+        torch.testing.assert_close(layer(x) - without, added[-1] / 2, rtol=1e-3, atol=1e-5)
+        applied.remove()
+    torch.testing.assert_close(*added, rtol=1e-3, atol=1e-5)
+    assert torch.equal(made.get_submodule(name)(x), before)

@@ -32,7 +32,7 @@ from ..sampling.estimate import (
 )
 from ..sampling.probe import StepCost, probe_decode
 from ..sampling.sections import LATENT_STRIDE
-from ..weights.files import open_weights
+from ..weights.files import TensorInfo, open_weights
 from ..weights.formats import Precision
 from ..weights.layouts import Component, find_component
 from .commands import Make
@@ -205,14 +205,16 @@ class Check:
 
     @cached_property
     def _encoder_need(self) -> int:
-        numbers = sum(
-            math.prod(files.info(name).shape)
-            for files in (open_weights(self._weights(c)) for c in ("llama", "clip"))
-            for name in files
-        )
         small = self.models.llama_precision != "auto"
         itemsize = 1 if small else 4 if self.models.device.type == "cpu" else 2
-        return numbers * itemsize + OTHER_MEMORY
+        infos = [
+            files.info(name)
+            for files in (open_weights(self._weights(c)) for c in ("llama", "clip"))
+            for name in files
+        ]
+        # What is quantised already stays so.
+        sizes = (math.prod(x.shape) * min(itemsize, 1 if _in_bytes(x) else 4) for x in infos)
+        return sum(sizes) + OTHER_MEMORY
 
     @property
     def _latent_size(self) -> int:
@@ -241,6 +243,10 @@ class Check:
 
     def _file_size(self, component: Component) -> int:
         return sum(path.stat().st_size for path in self._weights(component))
+
+
+def _in_bytes(info: TensorInfo) -> bool:
+    return info.dtype.itemsize == 1
 
 
 def _duration(seconds: float) -> str:

@@ -18,12 +18,16 @@ from .options import ExecutionOptions
 
 @dataclass(frozen=True)
 class Execution:
-    """blocks_to_swap, whether from pinned memory; torch.compile's options, if any."""
+    """blocks_to_swap, whether from pinned memory; torch.compile's options, if any.
+
+    dequantise: never multiply quantised weights in their own numbers.
+    """
 
     swapped: int = 0
     pinned: bool = False
     compilation: Mapping[str, Any] | None = None
     cache_size_limit: int | None = None
+    dequantise: bool = False
 
     @classmethod
     def of(cls, options: ExecutionOptions) -> Execution:
@@ -37,6 +41,7 @@ class Execution:
             options.use_pinned_memory_for_block_swap,
             options.compilation if options.compile else None,
             options.compile_cache_size_limit,
+            options.dequantise,
         )
 
     def prepare(self, dit: nn.Module, device: torch.device) -> None:

@@ -19,6 +19,7 @@ from ..models.attention_kernels import attention_of
 from ..models.build import load_dit, load_image_encoder, load_text_encoders, load_vae
 from ..models.dit import FramePackDiT
 from ..models.image import ImageEncoder
+from ..models.products import choose_products
 from ..models.text import TextEncoders
 from ..models.vae import AutoencoderKL
 from ..models.vae_tiling import tiled_decode, tiled_encode
@@ -75,6 +76,7 @@ class Models:
             "LoRA": [use.identity for use in self.loras],
             "attention": getattr(self.attention, "name", self.attention),
             "compile": self.execution.compilation,
+            **({"dequantise": True} if self.execution.dequantise else {}),
         }
 
     @contextmanager
@@ -92,6 +94,8 @@ class Models:
             attention=self.attention,
             precision=self.precision,
         )
+        if not self.execution.dequantise:
+            choose_products(dit, self.device, self.dtype)
         self.applied = apply_loras(dit, self.loras)
         self.execution.prepare(dit, self.device)
         return self._place_dit(dit)

@@ -122,6 +122,11 @@ class ExecutionOptions(CompileOptions):
     """How the transformer is run."""
 
     title: ClassVar[str] = "memory and speed"
+    dequantise: bool = option(
+        False,
+        "Dequantise: multiply by whole weights. Without it quantised ones are multiplied in their "
+        "own numbers where that is faster on this GPU, which rounds the inputs too.",
+    )
     blocks_to_swap: int = option(
         0,
         SWAP_HELP,

@@ -24,7 +24,7 @@ from ..training.stale import CacheModels
 from ..weights.layouts import Component, find_component
 from .model_files import find_models
 from .models import Models, open_models
-from .options import LoraOptions, ModelOptions
+from .options import ExecutionOptions, LoraOptions, ModelOptions
 from .training_options import CacheJob, TrainJob
 
 NEEDED: dict[str, tuple[Component, ...]] = {
@@ -70,6 +70,7 @@ def train_models(job: TrainJob, samples: bool) -> Models:
         ("dit", *ENCODERS) if samples else ("dit",),
         f1=job.data.mode == "f1",
         fp8=job.fp8,
+        execution=ExecutionOptions(dequantise=True),  # until the loop chooses, for its device
         loras=base,
         decoding=job.decoding,
     )

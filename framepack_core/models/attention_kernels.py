@@ -255,7 +255,7 @@ def choose(
             if not error < kernel.error:
                 tried.append(f"{kernel.name} is wrong by {error:.0%}")
                 continue
-            took = (clock or _milliseconds)(partial(kernel.run, q, k, v))
+            took = (clock or milliseconds)(partial(kernel.run, q, k, v))
         except Exception as failure:  # packages refuse a card in ways of their own
             reason = next(iter(str(failure).splitlines()), type(failure).__name__)
             tried.append(f"{kernel.name} refuses ({reason[:60]})")
@@ -276,7 +276,8 @@ def _expected(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     return weights @ v, queries
 
 
-def _milliseconds(run: Callable[[], object]) -> float:
+def milliseconds(run: Callable[[], object]) -> float:
+    """The shortest of several runs on a GPU."""
     times = []
     for _ in range(RUNS):
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))

@@ -78,6 +78,23 @@ def _gelu_joined(attended, hidden, out, width, hidden_width, BLOCK: tl.constexpr
     tl.store(target, value.to(out.dtype.element_ty), mask=inside)
 
 
+@triton.jit
+def _quantised_rows(
+    x, out, scales, width, LARGEST: tl.constexpr, ROUND: tl.constexpr, BLOCK: tl.constexpr
+):
+    """One row over its largest magnitude, which becomes LARGEST."""
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.arange(0, BLOCK)
+    inside = column < width
+    value = tl.load(x + row * width + column, mask=inside, other=0.0).to(tl.float32)
+    scale = tl.maximum(tl.max(tl.abs(value), axis=0) / LARGEST, 1e-12)
+    value = value / scale
+    if ROUND:
+        value = tl.floor(value + 0.5)
+    tl.store(out + row * width + column, value.to(out.dtype.element_ty), mask=inside)
+    tl.store(scales + row, scale)
+
+
 def adaln(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tensor:
     """layer_norm(x) * (1 + scale) + shift; x [B, L, C], shift and scale [B, 1, C]."""
     x, shift, scale = x.contiguous(), shift.contiguous(), scale.contiguous()
@@ -114,3 +131,17 @@ def gelu_joined(attended: Tensor, hidden: Tensor) -> Tensor:
     with torch.cuda.device_of(attended):
         _gelu_joined[grid](attended, hidden, out, width, hidden_width, ELEMENTS, num_warps=8)
     return out
+
+
+def quantised_rows(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """x [N, C] by rows in int8 or an fp8 type, and the scales [N, 1] in fp32."""
+    x = x.contiguous()
+    rows, width = x.shape
+    out, scales = torch.empty_like(x, dtype=dtype), x.new_empty(rows, 1, dtype=torch.float32)
+    largest = 127.0 if dtype == torch.int8 else torch.finfo(dtype).max
+    block = triton.next_power_of_2(width)
+    with torch.cuda.device_of(x):
+        _quantised_rows[(rows,)](
+            x, out, scales, width, largest, dtype == torch.int8, block, num_warps=8
+        )
+    return out, scales

@@ -16,6 +16,7 @@ from torch import nn
 from ..models.attention import use_attention
 from ..models.attention_kernels import training_attention
 from ..models.compiling import prepare_compiling
+from ..models.products import choose_products
 from ..runtime.display import Display, say
 from ..runtime.distributed import Workers
 from ..runtime.errors import FramePackError
@@ -120,6 +121,7 @@ def train(
     ):
         objective = Objective(config, denoiser, batches, place)
         run = _Run(objective, validation, metadata or {}, base, budget)
+        choose_products(denoiser.dit, place, denoiser.dtype)
         blocks = wrapped_blocks(
             denoiser.dit,
             place,

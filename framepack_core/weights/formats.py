@@ -133,14 +133,20 @@ class Encoding:
 # --- arithmetic -----------------------------------------------------------------------------------
 
 
-@cache
+_hadamards: dict[tuple[int, torch.device, torch.dtype], Tensor] = {}  # compilers see no caches
+
+
 def _hadamard(size: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     """The regular orthogonal Hadamard matrix of ConvRot: its own transpose and inverse."""
+    if (size, device, dtype) in _hadamards:
+        return _hadamards[size, device, dtype]
     quarter = torch.ones(4, 4) - 2 * torch.eye(4).flip(1)
     matrix = torch.ones(1, 1)
     while len(matrix) < size:
         matrix = torch.kron(matrix, quarter)
-    return (matrix / math.sqrt(size)).to(device, dtype)
+    matrix = (matrix / math.sqrt(size)).to(device, dtype)
+    _hadamards[size, device, dtype] = matrix
+    return matrix
 
 
 def rotate(x: Tensor, size: int) -> Tensor:

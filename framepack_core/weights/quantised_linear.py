@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -44,11 +45,18 @@ class QuantisedWeight(nn.Module):
 
 
 class QuantisedLinear(QuantisedWeight, nn.Linear):
-    """A linear layer that may hold its weight quantised, and computes in the type of its input."""
+    """A linear layer that may hold its weight quantised, and computes in the type of its input.
+
+    product: multiplies in the weight's own numbers; without one it is dequantised first.
+    """
+
+    product: Callable[[QuantisedLinear, Tensor], Tensor] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         if self.encoding is None:
             return super().forward(x)
+        if self.product is not None:
+            return self.product(self, x)
         bias = None if self.bias is None else self.bias.to(x.dtype)
         return linear(x, self.encoding.decode(self.parts(), x.dtype), bias)
 

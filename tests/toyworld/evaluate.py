@@ -20,6 +20,7 @@ from torch import Tensor
 from framepack_core.models.build import load_dit, load_snapshot
 from framepack_core.models.dit import FramePackDiT
 from framepack_core.models.image import ImageEncoder
+from framepack_core.models.products import PRODUCTS
 from framepack_core.models.prompt import TextCondition, fit_length
 from framepack_core.models.text import TextEncoders
 from framepack_core.models.vae import AutoencoderKL
@@ -30,7 +31,9 @@ from framepack_core.sampling.generate import SamplerConfig, SampleSection, gener
 from framepack_core.sampling.plan import Mode, Plan
 from framepack_core.sampling.sections import WINDOW, plan_video
 from framepack_core.toyworld import SNAPSHOT, render
-from framepack_core.weights.layouts import F1_FOLDER
+from framepack_core.weights.formats import Precision
+from framepack_core.weights.layouts import F1_FOLDER, FOLDERS
+from framepack_core.weights.quantised_linear import QuantisedLinear
 
 from .tracker import Track, motion, track
 
@@ -51,11 +54,25 @@ class Toy:
     dtype: torch.dtype
 
     @classmethod
-    def load(cls, snapshot: Path, device: torch.device) -> Toy:
+    def load(
+        cls,
+        snapshot: Path,
+        device: torch.device,
+        precision: Precision = "auto",
+        own_numbers: bool = False,
+    ) -> Toy:
+        """own_numbers: multiply by quantised weights in their own numbers, faster or not."""
         dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
         loaded = load_snapshot(snapshot, dtype=dtype, device=device)
-        f1 = load_dit(snapshot / F1_FOLDER, dtype=dtype, device=device)
-        dits: dict[Mode, FramePackDiT] = {"framepack": loaded.dit, "f1": f1}
+        folders: dict[Mode, str] = {"framepack": FOLDERS["dit"], "f1": F1_FOLDER}
+        dits = {
+            mode: load_dit(snapshot / folder, dtype=dtype, device=device, precision=precision)
+            for mode, folder in folders.items()
+        }
+        for dit in dits.values() if own_numbers else ():
+            for layer in dit.modules():
+                if isinstance(layer, QuantisedLinear):
+                    layer.product = next((p for p in PRODUCTS if p.takes(layer)), None)
         return cls(dits, loaded.vae, loaded.text_encoders, loaded.image_encoder, device, dtype)
 
     def make_videos(
@@ -354,9 +371,12 @@ def main(argv: Sequence[str] | None = None, evaluation: Evaluation = evaluate) -
     parser.add_argument("--snapshot", type=Path, default=SNAPSHOT)
     parser.add_argument("--modes", nargs="+", choices=get_args(Mode), default=get_args(Mode))
     parser.add_argument("--device", type=str)
+    parser.add_argument("--precision", choices=get_args(Precision), default="auto")
+    parser.add_argument("--own_numbers", action="store_true", help="no weight is dequantised")
     args = parser.parse_args(argv)
     device = parse_device(args.device) if args.device else default_device()
-    toy = Toy.load(args.snapshot, device)
-    print(f"{args.snapshot.name}, {args.cases} held-out cases each, {args.steps} steps, {device}")
+    toy = Toy.load(args.snapshot, device, args.precision, args.own_numbers)
+    about = f"{args.snapshot.name}, {args.precision}, {args.cases} held-out cases each"
+    print(f"{about}, {args.steps} steps, {device}")
     for measure in evaluation(toy, args.cases, args.modes, args.steps):
         print(measure, flush=True)

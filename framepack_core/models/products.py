@@ -1,0 +1,292 @@
+"""Products with quantised weights in their own numbers, and whether they are faster here.
+
+Which way is the fastest differs by card, so nothing is listed: each that takes a format is timed
+once on a layer of the model, beside dequantising and multiplying, and a line says what is taken.
+Inputs are quantised by rows (arXiv 2208.07339). Gradients are those of the dequantised product.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from ..runtime.display import say
+from ..weights.formats import (
+    CONFIG,
+    W4A8,
+    WEIGHT,
+    Encoding,
+    Parts,
+    int8_rotation,
+    rotate,
+    rotation,
+    rows_to_int,
+)
+from ..weights.fp8 import E4M3, SCALE
+from ..weights.quantised_linear import QuantisedLinear
+from .attention_kernels import GAIN, milliseconds
+from .fused import usable
+
+ROWS = 4096  # of the input that is timed
+FEWEST = 32  # rows; below, integer products are not there, and nothing is gained
+ALIGNMENT = 16  # of both sides of a weight
+ERRORS = {8: 0.06, 4: 0.25}  # by bits of the numbers: what quantising the input may add, relative
+DEQUANTISED = "dequantised"
+
+Run = Callable[[Tensor, Parts, Encoding, "Tensor | None"], Tensor]
+"""(x [N, in], parts, encoding, bias) -> [N, out] in the type of x."""
+
+
+@dataclass(frozen=True)
+class Product:
+    """A way to multiply by weights of some formats, and the package that it needs."""
+
+    name: str
+    formats: tuple[str, ...]
+    run: Run
+    bits: int = 8
+    module: str = ""
+
+    def takes(self, layer: QuantisedLinear) -> bool:
+        """Whether a layer's weight can be multiplied this way, where its package is installed."""
+        encoding = layer.encoding
+        if encoding is None or encoding.options.get("full_precision_matrix_mult"):
+            return False
+        aligned = layer.in_features % ALIGNMENT == 0 and layer.out_features % ALIGNMENT == 0
+        fine = layer.parts().get(SCALE)
+        by_rows = fine is None or fine.ndim < 3
+        installed = not self.module or find_spec(self.module) is not None
+        return encoding.format.name in self.formats and aligned and by_rows and installed
+
+    def __call__(self, layer: QuantisedLinear, x: Tensor) -> Tensor:
+        """The layer's output; gradients reach x."""
+        if torch.is_grad_enabled() and x.requires_grad:
+            return _Exact.apply(x, layer, self)  # type: ignore[no-any-return]
+        return self.multiply(layer, x)
+
+    def multiply(self, layer: QuantisedLinear, x: Tensor) -> Tensor:
+        """The layer's output, without gradients."""
+        assert layer.encoding is not None  # as `takes` says
+        rows = x.flatten(0, -2)
+        if len(rows) < FEWEST:
+            return dequantised(layer, x)
+        out = self.run(rows, layer.parts(), layer.encoding, layer.bias)
+        return out.unflatten(0, x.shape[:-1])
+
+
+class _Exact(torch.autograd.Function):
+    """The product in the weight's numbers forwards, by the dequantised weight backwards."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, layer: QuantisedLinear, product: Product) -> Tensor:
+        ctx.layer = layer
+        ctx.parts = layer.parts()  # of a streamed layer they are gone when its block is done
+        return product.multiply(layer, x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        (grad,) = grads
+        return grad @ ctx.layer.encoding.decode(ctx.parts, grad.dtype), None, None
+
+
+def dequantised(layer: QuantisedLinear, x: Tensor) -> Tensor:
+    """The layer's output by its whole weight."""
+    assert layer.encoding is not None  # only such layers are asked
+    bias = None if layer.bias is None else layer.bias.to(x.dtype)
+    return linear(x, layer.encoding.decode(layer.parts(), x.dtype), bias)
+
+
+# --- the ways -------------------------------------------------------------------------------------
+
+
+def _rows_to_fp8(x: Tensor) -> tuple[Tensor, Tensor]:
+    """(fp8, scale [N, 1] fp32) of x by rows."""
+    if usable(x):
+        from .fused_triton import quantised_rows
+
+        return quantised_rows(x, E4M3)
+    limit = torch.finfo(E4M3).max
+    scale = (x.abs().amax(-1, keepdim=True).float() / limit).clamp(min=1e-12)
+    return (x / scale).clamp(-limit, limit).to(E4M3), scale
+
+
+def _rows_to_int8(x: Tensor) -> tuple[Tensor, Tensor]:
+    if usable(x):
+        from .fused_triton import quantised_rows
+
+        return quantised_rows(x, torch.int8)
+    return rows_to_int(x, 127)
+
+
+def _scaled_mm(x: Tensor, parts: Parts, encoding: Encoding, bias: Tensor | None) -> Tensor:
+    weight = parts[WEIGHT]
+    stored = parts.get(SCALE, parts.get("weight_scale"))
+    scale = torch.ones((), device=x.device) if stored is None else stored
+    columns = scale.float().reshape(1, -1).expand(1, len(weight)).contiguous()
+    q, rows = _rows_to_fp8(x)
+    out = torch._scaled_mm(  # pyright: ignore[reportPrivateImportUsage]
+        q,
+        weight.t(),
+        scale_a=rows,
+        scale_b=columns,
+        bias=None if bias is None else bias.bfloat16(),
+        out_dtype=torch.bfloat16,  # the one that it has with scales of rows
+        use_fast_accum=True,
+    )
+    return out.to(x.dtype)
+
+
+def _int_mm(x: Tensor, parts: Parts, encoding: Encoding, bias: Tensor | None) -> Tensor:
+    format, options = encoding.format, encoding.options
+    if isinstance(format, W4A8):
+        weight, group = format.to_int8(parts, options), rotation(options)
+        columns = parts["weight_s_channel"]
+    else:
+        weight, group = parts[WEIGHT], int8_rotation(options)
+        columns = parts["weight_scale"]
+    q, rows = _rows_to_int8(rotate(x, group) if group else x)
+    whole = torch._int_mm(q, weight.t())  # pyright: ignore[reportPrivateImportUsage]
+    out = whole * rows * columns.float().reshape(1, -1)
+    return out.to(x.dtype) if bias is None else (out + bias).to(x.dtype)
+
+
+_LAYOUTS = {
+    "float8_e4m3fn": "TensorCoreFP8Layout",
+    "int8_tensorwise": "TensorWiseINT8Layout",
+    "convrot_w4a4": "TensorCoreConvRotW4A4Layout",
+    "asym_w4a8_int8": "AsymW4A8Int8Layout",
+    "nvfp4": "TensorCoreNVFP4Layout",
+    "mxfp8": "TensorCoreMXFP8Layout",
+}
+_FIELDS: Mapping[str, Mapping[str, str]] = {
+    "nvfp4": {"scale": "weight_scale_2", "block_scale": "weight_scale"},
+    "asym_w4a8_int8": {
+        "scale": "weight_s_rel",
+        "s_channel": "weight_s_channel",
+        "codebook": "weight_codebook",
+    },
+}
+_QUANTISE_INPUT = ("float8_e4m3fn", "nvfp4", "mxfp8")
+
+
+def _kitchen(x: Tensor, parts: Parts, encoding: Encoding, bias: Tensor | None) -> Tensor:
+    """comfy-kitchen's own choice of kernels."""
+    from comfy_kitchen.tensor import QuantizedTensor, get_layout_class
+
+    name = encoding.format.name
+    layout = get_layout_class(_LAYOUTS[name])
+    shape = (len(parts[WEIGHT]), x.shape[1])
+    fields = _FIELDS.get(name, {"scale": "weight_scale"})
+    given = {field: parts[part] for field, part in fields.items() if part in parts}
+    if name == "mxfp8":
+        given["scale"] = given["scale"].view(torch.float8_e8m0fnu)
+    options = {k: v for k, v in encoding.options.items() if k != "full_precision_matrix_mult"}
+    params = layout.Params(**given, **options, orig_dtype=x.dtype, orig_shape=shape)
+    weight = QuantizedTensor(parts[WEIGHT], _LAYOUTS[name], params)
+    if name in _QUANTISE_INPUT:
+        x = QuantizedTensor.from_float(x, _LAYOUTS[name])
+    return linear(x, weight, None if bias is None else bias.to(params.orig_dtype))
+
+
+_FP8 = ("float8_e4m3fn", "float8_e5m2", "fp8", "fp8_e5m2", "fp8_scaled")
+_INT8 = ("int8_tensorwise", "asym_w4a8_int8")
+PRODUCTS = (
+    Product("torch._scaled_mm", _FP8, _scaled_mm),
+    Product("torch._int_mm", _INT8, _int_mm),
+    Product("comfy-kitchen", (*_FP8[:1], *_INT8, "mxfp8"), _kitchen, 8, "comfy_kitchen"),
+    Product("comfy-kitchen", ("nvfp4", "convrot_w4a4"), _kitchen, 4, "comfy_kitchen"),
+)
+
+
+# --- the choice -----------------------------------------------------------------------------------
+
+
+def choose_products(
+    model: nn.Module,
+    device: torch.device,
+    dtype: torch.dtype,
+    products: Sequence[Product] = PRODUCTS,
+    clock: Callable[[Callable[[], object]], float] = milliseconds,
+) -> None:
+    """Let the quantised layers of a model multiply in the way that is the fastest on this device.
+
+    Each format is timed on its widest layer; a line for each says what was found. clock: runs a
+    function several times and returns milliseconds.
+    """
+    kinds: dict[tuple[Any, ...], list[QuantisedLinear]] = {}
+    for layer in model.modules():
+        if isinstance(layer, QuantisedLinear) and layer.encoding is not None:
+            kinds.setdefault(_kind(layer), []).append(layer)
+    for layers in kinds.values():
+        widest = max(layers, key=lambda layer: layer.in_features * layer.out_features)
+        chosen = _choose(widest, device, dtype, products, clock)
+        for layer in layers:
+            layer.product = chosen if chosen is not None and chosen.takes(layer) else None
+
+
+def _kind(layer: QuantisedLinear) -> tuple[Any, ...]:
+    """What decides together: a format, whether it is rotated, and the form of its scale."""
+    assert layer.encoding is not None  # only such layers are asked
+    scale = layer.scale_weight
+    encoding = layer.encoding
+    form = 0 if scale is None else scale.ndim
+    return encoding.format.name, bool(encoding.options.get("convrot")), form
+
+
+def _needs_gpu(device: torch.device) -> bool:
+    """Whether products in few bits are slower here than any other."""
+    return device.type != "cuda"
+
+
+@torch.no_grad()
+def _choose(
+    layer: QuantisedLinear,
+    device: torch.device,
+    dtype: torch.dtype,
+    products: Sequence[Product],
+    clock: Callable[[Callable[[], object]], float],
+) -> Product | None:
+    """The fastest way for a layer, None for dequantising, and a line that says so."""
+    assert layer.encoding is not None  # only such layers are asked
+    name = layer.encoding.format.name
+    if _needs_gpu(device):
+        say(f"{name}: dequantised, then multiplied; only GPUs compute in its own numbers")
+        return None
+    encoding, bias = layer.encoding, None if layer.bias is None else layer.bias.to(device, dtype)
+    parts = {part: x.to(device) for part, x in layer.parts().items() if part != CONFIG}
+    x = torch.randn(ROWS, layer.in_features, device=device, dtype=dtype)
+
+    def whole() -> Tensor:
+        return linear(x, encoding.decode(parts, dtype), bias)
+
+    expected, best = whole().float(), None
+    fastest = clock(whole)
+    tried = [f"{DEQUANTISED} {fastest:.2f} ms"]
+    for product in products:
+        if not product.takes(layer):
+            continue
+        run = partial(product.run, x, parts, encoding, bias)
+        try:
+            error = float((run().float() - expected).norm() / expected.norm())
+            if not error < ERRORS[product.bits]:
+                tried.append(f"{product.name} is wrong by {error:.0%}")
+                continue
+            took = clock(run)
+        except Exception as failure:  # packages refuse a card in ways of their own
+            reason = next(iter(str(failure).splitlines()), type(failure).__name__)
+            tried.append(f"{product.name} refuses ({reason[:60]})")
+            continue
+        tried.append(f"{product.name} {took:.2f} ms, error {error:.3f}")
+        if took * GAIN < fastest:
+            best, fastest = product, took
+    shape = f"{ROWS} x {layer.in_features} by {layer.out_features}"
+    taken = f"multiplied by {best.name}" if best else "dequantised, then multiplied"
+    say(f"{name}: {taken}, the fastest for {shape} ({', '.join(tried)})")
+    return best
