@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,10 +12,14 @@ import torch
 from cli_runs import failure, latents, parse, picture, small
 
 from framepack_core.cli import check, main
+from framepack_core.headless import jobs
 from framepack_core.headless.jobs import Job
 from framepack_core.headless.models import open_job_models
 from framepack_core.headless.request import decide
-from framepack_core.models.offload import blocks_of
+from framepack_core.models.offload import MOST_TO_SWAP, WeightSizes, blocks_of
+from framepack_core.runtime.memory import GIB
+from framepack_core.sampling.estimate import OTHER_MEMORY, pass_memory
+from framepack_core.sampling.latents import load_latents
 from framepack_core.sampling.probe import StepCost
 from framepack_core.toyworld import OPPOSITE_LORA
 
@@ -33,6 +39,57 @@ def test_streamed_blocks_change_nothing(
     assert torch.equal(streamed, expected)
 
 
+def test_a_budget_of_gpu_memory_chooses_how_many_blocks_are_swapped(
+    command: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    expected = latents(command, capsys)
+    job = parse(command)
+    models = open_job_models(job)
+    with models.dit() as dit:
+        sizes = WeightSizes.of_model(dit)
+    taken = pass_memory(*jobs.pass_of(Job.prepare(decide(job)), models)) + OTHER_MEMORY
+    budget = 0
+
+    @contextmanager
+    def limited(gib: float | None, device: torch.device) -> Iterator[int]:
+        assert (gib, device.type) == (12.0, "cpu")
+        yield budget
+
+    monkeypatch.setattr(jobs, "limited_memory", limited)
+    for swapped in (0, 1, 4):
+        budget = sizes.needed(swapped) + taken
+        assert main([*command, "--gpu_memory", "12"]) == 0
+        *_, path = capsys.readouterr().out.splitlines()
+        assert torch.equal(load_latents(path)[0], expected)
+    budget = min(map(sizes.needed, range(MOST_TO_SWAP))) + taken - 1
+    assert "--gpu_memory: 0.0 GiB more are needed" in failure(
+        [*command, "--gpu_memory", "12"], capsys
+    )
+
+
+def test_layers_of_llama_visit_the_device_where_they_do_not_fit(command: list[str]) -> None:
+    models = open_job_models(parse(command))
+    with models.text_encoders() as encoders:
+        expected = encoders.encode("a red circle moves right")
+    models.budget = OTHER_MEMORY  # nothing is left for weights
+    with models.text_encoders() as encoders:
+        assert all("forward" in vars(layer) for layer in encoders.llama.layers)
+        found = encoders.encode("a red circle moves right")
+    assert torch.equal(found.text, expected.text) and torch.equal(found.pooled, expected.pooled)
+
+
+def test_check_counts_within_a_budget(command: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(check.Check, "step", StepCost(seconds=1, memory=10**6))
+    plain = parse(["check", *command[1:]])
+    sizes = check.Check(Job.prepare(decide(plain)), open_job_models(plain))._sizes
+    budget = (sizes.needed(4) + 10**6 + OTHER_MEMORY + 1) / GIB
+    job = parse(["check", *command[1:], "--gpu_memory", str(budget)])
+    found = check.Check(Job.prepare(decide(job)), open_job_models(job))
+    assert found._free_device == int(budget * GIB)
+    assert (found._swapped, found._encoder_need) == (4, 0)
+    assert found._transformer_need <= found._free_device
+
+
 def test_compiled_blocks_make_the_same(
     command: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -48,6 +105,8 @@ def test_compiled_blocks_make_the_same(
         ("--blocks_to_swap 61", "--blocks_to_swap: '61' must be at most 60"),
         ("--use_pinned_memory_for_block_swap", "it needs --blocks_to_swap"),
         ("--compile_mode max-autotune", "it needs --compile"),
+        ("--gpu_memory 12 --blocks_to_swap 3", "chooses --blocks_to_swap itself; leave that out"),
+        ("--gpu_memory 12", "gpu_memory: cpu has no memory of its own; leave it out"),
         ("--compile_cache_size_limit 8", "it needs --compile"),
     ],
 )

@@ -11,17 +11,17 @@ from pathlib import Path
 
 import torch
 
-from ..headless.jobs import SMALLER_VIDEO, Job
+from ..headless.jobs import SMALLER_VIDEO, Job, pass_of
 from ..headless.models import Models, explain_out_of_memory, open_job_models
 from ..headless.options import FLAGS
 from ..headless.request import decide
-from ..headless.scenes import OneFrameEdit, Video
-from ..models.build import dit_config, open_dit
+from ..headless.scenes import OneFrameEdit
+from ..models.build import open_dit
 from ..models.offload import WeightSizes
 from ..runtime.display import say
 from ..runtime.errors import FramePackError
 from ..runtime.files import size_text
-from ..runtime.memory import free_device_memory, free_main_memory
+from ..runtime.memory import GIB, free_device_memory, free_main_memory
 from ..sampling.estimate import (
     OTHER_MEMORY,
     disk_for_latents,
@@ -65,7 +65,7 @@ class Check:
         device = self.models.device
         yield (
             f"{device}: {size_text(self.device_need)} needed at most, "
-            f"{size_text(free_device_memory(device))} free"
+            f"{size_text(self._free_device)} free"
         )
         if self._decodes and self._decoding.memory is not None:
             yield (
@@ -81,7 +81,7 @@ class Check:
 
     def problems(self) -> Iterator[str]:
         """What keeps the run from ending well, each with the one setting to change."""
-        device, free = self.models.device, free_device_memory(self.models.device)
+        device, free = self.models.device, self._free_device
         if self._transformer_need > free:
             yield f"{device} is too small for the transformer: {self._smaller_transformer(free)}"
         if self._encoder_need > free:
@@ -99,11 +99,7 @@ class Check:
     @property
     def main_need(self) -> int:
         """Streamed blocks and the latents of all sections; other weights only pass through."""
-        return (
-            OTHER_MEMORY
-            + 4 * self._latent_size
-            + sum(self._sizes.streamed(self.models.execution.swapped))
-        )
+        return OTHER_MEMORY + 4 * self._latent_size + sum(self._sizes.streamed(self._swapped))
 
     @property
     def disk_need(self) -> int:
@@ -121,12 +117,8 @@ class Check:
     @cached_property
     def step(self) -> StepCost:
         """One pass of the transformer."""
-        scene, models = self.job.request.scene, self.models
-        start = torch.zeros(self._start, device=models.device)
-        mode = scene.plan.mode if isinstance(scene, Video) else "framepack"
-        config = dit_config(models.paths["dit"])
         with explain_out_of_memory(SMALLER_VIDEO):
-            return probe_pass(config, mode, self._window, start, models.dtype, models.attention)
+            return probe_pass(*pass_of(self.job, self.models))
 
     def _time(self) -> str:
         request, scene = self.job.request, self.job.request.scene
@@ -135,7 +127,7 @@ class Check:
         )
         sampling = passes * self.step.seconds
         skipped = ", less what the step cache skips" if request.step_cache else ""
-        skipped += ", and what streaming blocks takes" if self.models.execution.swapped else ""
+        skipped += ", and what streaming blocks takes" if self._swapped else ""
         text = (
             f"time: sampling about {_duration(sampling)} ({passes} passes of "
             f"{self.step.seconds:.2g} s{skipped})"
@@ -161,14 +153,29 @@ class Check:
             frames = 1 + scene.window * scene.sections
             return probe_decode(decode, blank, frames, scene.window, self.models.device)
 
+    @cached_property
+    def _swapped(self) -> int:
+        """blocks_to_swap, which may follow from a budget."""
+        execution = self.models.execution
+        if execution.gpu_memory is None:
+            return execution.swapped
+        taken = self._working + self.models.lora_bytes + OTHER_MEMORY
+        return execution.within(self._free_device - taken, self._sizes).swapped
+
+    @property
+    def _free_device(self) -> int:
+        """Bytes of the device that the run may take."""
+        free, limit = free_device_memory(self.models.device), self.models.execution.gpu_memory
+        return free if limit is None else min(free, int(limit * GIB))
+
     @property
     def _transformer_need(self) -> int:
-        return self._transformer_with(self.models.execution.swapped)
+        return self._transformer_with(self._swapped)
 
     def _transformer_with(self, swapped: int) -> int:
         """Bytes on the device with so many blocks streamed."""
         visitors = 2 if self.models.device.type == "cuda" else 1
-        return self._sizes.needed(swapped, visitors) + self._lora_size + self._working
+        return self._sizes.needed(swapped, visitors) + self.models.lora_bytes + self._working
 
     @property
     def _working(self) -> int:
@@ -186,25 +193,29 @@ class Check:
         sizes = {name: math.prod(info.shape) * info.dtype.itemsize for name, info in infos}
         return WeightSizes.of(sizes)
 
-    @property
-    def _lora_size(self) -> int:
-        deltas = (delta for use in self.models.loras for delta in use.lora.deltas.values())
-        numbers = sum(x.numel() for delta in deltas for x in delta.tensors.values())
-        return numbers * self.models.dtype.itemsize
-
     def _smaller_transformer(self, free: int) -> str:
         if self.models.precision == "auto":
             scaled = self._sizes_in("fp8_scaled").total
-            if scaled + self._lora_size + self._working < free:
+            if scaled + self.models.lora_bytes + self._working < free:
                 return "use --fp8_scaled"
         if self.models.device.type == "cuda":
-            fitting = self._sizes.fewest(free - self._lora_size - self._working)
+            fitting = self._sizes.fewest(free - self.models.lora_bytes - self._working)
             if fitting is not None:
                 return f"use --blocks_to_swap {fitting}"
         return "use a smaller --video_size" if self.step.memory else "use another --device"
 
     @cached_property
     def _encoder_need(self) -> int:
+<<<<<<< HEAD
+=======
+        if self.models.execution.gpu_memory is not None:
+            return 0  # their layers visit the device where they do not fit
+        numbers = sum(
+            math.prod(files.info(name).shape)
+            for files in (open_weights(self._weights(c)) for c in ("llama", "clip"))
+            for name in files
+        )
+>>>>>>> ab4bd8b (Making a video keeps to a budget: --gpu_memory GIB chooses the blocks to swap by the weights' sizes and a pass on trial, LLaMA's layers visit the GPU where they do not fit, and check counts with it)
         small = self.models.llama_precision != "auto"
         itemsize = 1 if small else 4 if self.models.device.type == "cpu" else 2
         infos = [

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import nn
 
 from ..models.compiling import prepare_compiling
-from ..models.offload import blocks_of, place, streamed_blocks, streamed_forwards
+from ..models.offload import (
+    MOST_TO_SWAP,
+    WeightSizes,
+    blocks_of,
+    place,
+    streamed_blocks,
+    streamed_forwards,
+)
 from ..runtime.display import say
 from ..runtime.errors import FramePackError
+from ..runtime.memory import GIB
 from .options import ExecutionOptions
 
 
@@ -27,12 +35,19 @@ class Execution:
     pinned: bool = False
     compilation: Mapping[str, Any] | None = None
     cache_size_limit: int | None = None
+<<<<<<< HEAD
     dequantise: bool = False
+=======
+    gpu_memory: float | None = None  # GiB
+>>>>>>> ab4bd8b (Making a video keeps to a budget: --gpu_memory GIB chooses the blocks to swap by the weights' sizes and a pass on trial, LLaMA's layers visit the GPU where they do not fit, and check counts with it)
 
     @classmethod
     def of(cls, options: ExecutionOptions) -> Execution:
         """From options; raises FramePackError for those that would do nothing."""
-        if options.use_pinned_memory_for_block_swap and not options.blocks_to_swap:
+        if options.gpu_memory and options.blocks_to_swap:
+            raise FramePackError("--gpu_memory: chooses --blocks_to_swap itself; leave that out")
+        swaps = options.blocks_to_swap or options.gpu_memory
+        if options.use_pinned_memory_for_block_swap and not swaps:
             raise FramePackError("--use_pinned_memory_for_block_swap: it needs --blocks_to_swap")
         if options.changed and not options.compile:
             raise FramePackError(f"--{options.changed}: it needs --compile")
@@ -41,14 +56,34 @@ class Execution:
             options.use_pinned_memory_for_block_swap,
             options.compilation if options.compile else None,
             options.compile_cache_size_limit,
+<<<<<<< HEAD
             options.dequantise,
+=======
+            options.gpu_memory,
+>>>>>>> ab4bd8b (Making a video keeps to a budget: --gpu_memory GIB chooses the blocks to swap by the weights' sizes and a pass on trial, LLaMA's layers visit the GPU where they do not fit, and check counts with it)
         )
+
+    def within(self, free: int, sizes: WeightSizes) -> Execution:
+        """The same with the fewest blocks to swap with which weights take no more than `free`.
+
+        Raises FramePackError where too little is free for any number.
+        """
+        swapped = sizes.fewest(free)
+        if swapped is None:
+            least = min(map(sizes.needed, range(MOST_TO_SWAP + 1)))
+            raise FramePackError(
+                f"--gpu_memory: {(least - free) / GIB:.1f} GiB more are needed; give them, or use "
+                "--fp8_scaled or a smaller --video_size"
+            )
+        return replace(self, swapped=swapped)
 
     def prepare(self, dit: nn.Module, device: torch.device) -> None:
         """Make a DiT run this way; `place` puts its weights where they belong."""
         if self.compilation is not None:
             prepare_compiling(self.cache_size_limit)
             say("compiling the blocks: the first step takes up to a minute longer")
+        for block in blocks_of(dit):
+            vars(block).pop("forward", None)  # of an earlier way
         streamed = streamed_blocks(dit, self.swapped)
         forwards = streamed_forwards(streamed, device, self.compilation)
         for block, forward in zip(streamed, forwards, strict=True):

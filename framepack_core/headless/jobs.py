@@ -9,13 +9,16 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from ..models.build import dit_config
 from ..models.dit import FramePackDiT
 from ..runtime.display import Bar, Display, say, warn
 from ..runtime.errors import FramePackError
+from ..runtime.memory import limited_memory
 from ..sampling.decode import Decode
-from ..sampling.estimate import latent_bytes, start_shape
+from ..sampling.estimate import latent_bytes, pass_memory, start_shape
 from ..sampling.flow import CFG, FlowDenoiser, Guided
 from ..sampling.generate import SectionDone, StepInfo, unipc_sampler
 from ..sampling.latents import load_latents, save_latents
@@ -28,7 +31,7 @@ from .job import JobOptions
 from .models import Models, explain_out_of_memory
 from .output import Output
 from .request import Request
-from .scenes import OneFrameEdit, SampleContext, Scene
+from .scenes import OneFrameEdit, SampleContext, Scene, Video
 
 FREE_MEMORY = "the encoders need about 16 GB in one piece: close what else uses it"
 SMALLER_VIDEO = "make the video smaller (--video_size) or the window shorter (--latent_window_size)"
@@ -97,12 +100,13 @@ def make(
     Latents are on disk before anything is decoded, in case that fails or is stopped.
     """
     say("encoding the prompts and the images")
-    with explain_out_of_memory(FREE_MEMORY):
-        encodings.add([job.request.wanted() for job in jobs], models)
-    waiting: list[Job] = []
-    with _latents_kept(waiting, models):
-        made = _sample_all(jobs, models, encodings, attempt, waiting)
-        return made + _decode_all(waiting, models, attempt)
+    with limited_memory(models.execution.gpu_memory, models.device) as models.budget:
+        with explain_out_of_memory(FREE_MEMORY):
+            encodings.add([job.request.wanted() for job in jobs], models)
+        waiting: list[Job] = []
+        with _latents_kept(waiting, models):
+            made = _sample_all(jobs, models, encodings, attempt, waiting)
+            return made + _decode_all(waiting, models, attempt)
 
 
 def _sample_all(
@@ -114,7 +118,10 @@ def _sample_all(
 ) -> list[Path]:
     """Save the latents of all jobs; those to be decoded wait. Returns the files that stay."""
     made = []
-    with models.dit() as dit:
+    limited = jobs if models.budget is not None else []
+    different = {(job.request.scene.size, job.request.scene.window): job for job in limited}
+    working = [pass_memory(*pass_of(job, models)) for job in different.values()]
+    with models.dit(max(working, default=0)) as dit:
         for job in jobs:
             with attempt(job):
                 latents = _sample(job, dit, models, encodings)
@@ -125,6 +132,16 @@ def _sample_all(
                 if job.output.keeps_latents:
                     made.append(shown(job.output.latent_path))
     return made
+
+
+def pass_of(job: Job, models: Models) -> tuple[Any, ...]:
+    """What a pass of a job is made of, as `probe_pass` and `pass_memory` take it."""
+    scene = job.request.scene
+    edits = isinstance(scene, OneFrameEdit)
+    mode = scene.plan.mode if isinstance(scene, Video) else "framepack"
+    window = scene.latent_frames if edits else scene.window
+    start = torch.zeros(start_shape(*scene.size), device=models.device)
+    return dit_config(models.paths["dit"]), mode, window, start, models.dtype, models.attention
 
 
 def _sample(job: Job, dit: FramePackDiT, models: Models, encodings: Encodings) -> Tensor:

@@ -19,15 +19,21 @@ from ..models.attention_kernels import attention_of
 from ..models.build import load_dit, load_image_encoder, load_text_encoders, load_vae
 from ..models.dit import FramePackDiT
 from ..models.image import ImageEncoder
+<<<<<<< HEAD
 from ..models.products import choose_products
+=======
+from ..models.offload import WeightSizes, place, streamed_forwards
+>>>>>>> ab4bd8b (Making a video keeps to a budget: --gpu_memory GIB chooses the blocks to swap by the weights' sizes and a pass on trial, LLaMA's layers visit the GPU where they do not fit, and check counts with it)
 from ..models.text import TextEncoders
 from ..models.vae import AutoencoderKL
 from ..models.vae_tiling import tiled_decode, tiled_encode
 from ..runtime.device import default_device, parse_device, parse_dtype
-from ..runtime.display import warn
+from ..runtime.display import say, warn
 from ..runtime.errors import FramePackError
 from ..runtime.images import Pixels, to_tensor
+from ..runtime.memory import GIB
 from ..sampling.decode import Decode, DecodeMemory, RetryingDecode
+from ..sampling.estimate import OTHER_MEMORY
 from ..weights.formats import Precision
 from ..weights.layouts import Component, find_component
 from .execution import Execution
@@ -64,6 +70,8 @@ class Models:
     llama_precision: Precision = "auto"
     loras: Sequence[LoraUse] = ()
     applied: AppliedLoras | None = field(default=None, init=False)  # to the transformer in use
+    budget: int | None = field(default=None, init=False)  # bytes of the device, if there is a limit
+    _working: int = field(default=0, init=False, repr=False)
     _kept: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
     _last_used: str | None = field(default=None, init=False, repr=False)
 
@@ -79,9 +87,17 @@ class Models:
             **({"dequantise": True} if self.execution.dequantise else {}),
         }
 
+    @property
+    def lora_bytes(self) -> int:
+        """Of the LoRAs beside the transformer."""
+        deltas = (delta for use in self.loras for delta in use.lora.deltas.values())
+        numbers = sum(x.numel() for delta in deltas for x in delta.tensors.values())
+        return numbers * self.dtype.itemsize
+
     @contextmanager
-    def dit(self) -> Iterator[FramePackDiT]:
-        """The transformer."""
+    def dit(self, working: int = 0) -> Iterator[FramePackDiT]:
+        """The transformer; working: bytes that a pass takes besides weights, for the budget."""
+        self._working = working
         with self._use("dit", self._load_dit) as dit:
             yield dit
 
@@ -90,17 +106,23 @@ class Models:
         dit = load_dit(
             self.paths["dit"],
             dtype=self.dtype,
-            device="cpu" if self.execution.swapped else self.device,
+            device="cpu" if self.execution.swapped or self.budget else self.device,
             attention=self.attention,
             precision=self.precision,
         )
         if not self.execution.dequantise:
             choose_products(dit, self.device, self.dtype)
         self.applied = apply_loras(dit, self.loras)
-        self.execution.prepare(dit, self.device)
-        return self._place_dit(dit)
+        return self._place_dit(dit, new=True)
 
-    def _place_dit(self, dit: FramePackDiT) -> FramePackDiT:
+    def _place_dit(self, dit: FramePackDiT, new: bool = False) -> FramePackDiT:
+        before = self.execution
+        if self.budget is not None:
+            free = self.budget - self._working - self.lora_bytes - OTHER_MEMORY
+            self.execution = before.within(free, WeightSizes.of_model(dit))
+            say(f"within {self.budget / GIB:.1f} GiB: blocks_to_swap {self.execution.swapped}")
+        if new or self.execution != before:
+            self.execution.prepare(dit, self.device)
         self.execution.place(dit, self.device)
         return dit
 
@@ -109,8 +131,26 @@ class Models:
         """LLaMA and CLIP."""
         paths = self.paths["llama"], self.paths["clip"]
         options = {**self._encoder, "llama_precision": self.llama_precision}
-        with self._use("text_encoders", lambda: load_text_encoders(*paths, **options)) as encoders:
+        if self.budget is not None:
+            options["device"] = "cpu"
+
+        def load() -> TextEncoders:
+            return self._place_encoders(load_text_encoders(*paths, **options))
+
+        with self._use("text_encoders", load) as encoders:
             yield encoders
+
+    def _place_encoders(self, encoders: TextEncoders) -> TextEncoders:
+        """On the device, but for LLaMA's layers where they do not all fit: they visit it."""
+        llama, layers = encoders.llama, list(encoders.llama.layers)
+        size = sum(x.nbytes for model in (llama, encoders.clip) for x in model.parameters())
+        if self.budget is None or size + OTHER_MEMORY <= self.budget:
+            return _move(encoders, self.device)
+        for layer, forward in zip(layers, streamed_forwards(layers, self.device), strict=True):
+            layer.forward = forward
+        place(llama, layers, self.device, pin=False)
+        encoders.clip.to(self.device)
+        return encoders
 
     @contextmanager
     def image_encoder(self) -> Iterator[ImageEncoder]:
@@ -170,7 +210,9 @@ class Models:
 
     def _bring_back(self, name: str) -> Any:
         model = self._kept[name]
-        return self._place_dit(model) if name == "dit" else _move(model, self.device)
+        if name == "dit":
+            return self._place_dit(model)
+        return self._place_encoders(model) if name == "text_encoders" else _move(model, self.device)
 
     def _release_last(self) -> None:
         """Free the model used before; its user has let go of it by now."""

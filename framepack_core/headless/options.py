@@ -133,6 +133,15 @@ class ExecutionOptions(CompileOptions):
         ge=0,
         le=60,
     )
+    gpu_memory: float | None = option(
+        None,
+        "GPU memory: how much of it the run may take. How many blocks are swapped follows from the "
+        "sizes of the weights and of a pass on trial.",
+        unit="GiB",
+        node="",
+        absent="no limit",
+        gt=0,
+    )
     use_pinned_memory_for_block_swap: bool = option(
         False, "Pinned memory for swapped blocks: faster, but takes their size of main memory."
     )

@@ -151,8 +151,8 @@ class Plain(nn.Module):
         super().__init__()
         self.block = block
 
-    def forward(self, *inputs: Any) -> Any:
-        return type(self.block).forward(self.block, *inputs)
+    def forward(self, *inputs: Any, **options: Any) -> Any:
+        return type(self.block).forward(self.block, *inputs, **options)
 
 
 def streamed_forwards(
@@ -171,10 +171,10 @@ def streamed_forwards(
     copier = _Prefetcher(modules, device) if device.type == "cuda" else _Copier(modules, device)
 
     def forward_of(number: int) -> Callable[..., Any]:
-        def forward(*inputs: Any) -> Any:
+        def forward(*inputs: Any, **options: Any) -> Any:
             copies = copier.acquire(number)
             try:
-                return functional_call(modules[number], copies, inputs)
+                return functional_call(modules[number], copies, inputs, options)
             finally:  # checkpointing leaves a block by an exception when it has seen enough
                 copier.prefetch_next()
 

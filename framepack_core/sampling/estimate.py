@@ -12,7 +12,7 @@ from torch import Tensor
 from ..models.attention import Attention, sdpa
 from ..models.dit import DiTConfig
 from .plan import HISTORY, Mode
-from .probe import StepCost, probe_transformer
+from .probe import StepCost, probe_memory, probe_transformer
 from .sections import LATENT_CHANNELS, LATENT_STRIDE
 
 PROBED_TEXT_TOKENS = 100  # of a usual prompt
@@ -40,6 +40,20 @@ def probe_pass(
     batch = len(start)  # it costs about as much as one after the other
     memory = None if cost.memory is None else batch * cost.memory
     return replace(cost, seconds=batch * cost.seconds, memory=memory)
+
+
+def pass_memory(
+    config: DiTConfig,
+    mode: Mode,
+    window: int,
+    start: Tensor,
+    dtype: torch.dtype,
+    attention: Attention = sdpa,
+) -> int:
+    """Bytes that a pass for start latents takes besides weights; measured on a GPU."""
+    tokens = PROBED_TEXT_TOKENS, IMAGE_TOKENS
+    found = probe_memory(config, mode, window, start[:1], *tokens, dtype, attention)
+    return working_memory(window, start.shape, dtype) if found is None else len(start) * found
 
 
 def working_memory(

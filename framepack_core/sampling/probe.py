@@ -51,20 +51,51 @@ def probe_transformer(
 
     start [1, C, 1, h, w] is on the device to be used, its values do not matter.
     """
-    tokens = text_tokens, image_tokens
 
     def measure(double: int, single: int) -> StepCost:
         small = replace(config, num_layers=double, num_single_layers=single)
-        dit = FramePackDiT(small, dtype=dtype, device=start.device, attention=attention)
-        for parameter in dit.parameters():  # uninitialised memory may hold slow denormals
-            parameter.normal_(std=0.02)
-        return _measure(lambda: _pass(dit, dtype, mode, window, start, *tokens), start.device)
+        run = _trial_pass(small, mode, window, start, text_tokens, image_tokens, dtype, attention)
+        return _measure(run, start.device)
 
     base = measure(FEW, FEW)
     double = (measure(MANY, FEW).seconds - base.seconds) / (MANY - FEW)
     single = (measure(FEW, MANY).seconds - base.seconds) / (MANY - FEW)
     more = (config.num_layers - FEW) * double + (config.num_single_layers - FEW) * single
     return StepCost(max(base.seconds, base.seconds + more), base.memory)
+
+
+@torch.no_grad()
+def probe_memory(
+    config: DiTConfig,
+    mode: Mode,
+    window: int,
+    start: Tensor,
+    text_tokens: int,
+    image_tokens: int,
+    dtype: torch.dtype,
+    attention: Attention = sdpa,
+) -> int | None:
+    """Bytes that a section's pass takes besides weights, likewise; None where nothing tells."""
+    small = replace(config, num_layers=FEW, num_single_layers=FEW)
+    run = _trial_pass(small, mode, window, start, text_tokens, image_tokens, dtype, attention)
+    return _trial(run, start.device).memory
+
+
+def _trial_pass(
+    config: DiTConfig,
+    mode: Mode,
+    window: int,
+    start: Tensor,
+    text_tokens: int,
+    image_tokens: int,
+    dtype: torch.dtype,
+    attention: Attention,
+) -> Callable[[], None]:
+    """A pass of a model of random weights."""
+    dit = FramePackDiT(config, dtype=dtype, device=start.device, attention=attention)
+    for parameter in dit.parameters():  # uninitialised memory may hold slow denormals
+        parameter.normal_(std=0.02)
+    return lambda: _pass(dit, dtype, mode, window, start, text_tokens, image_tokens)
 
 
 def _pass(
