@@ -1,11 +1,20 @@
 // FramePack Reel in ComfyUI's interface: what is registered, and for which nodes.
 import { app } from "../../scripts/app.js";
 import { catchUp, listen } from "./live.js";
-import { makeTimelineWidget } from "./timeline_widget.js";
+import { api } from "../../scripts/api.js";
+import { makeTimelineWidget, showOutside } from "./timeline_widget.js";
+
+const showTimelines = () => showOutside(app.rootGraph ?? app.graph);
 
 app.registerExtension({
   name: "FramePackReel",
   getCustomWidgets: () => ({ FPREEL_TIMELINE: makeTimelineWidget }),
-  setup: listen,
-  afterConfigureGraph: catchUp,
+  setup: () => {
+    listen();
+    api.addEventListener("graphChanged", showTimelines);
+  },
+  afterConfigureGraph: () => {
+    showTimelines();
+    return catchUp();
+  },
 });

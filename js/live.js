@@ -2,8 +2,9 @@
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
 import { loadStyle } from "./dom.js";
-import { caughtUp, findNode, withNews } from "./lib/reports.js";
+import { caughtUp, nodePath, withNews } from "./lib/reports.js";
 import { loadMessages } from "./messages.js";
+import { addElement } from "./node_bridge.js";
 import { SectionResult } from "./section_result.js";
 import { TrainingChart } from "./training_chart.js";
 
@@ -12,7 +13,7 @@ const VIEWS = {
   "fpreel.training": { view: TrainingChart, type: "FPReelTrainLora" },
 };
 const reports = new Map();
-const views = new WeakMap();
+const views = new WeakMap(); // of nodes, by event
 
 const rootGraph = () => app.rootGraph ?? app.graph;
 
@@ -47,21 +48,28 @@ const keyOf = ({ event, workflow, node }) => `${event} ${workflow} ${node}`;
 async function show(report) {
   const graph = rootGraph();
   if (!report.workflow || report.workflow !== graph?.id) return;
-  const node = findNode(graph, report.node);
-  if (node?.type !== VIEWS[report.event].type) return;
+  const path = nodePath(graph, report.node);
+  if (path.at(-1)?.type !== VIEWS[report.event].type) return;
   loadStyle();
   await loadMessages();
-  if (!views.has(node)) views.set(node, addView(node, VIEWS[report.event].view));
-  views.get(node).show(reports.get(keyOf(report)));
+  // Also on the subgraphs that the node is in, which hide it.
+  for (const node of path) viewOf(node, report.event).show(reports.get(keyOf(report)));
+}
+
+function viewOf(node, event) {
+  if (!views.has(node)) views.set(node, new Map());
+  const own = views.get(node);
+  if (!own.has(event)) own.set(event, addView(node, event));
+  return own.get(event);
 }
 
 /** A widget that is there only once it has something to show, and is never saved. */
-function addView(node, View) {
+function addView(node, event) {
+  const { view: View } = VIEWS[event];
   const view = new View();
-  const widget = node.addDOMWidget("fpreel_live", "FPREEL_LIVE", view.element, {
+  const widget = addElement(node, `fpreel_live_${event}`, "FPREEL_LIVE", view.element, {
     serialize: false,
     getMinHeight: () => View.HEIGHT,
-    hideOnZoom: false,
   });
   widget.serialize = false;
   const [, height] = node.computeSize();

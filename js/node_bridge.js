@@ -1,8 +1,6 @@
 // Reads and writes widgets of nodes by name, and files by ComfyUI's routes; knows no view.
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
-import { MODES, parsePaddings, sectionsForSeconds } from "./lib/sections.js";
-import { MAX_SECTIONS } from "./lib/timeline.js";
 
 export const findWidget = (node, name) => node.widgets?.find((widget) => widget.name === name);
 
@@ -16,43 +14,27 @@ export function setWidget(node, name, value) {
   widget.callback?.(value);
 }
 
+/** The place of an input by its name, or -1. */
+export const slotOf = (node, name) =>
+  node.inputs?.findIndex((input) => input.name === name) ?? -1;
+
 export function isLinked(node, name) {
-  const slot = node.inputs?.findIndex((input) => input.name === name) ?? -1;
+  const slot = slotOf(node, name);
   return slot >= 0 && Boolean(node.isInputConnected(slot));
 }
 
 /** The source node of an input by name, or null. */
 export function inputNode(node, name) {
-  const slot = node.inputs?.findIndex((input) => input.name === name) ?? -1;
+  const slot = slotOf(node, name);
   return slot < 0 ? null : (node.getInputNode(slot) ?? null);
 }
 
-/**
- * What FPReelPlan's other widgets say: {mode, window, sections, paddings, countIsLinked}.
- * `sections` is null where it comes by a link; `paddings` where there are none, or no list.
- */
-export function readPlan(node) {
-  const window = Number(widgetValue(node, "window", 9));
-  const bySeconds = widgetValue(node, "length", "seconds") === "seconds";
-  const countIsLinked = ["window", "length", bySeconds ? "seconds" : "sections"].some((name) =>
-    isLinked(node, name),
-  );
-  const number = Number(widgetValue(node, bySeconds ? "seconds" : "sections", 1));
-  const sections = bySeconds ? sectionsForSeconds(number, window) : number;
-  const paddings = String(widgetValue(node, "paddings", "")).trim();
-  return {
-    mode: MODES.includes(widgetValue(node, "mode")) ? widgetValue(node, "mode") : MODES[0],
-    window,
-    sections: Math.max(1, Math.min(sections, MAX_SECTIONS)),
-    paddings: paddings ? parsePaddings(paddings) : null,
-    countIsLinked,
-  };
-}
-
-/** Make the video so many sections long. */
-export function setSectionCount(node, count) {
-  setWidget(node, "length", "sections");
-  setWidget(node, "sections", count);
+/** An element as a widget of a node. */
+export function addElement(node, name, type, element, options) {
+  const widget = node.addDOMWidget(name, type, element, { hideOnZoom: false, ...options });
+  // A panel that draws the widget a second time would leave it as wide as the panel is.
+  Object.defineProperty(widget, "width", { get: () => undefined, set: () => {} });
+  return widget;
 }
 
 /** One step of ComfyUI's undo. */

@@ -64,7 +64,13 @@ export class SectionEditor {
         ? h("div", { class: "fpreel-pair" }, label(name, field), this.dice)
         : label(name, field);
     return [
-      h("div", { class: "fpreel-pair" }, label("image", this.image), this.upload, this.file),
+      h(
+        "div",
+        { class: "fpreel-pair fpreel-image-pair" },
+        label("image", this.image),
+        this.upload,
+        this.file,
+      ),
       ...Object.entries(this.numbers).map(number),
     ];
   }

@@ -1,6 +1,6 @@
 // What FPReelSampler shows of its run: the section in progress, and the video so far.
 import { duration } from "./lib/chart.js";
-import { clipsOf, secondsLeft, sectionStates } from "./lib/reports.js";
+import { clipsOf, sectionStates } from "./lib/reports.js";
 import { h, setAttributes } from "./dom.js";
 import { t } from "./messages.js";
 import { fileUrl } from "./node_bridge.js";
@@ -24,7 +24,9 @@ export class SectionResult {
       props: { muted: true },
       on: { ended: () => this.next() },
     });
-    const parts = [this.text, this.news, this.bar, this.cells, this.picture, this.video];
+    this.log = h("div", { class: "fpreel-log" });
+    const seen = [this.picture, this.video, this.log];
+    const parts = [this.text, this.news, this.bar, this.cells, ...seen];
     this.element = h("div", { class: "fpreel fpreel-result", role: "group" }, ...parts);
   }
 
@@ -39,17 +41,24 @@ export class SectionResult {
     this.showCells();
     this.showPicture();
     this.showClips();
+    this.log.textContent = (report.log ?? []).join("\n");
   }
 
   words() {
-    const { state, sections, section, order, step, steps, elapsed } = this.report;
+    const { state, sections, section, order, step, steps, elapsed, remaining } = this.report;
     if (state === "finished") return this.finishedWords();
-    if (state === "interrupted") return t("result.interrupted", { time: duration(elapsed) });
+    if (state === "interrupted") return this.stoppedWords();
     if (order === undefined) return t("result.starting", { sections });
     const place = { section, order: order + 1, sections, step: step ?? 0, steps: steps ?? "…" };
-    const left = secondsLeft(this.report);
-    const rest = left === null ? "" : ` · ${t("result.left", { time: duration(left) })}`;
+    const rest = remaining ? ` · ${t("result.left", { time: duration(remaining) })}` : "";
     return `${t("result.progress", place)} · ${duration(elapsed)}${rest}`;
+  }
+
+  stoppedWords() {
+    const { sections, done = [], elapsed, ledger } = this.report;
+    const stopped = t("result.interrupted", { time: duration(elapsed) });
+    const kept = t("result.kept", { done: done.length, sections });
+    return ledger && done.length ? `${stopped} · ${kept}` : stopped;
   }
 
   finishedWords() {
@@ -86,7 +95,7 @@ export class SectionResult {
         "aria-disabled": hasClip ? null : "true",
         "aria-pressed": String(this.only === section),
       });
-      this.cells.children[section].textContent = section;
+      this.cells.children[section].textContent = state === "stored" ? `↺ ${section}` : section;
     });
   }
 

@@ -9,7 +9,9 @@ import { SectionEditor } from "./section_editor.js";
 import { TextPanel } from "./text_panel.js";
 
 const DRAGGED = "application/x-fpreel-section";
-const MARKS = 8; // seconds marks on a ruler
+const MARK = 60; // pixels between two marks of the ruler, at least
+const SECTION = 44; // pixels of a section, at least, as in the style sheet
+const LAST = 0.94; // of the ruler; words of a mark behind it would not fit
 const TOOLS = ["add", "copy", "split", "merge", "remove", "earlier", "later", "text"];
 const SYMBOLS = { earlier: "◀", later: "▶" };
 const KEYS = {
@@ -38,9 +40,11 @@ export class TimelineView {
       "aria-orientation": "horizontal",
       on: { keydown: (event) => this.onKey(event) },
     });
-    this.start = h("div", { class: "fpreel-start", role: "presentation" });
-    this.strip.append(this.start);
+    this.start = h("div", { class: "fpreel-end", role: "img" });
+    this.end = h("div", { class: "fpreel-end", role: "img" });
     this.options = [];
+    const time = h("div", { class: "fpreel-time" }, this.ruler, this.strip);
+    const film = h("div", { class: "fpreel-film" }, this.start, time, this.end);
     this.order = h("div", { class: "fpreel-order" });
     this.buttons = Object.fromEntries(TOOLS.map((name) => [name, this.newTool(name)]));
     const buttons = Object.values(this.buttons);
@@ -55,14 +59,18 @@ export class TimelineView {
         role: "group",
         on: {
           dragover: (event) => event.preventDefault(),
-          drop: (event) => stop(event),
+          dragend: () => this.markDrop(null),
+          drop: (event) => {
+            stop(event);
+            this.markDrop(null);
+          },
           keydown: (event) => leaveUndoToComfyUI(event),
           wheel: (event) => this.onWheel(event),
         },
       },
       this.summary,
       this.problem,
-      h("div", { class: "fpreel-scroll" }, this.ruler, this.strip),
+      h("div", { class: "fpreel-scroll" }, film),
       this.order,
       this.tools,
       this.editor.element,
@@ -80,7 +88,8 @@ export class TimelineView {
     this.showRuler();
     this.showStrip();
     this.showTools();
-    this.order.textContent = t(`timeline.order.${plan.mode}`);
+    this.showEnds();
+    this.order.textContent = `${t(`timeline.order.${plan.mode}`)} · ${t("timeline.hint")}`;
     this.editor.show(plan);
   }
 
@@ -110,20 +119,38 @@ export class TimelineView {
   }
 
   showRuler() {
-    const { frames } = this.shown;
-    const marks = ticks(0, frames / FPS, MARKS).map((second) => {
-      const mark = h("span", {}, t("timeline.mark", { second }));
-      mark.style.left = `${((second * FPS) / (frames - 1)) * 100}%`;
-      return mark;
-    });
+    const { frames, count } = this.shown;
+    const width = Math.max(this.ruler.clientWidth, count * SECTION);
+    const last = frames - 1;
+    const seconds = ticks(0, last / FPS, Math.max(1, Math.floor(width / MARK)));
+    const marks = seconds
+      .filter((second) => (second * FPS) / last <= LAST)
+      .map((second) => {
+        const mark = h("span", {}, t("timeline.mark", { second }));
+        mark.style.left = `${((second * FPS) / last) * 100}%`;
+        return mark;
+      });
     this.ruler.replaceChildren(...marks);
+  }
+
+  /** The pictures that the video begins and ends with, at the ends of the strip. */
+  showEnds() {
+    const { start, end, hasEnd } = this.shown;
+    for (const [element, name, words] of [
+      [this.start, start, t("timeline.start")],
+      [this.end, end, t("timeline.end")],
+    ]) {
+      element.style.backgroundImage = name ? `url("${imageUrl(name)}")` : "";
+      element.classList.toggle("fpreel-has-image", Boolean(name));
+      setAttributes(element, { title: words, "aria-label": words });
+    }
+    this.end.hidden = !hasEnd;
   }
 
   /** Elements stay while they are needed: one that is replaced under the mouse gets no click. */
   showStrip() {
     const { planned, sections, selected } = this.shown;
     setAttributes(this.strip, { "aria-label": t("timeline.strip") });
-    setAttributes(this.start, { title: t("timeline.start") });
     while (this.options.length < planned.length) this.options.push(this.newOption());
     const unused = this.options.splice(planned.length);
     const hadFocus = unused.some((option) => option === document.activeElement);
@@ -160,7 +187,8 @@ export class TimelineView {
         on: {
           click: () => this.pick(index),
           dragstart: (event) => this.onDragStart(event, index),
-          dragover: (event) => event.preventDefault(),
+          dragover: (event) => this.onDragOver(event, option),
+          dragleave: () => this.markDrop(null),
           drop: (event) => this.onDrop(event, index),
         },
       },
@@ -278,8 +306,19 @@ export class TimelineView {
     event.dataTransfer.effectAllowed = "move";
   }
 
+  onDragOver(event, option) {
+    event.preventDefault();
+    this.markDrop(option);
+  }
+
+  /** Show where a picture or section would go that is dragged over the timeline. */
+  markDrop(target) {
+    for (const option of this.options) option.classList.toggle("fpreel-drop", option === target);
+  }
+
   onDrop(event, index) {
     stop(event);
+    this.markDrop(null);
     const from = event.dataTransfer.getData(DRAGGED);
     const image = [...event.dataTransfer.files].find((file) => file.type.startsWith("image/"));
     if (from !== "") {

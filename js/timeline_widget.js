@@ -5,34 +5,60 @@ import { planSections, videoFrames } from "./lib/sections.js";
 import * as edits from "./lib/timeline.js";
 import { loadStyle } from "./dom.js";
 import { loadMessages, t } from "./messages.js";
-import { asOneStep, findWidget, imageUrl, readPlan, setSectionCount } from "./node_bridge.js";
+import { addElement, asOneStep, findWidget, imageUrl } from "./node_bridge.js";
+import { PlanWidgets, plansOnOutside } from "./plan_widgets.js";
 import { TimelineView } from "./timeline_view.js";
-import { servedSize, videoSize } from "./video_size.js";
+import { framePictures, servedSize, videoSize } from "./video_size.js";
 
-const HEIGHT = 340;
+const HEIGHT = 345;
+const OUTSIDE = "fpreel_timeline"; // the view on the node of a subgraph
 const OTHERS = ["mode", "length", "seconds", "sections", "window", "paddings"];
 
 /** For ComfyUI's getCustomWidgets. */
 export function makeTimelineWidget(node, name, inputData) {
-  const timeline = new TimelineState(node);
-  const widget = node.addDOMWidget(name, "FPREEL_TIMELINE", timeline.view.element, {
+  const timeline = new TimelineState(new PlanWidgets(node));
+  const widget = addElement(node, name, "FPREEL_TIMELINE", timeline.view.element, {
     getValue: () => timeline.value,
     setValue: (value) => timeline.load(value),
     getMinHeight: () => HEIGHT,
-    hideOnZoom: false,
   });
+  wordsWhereHidden(widget, () => timeline.widgets.isLinked("timeline") && t("timeline.linkedIn"));
   timeline.load(inputData?.[1]?.default ?? "");
-  timeline.watch();
-  return { widget, minWidth: 420, minHeight: HEIGHT };
+  timeline.watch(node);
+  return { widget, minWidth: 260, minHeight: HEIGHT };
 }
 
-/** The sections of one node and the selected one; tells its view what to show. */
+/** Show the timelines of plans on the outside of their subgraphs, of all nodes of a graph. */
+export function showOutside(graph) {
+  for (const host of graph?.nodes ?? []) {
+    if (!host.isSubgraphNode?.()) continue;
+    showOutside(host.subgraph);
+    const [plan] = plansOnOutside(host);
+    if (plan && !findWidget(host, OUTSIDE)) addOutside(host, plan);
+  }
+}
+
+function addOutside(host, plan) {
+  const timeline = new TimelineState(new PlanWidgets(plan, host));
+  const widget = addElement(host, OUTSIDE, "FPREEL_TIMELINE_VIEW", timeline.view.element, {
+    serialize: false,
+    getMinHeight: () => HEIGHT,
+  });
+  widget.serialize = false;
+  timeline.watch(host);
+  timeline.refresh();
+  const [width, height] = host.computeSize();
+  host.setSize([Math.max(host.size[0], width), Math.max(host.size[1], height)]);
+}
+
+/** The sections of one plan and the selected one; tells its view what to show. */
 class TimelineState {
-  constructor(node) {
-    this.node = node;
+  constructor(widgets) {
+    this.widgets = widgets;
     this.sections = [];
     this.selected = 0;
     this.broken = null;
+    this.written = null; // the value on the outside, as it was last seen
     this.view = new TimelineView(this);
     loadStyle();
     loadMessages().then(() => this.refresh());
@@ -41,11 +67,16 @@ class TimelineState {
   /** The widget's value; a text that is no timeline stays until it is corrected. */
   get value() {
     if (this.broken !== null) return this.broken;
-    const { sections, countIsLinked } = readPlan(this.node);
+    const { sections, countIsLinked } = this.widgets.read();
     return edits.writeTimeline(countIsLinked ? this.sections : this.sections.slice(0, sections));
   }
 
   load(value) {
+    this.read(value);
+    this.refresh();
+  }
+
+  read(value) {
     try {
       this.sections = edits.readTimeline(String(value ?? ""), 0);
       this.broken = null;
@@ -54,26 +85,40 @@ class TimelineState {
       this.sections = [];
       this.broken = String(value);
     }
-    this.refresh();
   }
 
-  /** Show what other widgets, links and pictures make of the plan. */
-  watch() {
+  /** Show what other widgets, links and pictures make of the plan; node: the one it is shown on. */
+  watch(node) {
     const later = () => requestAnimationFrame(() => this.refresh());
-    for (const name of ["onConfigure", "onConnectionsChange"]) chain(this.node, name, later);
-    const onGraph = () => this.node.graph && this.refresh();
+    for (const name of ["onConfigure", "onConnectionsChange"]) chain(node, name, later);
+    const onGraph = () => node.graph && this.refresh();
     api.addEventListener("graphChanged", onGraph);
-    chain(this.node, "onRemoved", () => api.removeEventListener("graphChanged", onGraph));
+    chain(node, "onRemoved", () => api.removeEventListener("graphChanged", onGraph));
     queueMicrotask(() => {
       for (const name of OTHERS) {
-        const widget = findWidget(this.node, name);
+        const widget = findWidget(this.widgets.plan, name);
         if (widget) chain(widget, "callback", later);
       }
     });
   }
 
+  /** On the outside the value is another widget's, which undo and loading change too. */
+  readOutside() {
+    const value = String(this.widgets.value("timeline", ""));
+    if (value === this.written) return;
+    this.written = value;
+    this.read(value);
+  }
+
+  writeOutside() {
+    if (!this.widgets.host) return;
+    this.written = this.value;
+    this.widgets.set("timeline", this.written);
+  }
+
   refresh() {
-    const plan = readPlan(this.node);
+    if (this.widgets.host) this.readOutside();
+    const plan = this.widgets.read();
     const count = plan.countIsLinked ? Math.max(1, this.sections.length) : plan.sections;
     this.sections = edits.resized(this.sections, Math.max(count, this.sections.length));
     this.selected = Math.min(this.selected, count - 1);
@@ -82,7 +127,10 @@ class TimelineState {
       ...plan,
       count,
       frames,
-      size: videoSize(this.node, (name) => servedSize(imageUrl(name), () => this.refresh())),
+      size: videoSize(this.widgets.plan, (name) =>
+        servedSize(imageUrl(name), () => this.refresh()),
+      ),
+      ...framePictures(this.widgets.plan),
       planned: planSections({ ...plan, sections: count }),
       sections: this.sections.slice(0, count),
       kept: edits.lastOwn(this.sections) + 1 - count,
@@ -93,6 +141,7 @@ class TimelineState {
 
   problem(plan, count) {
     if (this.broken !== null) return t("timeline.broken");
+    if (this.widgets.isLinked("timeline")) return t("timeline.linkedIn");
     if (plan.countIsLinked) return t("timeline.linked");
     if (plan.mode === "f1") {
       const padded = this.sections.slice(0, count).findIndex((s) => s.padding !== undefined);
@@ -117,7 +166,8 @@ class TimelineState {
       this.broken = null;
       this.sections = result.sections;
       this.selected = result.selected;
-      if (result.sections.length !== count) setSectionCount(this.node, result.sections.length);
+      if (result.sections.length !== count) this.widgets.setCount(result.sections.length);
+      this.writeOutside();
     });
     app.canvas?.setDirty?.(true, true);
     this.refresh();
@@ -126,11 +176,31 @@ class TimelineState {
   /** What is typed is kept at once; `edit` makes it a step of undo when the field is left. */
   type(name, value) {
     this.sections = edits.withOwn(this.sections, this.selected, name, value).sections;
+    this.writeOutside();
   }
 
   startAfresh() {
-    asOneStep(() => this.load(""));
+    asOneStep(() => {
+      this.load("");
+      this.writeOutside();
+    });
   }
+}
+
+/** ComfyUI hides the element of a widget that is linked: say in its place what became of it. */
+function wordsWhereHidden(widget, words) {
+  const { draw } = widget;
+  widget.draw = function (ctx, node, width, y, ...rest) {
+    draw?.call(this, ctx, node, width, y, ...rest);
+    const line = words();
+    if (!line) return;
+    ctx.save();
+    ctx.font = "12px sans-serif";
+    ctx.textAlign = "left";
+    ctx.fillStyle = LiteGraph.WIDGET_SECONDARY_TEXT_COLOR;
+    ctx.fillText(line, 15, y + 24, width - 30);
+    ctx.restore();
+  };
 }
 
 /** Call `after` behind a method or callback that may be there already. */

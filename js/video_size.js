@@ -1,8 +1,9 @@
 // The size of the video that a plan will become: found by following the links of the graph.
 import { nearestBucket, sizeForArea } from "./lib/sections.js";
-import { inputNode, isLinked, widgetValue } from "./node_bridge.js";
+import { inputNode, isLinked, slotOf, widgetValue } from "./node_bridge.js";
 
 const TOY_SIZE = [64, 64];
+const TOY_WORLD = "Toy World (built in)";
 const FAR = 32; // links that are followed
 
 /**
@@ -16,14 +17,40 @@ export function videoSize(plan, imageSize) {
   return image ? sizeOf(image, imageSize, FAR) : null;
 }
 
-function findSampler(plan) {
+/** Names of the images that the video begins and ends with: {start, end}, null where unknown. */
+export function framePictures(plan) {
+  const start = findSampler(plan);
+  const end = behind(plan).find((node) => node.type === "FPReelEndFrame");
+  return {
+    start: start && pictureOf(inputNode(start, "start_latent"), "image", FAR),
+    end: end ? pictureOf(inputNode(end, "end_image"), "image", FAR) : null,
+    hasEnd: Boolean(end),
+  };
+}
+
+/** The image of the input folder that comes to an input of a node. */
+function pictureOf(node, input, far) {
+  if (!node || far === 0) return null;
+  if (node.type === "LoadImage") return String(widgetValue(node, "image", "")) || null;
+  const slot = slotOf(node, input);
+  if (slot < 0 || !node.isInputConnected(slot)) return null;
+  const source = node.getInputNode(slot);
+  // The second output of FPReelCanvas is its end image.
+  const isEnd = source?.type === "FPReelCanvas" && node.getInputLink(slot)?.origin_slot === 1;
+  return pictureOf(source, isEnd ? "end_image" : "image", far - 1);
+}
+
+const findSampler = (plan) =>
+  behind(plan).find((node) => node.inputs?.some((input) => input.name === "start_latent")) ?? null;
+
+/** A plan and the nodes that its outputs lead to. */
+function behind(plan) {
   const seen = new Set([plan]);
   for (const node of seen) {
-    if (node.inputs?.some((input) => input.name === "start_latent")) return node;
     const next = (node.outputs ?? []).flatMap((_, slot) => node.getOutputNodes?.(slot) ?? []);
     for (const other of next) if (seen.size < FAR) seen.add(other);
   }
-  return null;
+  return [...seen];
 }
 
 function sizeOf(node, imageSize, far) {
@@ -39,9 +66,17 @@ function canvasSize(canvas, imageSize, far) {
   if (names.some((name) => isLinked(canvas, name))) return null;
   const [fit, resolution, width, height] = names.map((name) => widgetValue(canvas, name));
   if (fit === "exact") return [width, height];
+  if (fit !== "area" && isToyWorld(inputNode(canvas, "model"), far)) return TOY_SIZE;
   const image = sizeOf(inputNode(canvas, "image"), imageSize, far - 1);
   if (!image) return null;
   return fit === "area" ? sizeForArea(...image, resolution ** 2) : nearestBucket(...image);
+}
+
+/** Whether a MODEL comes from Toy World, whatever is applied to it on the way. */
+function isToyWorld(node, far) {
+  if (!node || far === 0) return false;
+  if (node.type === "FPReelLoadSnapshot") return widgetValue(node, "snapshot") === TOY_WORLD;
+  return isToyWorld(inputNode(node, "model"), far - 1);
 }
 
 const sizes = new Map();

@@ -12,6 +12,7 @@ from ..framepack_core.runtime.device import parse_dtype
 from ..framepack_core.runtime.display import warn
 from ..framepack_core.sampling.plan import Mode
 from ..framepack_core.toyworld import SNAPSHOT
+from ..framepack_core.toyworld.preview import LATENT_RGB
 from ..framepack_core.toyworld.render import SIZE
 from ..framepack_core.weights.formats import MADE, STATED, Precision
 from ..framepack_core.weights.layouts import find_snapshot, is_standard_name
@@ -262,9 +263,10 @@ class LoadSnapshot(io.ComfyNode):
     @classmethod
     def execute(cls, snapshot: str, model: Mode, precision: str) -> io.NodeOutput:
         if snapshot == TOY_WORLD:
-            root, trained_for = SNAPSHOT, TrainedFor(model, certain=True, size=(SIZE, SIZE))
+            root, known = SNAPSHOT, {"size": (SIZE, SIZE), "latent_rgb": LATENT_RGB}
         else:
-            root, trained_for = snapshot_path(snapshot), TrainedFor(model, certain=True)
+            root, known = snapshot_path(snapshot), {}
+        trained_for = TrainedFor(model, certain=True, **known)
         return io.NodeOutput(*_load_all(root, trained_for, _dtype(precision)))
 
 

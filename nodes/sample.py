@@ -125,8 +125,9 @@ class Sampler(io.ComfyNode):
         video = None if existing is None else to_latents(existing, "existing")
         if video is not None:
             plan = plan.extending(video.shape[2], direction)
-        report, log = SectionReport(cls.hidden, plan, start, vae), RunLog()
-        progress = partial(ReportedProgress, report, cls.hidden.unique_id)
+        log = RunLog()
+        report = SectionReport(cls.hidden, plan, start, vae, ledger, log.lines)
+        progress = partial(ReportedProgress, report)
         shape = (plan.window, *start.shape[3:])
         run = run_of("FramePack Sampler", model, positive, shape, progress, inputs)
         check_mode(model, plan.mode, "FramePack Plan says")

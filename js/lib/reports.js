@@ -39,20 +39,11 @@ export function sectionStates(report) {
   return states;
 }
 
-/** Seconds until the end, from the sections that were made so far; null before the first. */
-export function secondsLeft(report) {
-  const made = (report.done ?? []).filter((section) => !section.stored);
-  if (!made.length || report.state !== "sampling") return null;
-  const mean = made.reduce((sum, { seconds }) => sum + seconds, 0) / made.length;
-  const open = report.sections - report.done.length;
-  const inSection = report.steps ? (report.step ?? 0) / report.steps : 0;
-  return Math.max(0, mean * (open - (inSection < 1 ? inSection : 0)));
-}
-
-/** The node of a graph that a server's id such as "12" or "12:3" means, or null. */
-export function findNode(graph, id) {
+/** The nodes that a server's id such as "12" or "12:3" means, from outside to inside, or none. */
+export function nodePath(graph, id) {
   const [first, ...rest] = String(id).split(":");
   const node = (graph?.nodes ?? []).find((candidate) => String(candidate.id) === first);
-  if (!node || !rest.length) return node ?? null;
-  return findNode(node.subgraph, rest.join(":"));
+  if (!node || !rest.length) return node ? [node] : [];
+  const inner = nodePath(node.subgraph, rest.join(":"));
+  return inner.length ? [node, ...inner] : [];
 }

@@ -28,6 +28,11 @@ export function sectionsForSeconds(seconds, window) {
   return Math.max(1, roundHalfEven((seconds * FPS) / (4 * window)));
 }
 
+/** The length in seconds, to a tenth, that so many sections are planned for. */
+export function secondsForSections(sections, window) {
+  return Number(((sections * 4 * window) / FPS).toFixed(1));
+}
+
 /** As Python rounds: a half goes to the even neighbour. */
 export function roundHalfEven(x) {
   const floor = Math.floor(x);

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,7 +19,7 @@ from ...framepack_core.sampling.plan import FPS, Plan
 from ...framepack_core.sampling.sections import LATENT_STRIDE
 from .live import Report
 from .paths import temporary_folder
-from .progress import RunProgress, strip_of
+from .progress import Pace, RunProgress, strip_of
 from .sockets import to_latent, to_uint8
 
 INTERVAL = 0.5  # seconds between messages about steps
@@ -31,10 +31,20 @@ class SectionReport:
     """Tells a sampler's node where its run is.
 
     start [B, C, 1, h, w] sets the size. With a vae every finished section becomes a clip, decoded
-    once and alone: without its neighbours its first frame stands for four.
+    once and alone: without its neighbours its first frame stands for four. ledger: whether finished
+    sections are kept when the run is stopped. log: its lines are shown at the end.
     """
 
-    def __init__(self, hidden: Any, plan: Plan, start: Tensor, vae: Any = None) -> None:
+    def __init__(
+        self,
+        hidden: Any,
+        plan: Plan,
+        start: Tensor,
+        vae: Any = None,
+        ledger: bool = False,
+        log: Sequence[str] = (),
+    ) -> None:
+        self.ledger, self.log = ledger, log
         self.report = Report("fpreel.section", hidden, gathered=("done",))
         self.plan, self.vae = plan, vae
         self.height, self.width = (side * LATENT_STRIDE for side in start.shape[3:])
@@ -53,18 +63,26 @@ class SectionReport:
             fps=FPS,
             width=self.width,
             height=self.height,
+            ledger=self.ledger,
         )
         try:
             yield self
         except BaseException:
-            self._send("interrupted")
+            self._send("interrupted", log=list(self.log))
             raise
-        self._send("finished", picture=None)
+        self._send("finished", picture=None, log=list(self.log))
 
-    def step(self, order: int, step: int, steps: int, picture: str | None) -> None:
-        section = self.plan.sections[order].index
+    def step(
+        self, order: int, step: int, steps: int, picture: str | None, remaining: float | None
+    ) -> None:
         self._send(
-            "sampling", order=order, section=section, step=step, steps=steps, picture=picture
+            "sampling",
+            order=order,
+            section=self.plan.sections[order].index,
+            step=step,
+            steps=steps,
+            picture=picture,
+            remaining=remaining,
         )
 
     @property
@@ -107,22 +125,23 @@ class SectionReport:
 class ReportedProgress(RunProgress):
     """The bar of a run whose node shows more than a bar."""
 
-    def __init__(self, report: SectionReport, node_id: str, patcher: Any, steps: int) -> None:
-        super().__init__(node_id, len(report.plan.sections), patcher, steps)
-        self.report, self._shoot = report, None
+    def __init__(self, report: SectionReport, patcher: Any, steps: int) -> None:
+        super().__init__(None, len(report.plan.sections), patcher, steps)
+        self.report, self._shoot, self._pace = report, None, Pace()
         self._pictures = Display("picture of the section in progress")
         with self._pictures:
             self._shoot = _rgb_previewer(patcher.model.latent_format)
 
     def step(self, order: int, step: int, denoised: Tensor) -> None:
         super().step(order, step, denoised)
+        remaining = self._pace.left((self.sections - order) * self.steps - step)
         if not self.report.is_due:
             return
         picture = None
         if self._shoot is not None:
             with self._pictures:
                 picture = _picture(self._shoot, denoised)
-        self.report.step(order, step, self.steps, picture)
+        self.report.step(order, step, self.steps, picture, remaining)
 
 
 def _rgb_previewer(latent_format: Any) -> Any:

@@ -57,12 +57,14 @@ LORA_STRENGTH = "framepack_lora_strength"
 class TrainedFor:
     """The mode that a model was trained for; uncertain where only a file's name says so.
 
-    size: width and height in pixels, of a model that can make no others.
+    size: width and height in pixels, of a model that can make no others. latent_rgb: red, green and
+    blue of each latent channel, of a model whose latents are not HunyuanVideo's.
     """
 
     mode: Mode
     certain: bool
     size: tuple[int, int] | None = None
+    latent_rgb: tuple[tuple[float, float, float], ...] | None = None
 
 
 def section_conditions(
@@ -365,6 +367,9 @@ def load_model(
     model = model_config.get_model(tensors, device=torch.device("meta" if own else "cpu"))
     model.diffusion_model.load_state_dict(tensors, strict=True, assign=True)
     model.device, model.trained_for = offload, trained_for
+    if trained_for is not None and trained_for.latent_rgb is not None:
+        model.latent_format.latent_rgb_factors = [list(rgb) for rgb in trained_for.latent_rgb]
+        model.latent_format.latent_rgb_factors_bias = None
     # Where ComfyUI streams weights by itself, it would patch ours as if they were not quantised.
     patcher = managed(model, device, offload, disable_dynamic or operations is EmulatingOps)
     arguments = (path, dtype, trained_for, precision, attention)

@@ -65,19 +65,40 @@ class NodeBar:
         comfy.model_management.throw_exception_if_processing_interrupted()
 
 
-class RunProgress:
-    """One bar over all sections and steps, with the section being made as its preview."""
+class Pace:
+    """How long steps take, from those that are made while it is asked."""
 
-    def __init__(self, node_id: str, sections: int, patcher: Any, steps: int) -> None:
+    def __init__(self) -> None:
+        self._began, self._made = 0.0, 0
+
+    def left(self, steps: int) -> float | None:
+        """Seconds for so many steps more, after one that was made; None after the first."""
+        now = time.monotonic()
+        self._made += 1
+        if self._made == 1:
+            self._began = now
+            return None
+        return (now - self._began) / (self._made - 1) * steps
+
+
+class RunProgress:
+    """One bar over all sections and steps, with the section being made as its preview.
+
+    node_id: where a line of text says how far it is, if anywhere.
+    """
+
+    def __init__(self, node_id: str | None, sections: int, patcher: Any, steps: int) -> None:
         self.sections, self.steps = sections, steps
-        self.text, self.bar = NodeText(node_id), NodeBar(sections * steps)
+        self.text = None if node_id is None else NodeText(node_id)
+        self.bar = NodeBar(sections * steps)
         self._display, self._preview = Display("preview of the section in progress"), None
         with self._display:
             self._preview = section_previewer(patcher)
 
     def step(self, order: int, step: int, denoised: Tensor) -> None:
         """Report that step 1, 2, ... of section 0, 1, ... is done; raises to stop the run."""
-        self.text.show(f"section {order + 1} of {self.sections}, step {step} of {self.steps}")
+        if self.text is not None:
+            self.text.show(f"section {order + 1} of {self.sections}, step {step} of {self.steps}")
         preview = None
         if self._preview is not None:
             with self._display:

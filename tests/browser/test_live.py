@@ -18,6 +18,7 @@ TOLD = f"""() => {{
     return element && {{
         state: element.dataset.state,
         words: element.querySelector(".fpreel-summary").textContent,
+        log: element.querySelector(".fpreel-log").textContent,
         sections: [...element.querySelectorAll(".fpreel-cells button")].map((b) => b.dataset.state),
         picture: !element.querySelector("img").hidden,
         clip: element.querySelector("video").currentSrc,
@@ -52,6 +53,11 @@ def test_sections_are_shown_as_they_are_made(
     playing = [told for told in states if told["sections"].count("done") == 2 and told["clip"]]
     assert playing, "no clip was played while sections were still to be made"
     assert seen["words"].startswith("145 frames · 4.83 s · 64×64 · took ")
+    assert seen["log"].count("drift from the start image") == 4
+    first = [told["words"] for told in states if "made 1 of 4" in told["words"]]
+    assert any(" left" in words for words in first), "no time is told before a section is done"
+    texts = page.node("FPReelSampler", "return node.widgets.map((widget) => widget.name)")
+    assert "$$node-text-preview" not in texts, "the node says twice how far it is"
     page.page.wait_for_function(f"() => document.querySelector('{RESULT} video').duration > 1")
     final = "video[src*='toyworld_i2v'], video source[src*='toyworld_i2v']"
     page.page.wait_for_selector(final, state="attached", timeout=RUN)
@@ -60,6 +66,33 @@ def test_sections_are_shown_as_they_are_made(
     page.page.wait_for_selector(f"{RESULT}[data-state=finished]", state="attached")
     again = page.page.evaluate(TOLD)
     assert (again["words"], again["sections"]) == (seen["words"], ["done"] * 4)
+
+
+def test_a_cancelled_run_says_what_is_kept_and_a_fresh_template_nothing(
+    element_page: ComfyPage, renderer: str
+) -> None:
+    page = element_page
+    page.load(read(template("toyworld_i2v")))
+    page.set_widget("FPReelPlan", "sections", 3)
+    page.set_widget("FPReelSampler", "seed", 100 + len(renderer))
+    page.set_widget("FPReelSampler", "steps", 40)
+    page.run()
+    page.page.wait_for_selector(f"{RESULT} [data-state=done]", state="attached", timeout=RUN)
+    page.page.evaluate("() => app.api.interrupt(null)")
+    page.page.wait_for_selector(f"{RESULT}[data-state=interrupted]", state="attached", timeout=RUN)
+    stopped = page.page.evaluate(TOLD)
+    kept = stopped["sections"].count("done")
+    assert stopped["words"].endswith(f"{kept} of 3 sections are kept: run again to continue")
+
+    page.run()
+    page.page.wait_for_selector(f"{RESULT}[data-state=finished]", state="attached", timeout=RUN)
+    again = page.page.evaluate(TOLD)
+    assert again["sections"] == ["done"] * (3 - kept) + ["stored"] * kept
+    assert again["log"].startswith("ledger: ")
+
+    page.load(read(template("toyworld_i2v")))
+    page.page.wait_for_timeout(1000)
+    assert page.page.locator(RESULT).count() == 0
 
 
 def test_another_workflow_is_left_alone(page: ComfyPage) -> None:

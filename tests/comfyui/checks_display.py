@@ -51,7 +51,6 @@ def check_no_display_ends_the_sampling() -> int:
     vae = mock.Mock(wraps=toy().vae)
     vae.decode = out_of_memory
     displays = {
-        "text on the node": (Server, "send_progress_text", broken),
         "messages of fpreel.section to the page": (Server, "send_sync", broken),
         "progress bar": (comfy.utils, "PROGRESS_BAR_HOOK", broken),
         "progress bar 'section'": (tqdm, "update", broken),

@@ -16,6 +16,8 @@ from comfy_host import PACK, PACK_NAME, REGISTRY_ID, find_comfyui, make_base, se
 from workflow import WIDGETS
 from workflow_graph import VERSION, Graph, Node, Socket
 
+from framepack_core.weights.released import RELEASED, RELEASED_F1
+
 FOLDER = PACK / "subgraphs"
 ENTRY, EXIT = -10, -20  # ids of the two ends of a subgraph
 ROW = 20
@@ -41,9 +43,24 @@ class Blueprint(Graph):
             self.defaults[name] = default
         return self.entry[name]
 
-    def models(self) -> tuple[Socket, Socket, Socket, Socket]:
-        kinds = ("MODEL", "CLIP", "VAE", "CLIP_VISION")
-        return tuple(self.take(kind.lower(), kind) for kind in kinds)
+    def add(self, type: str, title: str | None = None, span: int = 1, **inputs: Any) -> Node:
+        """As in any graph; a widget that is set on the outside has the outside's default."""
+        made = super().add(type, title, span, **inputs)
+        for name, value in inputs.items():
+            if isinstance(value, Socket) and value.node is self.entry and name in made.widgets:
+                made.widgets[name] = self.defaults[list(self.entry.outputs)[value.slot]]
+        return made
+
+    def models(self, mode: str = "framepack") -> tuple[Socket, Socket, Socket, Socket]:
+        """The models, loaded within; which DiT is set on the outside."""
+        files = RELEASED_F1 if mode == "f1" else RELEASED["dit"]
+        self.group = "Models"
+        model = self.add("FPReelLoadModel", model=self.take("model", "COMBO", files[0].name))
+        clip = self.add("DualCLIPLoader")
+        vae = self.add("FPReelLoadVAE", vae=RELEASED["vae"][0].name)
+        encoder = RELEASED["image_encoder"][0].name
+        vision = self.add("FPReelLoadImageEncoder", image_encoder=encoder)
+        return model["model"], clip["CLIP"], vae["vae"], vision["clip_vision"]
 
     def give(self, name: str, socket: Socket) -> None:
         self.given[name] = socket
@@ -92,11 +109,7 @@ class Blueprint(Graph):
             "inputs": inputs,
             "outputs": outputs,
             "title": self.name,
-            "properties": {
-                "proxyWidgets": [["-1", name] for name in self.defaults],
-                "cnr_id": REGISTRY_ID,
-                "ver": VERSION,
-            },
+            "properties": {"cnr_id": REGISTRY_ID, "ver": VERSION},
             "widgets_values": list(self.defaults.values()),
         }
 
@@ -131,7 +144,7 @@ class Blueprint(Graph):
             ],
             "widgets": [],
             "nodes": [self._node_json(order, node, links) for order, node in enumerate(self.nodes)],
-            "groups": [],
+            "groups": list(self._groups()),
             "links": [dict(zip(names, link, strict=True)) for link in links],
             "extra": {},
             "category": CATEGORY,
@@ -159,14 +172,8 @@ class Blueprint(Graph):
             "pos": [x, ROW + ROW * place],
         }
 
-    def _lay_out(self) -> None:
-        x = 0
-        for column in self.columns:
-            y = 0
-            for node in column:
-                node.position = (x, y)
-                y += node.size[1] + 60
-            x += max((node.size[0] for node in column), default=0) + 80
+    def _place_note(self, *place: Any) -> None:
+        """It has none: the description is shown where it is chosen."""
 
     def _height(self, ends: dict[str, str]) -> int:
         return 40 + ROW * len(ends)
@@ -181,32 +188,40 @@ PROMPT = "The woman turns her head, smiles and waves, her hair moving in the win
 
 def video(made: Blueprint, mode: str = "framepack", with_end: bool = False) -> Blueprint:
     """From pictures and a prompt to a VIDEO."""
-    model, clip, vae, vision = made.models()
     pictures = {"image": made.take("image", "IMAGE")}
     if with_end:
         pictures["end_image"] = made.take("end_image", "IMAGE")
     text = made.take("prompt", "STRING", PROMPT)
     length = made.take("seconds", "FLOAT", 5.0)
-    timeline = made.take("timeline", "STRING", "")
+    fit = made.take("fit", "COMBO", "FramePack's sizes (640)")
+    resolution = made.take("resolution", "INT", 640)
     seed, steps = made.take("seed", "INT", 1), made.take("steps", "INT", 25)
+    guidance, fps = made.take("guidance", "FLOAT", 10.0), made.take("fps", "FLOAT", 30.0)
 
-    canvas = made.add("FPReelCanvas", **pictures)
+    model, clip, vae, vision = made.models(mode)
+    # Last, because it stands below the other widgets.
+    timeline = made.take("timeline", "STRING", "")
+    made.column("Prompt and length")
+    canvas = made.add("FPReelCanvas", **pictures, fit=fit, resolution=resolution, model=model)
     positive = made.add("FPReelTextEncode", clip=clip, text=text)["conditioning"]
-    planned = {"clip": clip, "vae": vae, "clip_vision": vision}
-    plan = made.add("FPReelPlan", mode=mode, seconds=length, timeline=timeline, **planned)["plan"]
+    planned = {"clip": clip, "vae": vae, "clip_vision": vision, "timeline": timeline}
+    plan = made.add("FPReelPlan", span=2, mode=mode, seconds=length, **planned)["plan"]
     made.column()
     frame = {"vae": vae, "clip_vision": vision}
     start = made.add("FPReelStartFrame", "Start image", image=canvas["image"], **frame)
     if with_end:
         end = made.add("FPReelStartFrame", "End image", image=canvas["end_image"], **frame)
+        made.column()
         plan = made.add("FPReelEndFrame", plan=plan, end_image=end["start_latent"])["plan"]
-    made.column()
+    made.column("Make")
     frames = {name: start[name] for name in ("start_latent", "clip_vision_output")}
-    run = {"model": model, "plan": plan, "positive": positive, "seed": seed, "steps": steps}
-    latent = made.add("FPReelSampler", **run, **frames)["latent"]
-    made.column()
+    run = {"model": model, "plan": plan, "positive": positive, "vae": vae}
+    chosen = {"seed": seed, "steps": steps, "guidance": guidance}
+    latent = made.add("FPReelSampler", **run, **chosen, **frames)["latent"]
+    made.column("Result")
     images = made.add("FPReelDecode", latent=latent, vae=vae)["images"]
-    made.give("video", made.add("CreateVideo", images=images)["VIDEO"])
+    made.column()
+    made.give("video", made.add("CreateVideo", images=images, fps=fps)["VIDEO"])
     made.give("latent", latent)
     return made
 
@@ -240,22 +255,27 @@ def train_and_use(new: NewBlueprint) -> Blueprint:
         "FramePack Train LoRA",
         "Trains a LoRA from a folder of clips with captions, and gives the model with it in use.",
     )
-    model, clip, vae, vision = made.models()
     path = made.take("path", "STRING", "")
     steps, name = made.take("steps", "INT", 1000), made.take("output_name", "STRING", "my_lora")
+    model, clip, vae, vision = made.models()
+    made.column("Data set")
     dataset = made.add("FPReelDataset", path=path)["dataset"]
-    config = made.add("FPReelTrainConfig", steps=steps)["config"]
     made.column()
     encoders = {"vae": vae, "clip_vision": vision}
     latents = made.add("FPReelCacheLatents", dataset=dataset, **encoders)["dataset"]
-    captions = made.add("FPReelCacheText", dataset=latents, clip=clip)["dataset"]
     made.column()
+    captions = made.add("FPReelCacheText", dataset=latents, clip=clip)["dataset"]
+    made.column("Settings")
+    config = made.add("FPReelTrainConfig", steps=steps)["config"]
+    made.column("Train")
     run = {"model": model, "dataset": captions, "config": config, "output_name": name}
     lora = made.add("FPReelTrainLora", **run)["lora"]
-    made.column()
+    made.column("Result")
     used = made.add("LoraModelLoader", model=model, lora=lora)
     made.give("model", used["model"])
     made.give("lora", lora)
+    for output, socket in (("clip", clip), ("vae", vae), ("clip_vision", vision)):
+        made.give(output, socket)
     return made
 
 

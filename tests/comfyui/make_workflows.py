@@ -114,7 +114,9 @@ def scenes(graph: Graph, **titled: dict[str, Any]) -> list[Node]:
     graph.below("Pictures" if len(titled) > 1 else "Picture")
     drawn = {"shape": "circle", "colour": "red", "motion": "right", "scene_seed": 7}
     return [
-        graph.add("FPReelToyWorldScene", title.replace("_", " ") or None, **(drawn | choices))
+        graph.add(
+            "FPReelToyWorldScene", title.replace("_", " ").strip() or None, **(drawn | choices)
+        )
         for title, choices in titled.items()
     ]
 

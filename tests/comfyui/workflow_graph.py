@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 import re
 import sys
-import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from comfy_host import PACK, PACK_NAME, REGISTRY_ID
+from comfy_host import PACK, REGISTRY_ID
 from workflow import NOTES, WIDGETS
 
 sys.path.append(str(PACK))
@@ -238,8 +237,8 @@ class Graph:
             for name, source in node.links.items()
         ]
         links = [[number, *link] for number, link in enumerate(sorted(links), 1)]
+        # Without an id, which ComfyUI gives it when it is opened: what runs report is kept by it.
         return {
-            "id": str(uuid.uuid5(uuid.NAMESPACE_URL, f"{PACK_NAME}/{self.name}")),
             "revision": 0,
             "last_node_id": len(self.nodes),
             "last_link_id": len(links),

@@ -53,18 +53,11 @@ test("clips follow time, not the making", () => {
   );
 });
 
-test("what is left, from the sections that were made", () => {
-  const report = { sections: 4, state: "sampling", step: 5, steps: 10, done: [done(3, 10)] };
-  assert.equal(reports.secondsLeft(message(report)), 25);
-  assert.equal(reports.secondsLeft(message({ ...report, done: [done(3, 0, true)] })), null);
-  assert.equal(reports.secondsLeft(message({ ...report, state: "finished" })), null);
-});
-
 test("nodes are found in subgraphs, whatever type their ids have", () => {
   const inner = { id: 3 };
   const graph = { nodes: [{ id: "12", subgraph: { nodes: [inner] } }, { id: 5 }] };
-  assert.equal(reports.findNode(graph, "12:3"), inner);
-  assert.equal(reports.findNode(graph, "5").id, 5);
-  assert.equal(reports.findNode(graph, "12:4"), null);
-  assert.equal(reports.findNode(graph, "5:3"), null);
+  assert.deepEqual(reports.nodePath(graph, "12:3"), [graph.nodes[0], inner]);
+  assert.deepEqual(reports.nodePath(graph, "5"), [graph.nodes[1]]);
+  assert.deepEqual(reports.nodePath(graph, "12:4"), []);
+  assert.deepEqual(reports.nodePath(graph, "5:3"), []);
 });

@@ -7,6 +7,7 @@ import {
   nearestBucket,
   parsePaddings,
   planSections,
+  secondsForSections,
   sectionsForSeconds,
   sizeForArea,
   videoFrames,
@@ -31,6 +32,15 @@ for (const { mode, sections, window, paddings, ...expected } of golden.plans) {
 test("lengths in seconds", () => {
   for (const { seconds, window, sections } of golden.seconds) {
     assert.equal(sectionsForSeconds(seconds, window), sections, `${seconds} s of ${window}`);
+  }
+});
+
+test("seconds for a number of sections give that number again", () => {
+  for (const window of [1, 5, 9, 18]) {
+    for (let sections = 1; sections <= 60; sections += 1) {
+      const seconds = secondsForSections(sections, window);
+      assert.equal(sectionsForSeconds(seconds, window), sections, `${seconds} s of ${window}`);
+    }
   }
 });
 
