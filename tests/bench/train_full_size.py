@@ -55,8 +55,12 @@ def measure(
     steps: int,
     gpu_memory: float | None = None,
     accumulation: int = 1,
+    **options: bool,
 ) -> Measured:
-    """A run of a few steps; raises torch's own error where the memory does not suffice."""
+    """A run of a few steps; raises torch's own error where the memory does not suffice.
+
+    options: further ones of the run.
+    """
     times: list[float] = []
 
     def on_step(_report: object) -> None:
@@ -74,6 +78,7 @@ def measure(
             gpu_memory=gpu_memory,
             gradient_accumulation_steps=accumulation,
             save_every_steps=None,
+            **options,
         )
         done = train(
             config,

@@ -1,5 +1,8 @@
 # ruff: noqa: E402  ComfyUI reads its arguments while it is imported
-"""ComfyUI in this process, with this pack and Toy World in it; arguments: ROOT BASE ..."""
+"""ComfyUI in this process, with this pack and Toy World in it; arguments: ROOT BASE ...
+
+It runs on the CPU, or after --gpu as it starts by itself, but for its server.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,8 @@ from typing import Any
 
 ROOT, BASE = (Path(argument) for argument in sys.argv[1:3])
 ARGUMENTS = sys.argv[3:]
-sys.argv = ["main.py", "--cpu", "--base-directory", str(BASE)]
+ON_GPU = "--gpu" in ARGUMENTS
+sys.argv = ["main.py", *([] if ON_GPU else ["--cpu"]), "--base-directory", str(BASE)]
 sys.path.insert(0, str(ROOT))
 os.chdir(ROOT)
 
@@ -23,6 +27,8 @@ import comfy.options
 
 comfy.options.enable_args_parsing()
 
+if ON_GPU:
+    import main  # noqa: F401  sets up how memory is managed
 # Before `nodes`, which in older versions puts another module named `utils` first.
 import utils.extra_config  # noqa: F401  isort: skip
 import server  # noqa: F401  isort: skip

@@ -1,0 +1,295 @@
+# ruff: noqa: E402  PyTorch and ComfyUI are set up by what comes before their import
+"""How fast the pack is on this machine, beside other implementations: one markdown table.
+
+    python -m tests.bench.speed --rows pass vae train
+    python -m tests.bench.speed --comfyui PATH --lllyasviel PATH --musubi_tuner PATH --diffusers
+    python -m tests.bench.speed --tiny ...          the same with tiny models, to try it on a CPU
+
+Weights are random numbers at full size (26 GB in --files, kept there for the next time), videos
+640x640 in sections of 9 latent frames, prompts 128 tokens. Everything runs in this one process, the
+peers on the same weights where they are the same model. PATHs are checkouts; --diffusers needs the
+package. A row that fails is told, and the others go on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+
+if "--comfyui" in sys.argv:  # as ComfyUI sets it, before PyTorch is there
+    os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "backend:cudaMallocAsync")
+
+import torch
+from torch import Tensor
+
+BENCH = Path(__file__).resolve().parent
+sys.path[:0] = [str(BENCH), str(BENCH.parents[1])]
+
+import speed_comfyui
+import speed_peers as peers
+from preflight import make_encoders
+from speed_timing import Row, Took, difference, free, table, took
+from train_full_size import measure
+from training_files import (
+    DIT,
+    FULL_SIZE,
+    IMAGE_TOKENS,
+    SIZE,
+    TINY_SIZE,
+    WORDS,
+    Size,
+    make_sample,
+    make_weights,
+    sample_of,
+)
+
+from framepack_core.headless.execution import Execution
+from framepack_core.models.attention import Attention
+from framepack_core.models.attention_kernels import AUTO, attention_of
+from framepack_core.models.build import load_dit, load_vae
+from framepack_core.models.compiling import COMPILATION
+from framepack_core.models.dit import FramePackDiT
+from framepack_core.models.prompt import TextCondition
+from framepack_core.runtime.device import default_device
+from framepack_core.sampling.flow import FlowDenoiser, Guided
+from framepack_core.sampling.generate import SectionTask
+from framepack_core.sampling.history import History
+from framepack_core.sampling.sections import plan_framepack
+
+TRAINING = {
+    "as by default": {},
+    "attention outputs kept": {"keep_attention": True},
+    "compiled": {"compile": True},
+    "both": {"keep_attention": True, "compile": True},
+}
+
+
+@dataclass
+class Bench:
+    """What all rows share: where to compute, the files and the inputs."""
+
+    args: argparse.Namespace
+    device: torch.device
+    size: Size
+    files: Path
+
+    @cached_property
+    def inputs(self) -> Inputs:
+        return Inputs.random(self.size, self.device)
+
+    @cached_property
+    def state(self) -> dict[str, Tensor]:
+        """The weights on the device."""
+        return load_dit(self.files / DIT, dtype=self.size.dtype, device=self.device).state_dict()
+
+    @property
+    def weights(self) -> int:
+        """Bytes of them."""
+        return sum(x.nbytes for x in self.state.values())
+
+    def dit(self, attention: Attention | None = None) -> FramePackDiT:
+        """A model on the shared weights."""
+        options = {} if attention is None else {"attention": attention}
+        dit = FramePackDiT(self.size.config, device="meta", dtype=self.size.dtype, **options)
+        dit.load_state_dict(self.state, assign=True)
+        return dit.eval().requires_grad_(False)
+
+    def drop_weights(self) -> None:
+        self.__dict__.pop("state", None)
+        free()
+
+    @cached_property
+    def host(self) -> speed_comfyui.Host:
+        return speed_comfyui.Host(self)
+
+    @cached_property
+    def encoders(self) -> Path:
+        return make_encoders(self.files, self.size)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """A middle section of a video: noise to start from, its history and what guides it."""
+
+    task: SectionTask
+    start: Tensor
+    guided: Guided
+
+    @classmethod
+    def random(cls, size: Size, device: torch.device) -> Inputs:
+        draws, config, side = torch.Generator().manual_seed(0), size.config, size.side // 8
+
+        def random(*shape: int) -> Tensor:
+            return torch.randn(shape, generator=draws).to(device)
+
+        plan = plan_framepack(speed_comfyui.SECTIONS, size.window)
+        start = random(1, 16, 1, side, side)
+        history, (first, section, *_) = History(plan, start), plan.sections
+        history.append(first, random(1, 16, size.window, side, side))
+        noise = random(1, 16, size.window, side, side)
+        task = SectionTask(
+            section, 1, noise, history.latent_indices(section), history.context(section)
+        )
+        text = TextCondition(
+            random(1, WORDS, config.text_embed_dim).to(size.dtype),
+            random(1, config.pooled_projection_dim).to(size.dtype),
+        )
+        image = random(1, IMAGE_TOKENS, config.image_proj_dim).to(size.dtype)
+        return cls(task, start, Guided(text, image))
+
+
+def pass_rows(bench: Bench) -> Iterator[Row]:
+    """One pass of the DiT at a middle noise level, in eager mode and with compiled blocks."""
+    task, guided = bench.inputs.task, bench.inputs.guided
+    sigma = torch.tensor([0.5], device=bench.device)
+
+    def velocity(dit: FramePackDiT) -> Callable[[], Tensor]:
+        denoiser = FlowDenoiser(dit, bench.size.dtype)
+        return lambda: denoiser.velocity(
+            task.noise, sigma, guided, task.latent_indices, task.context
+        )
+
+    theirs, expected = None, None
+    if bench.args.lllyasviel:
+        run = peers.lllyasviel_pass(bench, sigma)
+        theirs, expected = took(run, kept=bench.weights)
+        del run
+    for work, compiled in (("not compiled", False), ("blocks compiled", True)):
+        dit = bench.dit(attention_of(AUTO))
+        if compiled:
+            Execution(compilation=COMPILATION).prepare(dit, bench.device)
+        here, found = took(velocity(dit), kept=bench.weights)
+        error = None if expected is None else difference(found, expected)
+        yield Row(f"pass of the DiT, {work}", here, theirs, "lllyasviel's code, eager", error)
+        del dit, found
+
+
+@torch.no_grad()
+def vae_rows(bench: Bench) -> Iterator[Row]:
+    """The VAE over one section and the start image, as lllyasviel's code decodes the first."""
+    bench.drop_weights()
+    dtype = torch.float16 if bench.device.type == "cuda" else torch.float32
+    side = bench.size.side
+    vae = load_vae(bench.encoders / "vae", dtype=dtype, device=bench.device)
+    draws = torch.Generator().manual_seed(0)
+    shape = (1, 16, 1 + bench.size.window, side // 8, side // 8)
+    latents = torch.randn(shape, generator=draws).to(bench.device, dtype)
+    frames = 4 * shape[2] - 3
+    video = torch.rand((1, 3, frames, side, side), generator=draws).to(bench.device, dtype) * 2 - 1
+    theirs = peers.DiffusersVAE(vae) if bench.args.diffusers else None
+    kept = sum(x.nbytes for x in vae.state_dict().values())
+    for name, given in (("decode", latents), ("encode", video)):
+        here, found = took(partial(getattr(vae, name), given), kept=kept)
+        beside, error = None, None
+        if theirs is not None:
+            found = found.cpu()
+            beside, expected = took(partial(getattr(theirs, name), given), kept=kept)
+            error = difference(found, expected)
+        yield Row(f"VAE, {name}, {shape[2]} latent frames", here, beside, "diffusers", error)
+        del found
+
+
+def train_rows(bench: Bench) -> Iterator[Row]:
+    """A training step, rank 32 on all layers, with gradient checkpointing."""
+    sample, theirs = sample_of(bench.files), None
+    if bench.args.musubi_tuner:
+        theirs = peers.musubi_training(bench)
+        free()
+    for name, options in TRAINING.items():
+        here = measure(bench.dit(), bench.size, sample, bench.device, bench.args.steps, **options)
+        took_here = Took(here.seconds, here.memory)
+        yield Row(f"a training step, {name}", took_here, theirs, "musubi-tuner's trainer")
+        torch._dynamo.reset()
+        free()
+
+
+# In this order: once the pack is in ComfyUI, its copy of the core has the attention operation.
+ROWS: dict[str, Callable[[Bench], Iterator[Row]]] = {
+    "pass": pass_rows,
+    "train": train_rows,
+    "vae": vae_rows,
+    "decode": speed_comfyui.decode_rows,
+    "comfy": speed_comfyui.step_rows,
+    "left12": speed_comfyui.left_rows,
+    "video": speed_comfyui.video_rows,
+}
+IN_COMFYUI = ("decode", "comfy", "left12", "video")
+
+
+def make_files(folder: Path, size: Size) -> None:
+    """Weights and one cached section, where they are not there already."""
+    tiny = size is TINY_SIZE
+    if (folder / SIZE).is_file() and json.loads((folder / SIZE).read_text())["tiny"] == tiny:
+        return
+    torch.manual_seed(0)
+    folder.mkdir(parents=True, exist_ok=True)
+    make_weights(size, folder / DIT)
+    make_sample(size, folder)
+    (folder / SIZE).write_text(json.dumps({"tiny": tiny}))
+
+
+def read_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--rows", nargs="+", choices=list(ROWS), metavar="ROW", help=", ".join(ROWS)
+    )
+    parser.add_argument("--comfyui", type=Path, metavar="PATH", help="for the rows in ComfyUI")
+    parser.add_argument("--lllyasviel", type=Path, metavar="PATH", help="of FramePack")
+    parser.add_argument("--musubi_tuner", type=Path, metavar="PATH")
+    parser.add_argument("--diffusers", action="store_true")
+    parser.add_argument("--files", type=Path, metavar="DIR", help="of the weights; kept")
+    parser.add_argument("--steps", type=int, default=6, help="of each training and sampling")
+    parser.add_argument("--video_steps", type=int, default=25)
+    parser.add_argument(
+        "--their_sections",
+        type=int,
+        default=speed_comfyui.SECTIONS,
+        help="of the video that lllyasviel's code makes",
+    )
+    parser.add_argument("--tiny", action="store_true")
+    args = parser.parse_args()
+    if args.rows is None:
+        args.rows = [name for name in ROWS if args.comfyui or name not in IN_COMFYUI]
+    if not args.comfyui and set(args.rows) & set(IN_COMFYUI):
+        parser.error(f"--comfyui is missing: {', '.join(IN_COMFYUI)} run in it")
+    return args
+
+
+def main() -> None:
+    args, device = read_arguments(), default_device()
+    size = TINY_SIZE if args.tiny else FULL_SIZE
+    with tempfile.TemporaryDirectory() as temporary:
+        files = (args.files or Path(temporary)).resolve()
+        for name in ("comfyui", "lllyasviel", "musubi_tuner"):
+            if getattr(args, name) is not None:
+                setattr(args, name, getattr(args, name).resolve())
+        if set(args.rows) & set(IN_COMFYUI):  # before anything is on the device
+            speed_comfyui.start(args.comfyui, Path(temporary) / "base")
+        bench, rows, failed = Bench(args, device, size, files), [], []
+        make_files(files, size)
+        for name, make in ROWS.items():
+            if name in args.rows:
+                try:
+                    for row in make(bench):
+                        print(row, flush=True)
+                        rows.append(row)
+                except Exception:  # the other rows are worth their time all the same
+                    traceback.print_exc()
+                    failed.append(name)
+                free()
+    card = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
+    print(f"\n{card}, PyTorch {torch.__version__}, {size.side}x{size.side}\n\n{table(rows)}")
+    if failed:
+        raise SystemExit(f"failed: {', '.join(failed)}")
+
+
+if __name__ == "__main__":
+    main()
