@@ -206,16 +206,8 @@ class Check:
 
     @cached_property
     def _encoder_need(self) -> int:
-<<<<<<< HEAD
-=======
         if self.models.execution.gpu_memory is not None:
             return 0  # their layers visit the device where they do not fit
-        numbers = sum(
-            math.prod(files.info(name).shape)
-            for files in (open_weights(self._weights(c)) for c in ("llama", "clip"))
-            for name in files
-        )
->>>>>>> ab4bd8b (Making a video keeps to a budget: --gpu_memory GIB chooses the blocks to swap by the weights' sizes and a pass on trial, LLaMA's layers visit the GPU where they do not fit, and check counts with it)
         small = self.models.llama_precision != "auto"
         itemsize = 1 if small else 4 if self.models.device.type == "cpu" else 2
         infos = [

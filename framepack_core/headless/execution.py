@@ -35,11 +35,8 @@ class Execution:
     pinned: bool = False
     compilation: Mapping[str, Any] | None = None
     cache_size_limit: int | None = None
-<<<<<<< HEAD
     dequantise: bool = False
-=======
     gpu_memory: float | None = None  # GiB
->>>>>>> ab4bd8b (Making a video keeps to a budget: --gpu_memory GIB chooses the blocks to swap by the weights' sizes and a pass on trial, LLaMA's layers visit the GPU where they do not fit, and check counts with it)
 
     @classmethod
     def of(cls, options: ExecutionOptions) -> Execution:
@@ -56,11 +53,8 @@ class Execution:
             options.use_pinned_memory_for_block_swap,
             options.compilation if options.compile else None,
             options.compile_cache_size_limit,
-<<<<<<< HEAD
             options.dequantise,
-=======
             options.gpu_memory,
->>>>>>> ab4bd8b (Making a video keeps to a budget: --gpu_memory GIB chooses the blocks to swap by the weights' sizes and a pass on trial, LLaMA's layers visit the GPU where they do not fit, and check counts with it)
         )
 
     def within(self, free: int, sizes: WeightSizes) -> Execution:

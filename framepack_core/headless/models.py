@@ -19,11 +19,8 @@ from ..models.attention_kernels import attention_of
 from ..models.build import load_dit, load_image_encoder, load_text_encoders, load_vae
 from ..models.dit import FramePackDiT
 from ..models.image import ImageEncoder
-<<<<<<< HEAD
-from ..models.products import choose_products
-=======
 from ..models.offload import WeightSizes, place, streamed_forwards
->>>>>>> ab4bd8b (Making a video keeps to a budget: --gpu_memory GIB chooses the blocks to swap by the weights' sizes and a pass on trial, LLaMA's layers visit the GPU where they do not fit, and check counts with it)
+from ..models.products import choose_products
 from ..models.text import TextEncoders
 from ..models.vae import AutoencoderKL
 from ..models.vae_tiling import tiled_decode, tiled_encode
