@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
+from ..framepack_core.runtime.errors import FramePackError
 from .batch import PromptFile
 from .cache import CacheLatents, CacheText
 from .check import Check
@@ -55,6 +56,9 @@ NODES: list[type[io.ComfyNode]] = [
     TrainLora,
     ToyWorldClips,
 ]
+
+# ComfyUI puts an exception's module in front of its name, and both in front of the sentence.
+FramePackError.__module__ = "builtins"
 
 
 class FramePackReel(ComfyExtension):

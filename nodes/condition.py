@@ -136,7 +136,7 @@ class Canvas(io.ComfyNode):
         elif fit == AREA:
             width, height = size_for_area(image.shape[2], image.shape[1], resolution**2)
         check_size(width, height)
-        text = f"{width}x{height}"
+        text = f"{width}x{height}" + (f", {len(image)} pictures" if len(image) > 1 else "")
         show_text(cls.hidden.unique_id, text)
         images = (None if x is None else _fitted(x, width, height) for x in (image, end_image))
         return io.NodeOutput(*images, width, height, ui=ui.PreviewText(text))
@@ -176,10 +176,13 @@ class StartFrame(io.ComfyNode):
                 io.Latent.Output(display_name="start_latent"),
                 io.ClipVisionOutput.Output(display_name="clip_vision_output"),
             ],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
     def execute(cls, image: Tensor, vae: Any, clip_vision: Any) -> io.NodeOutput:
+        if len(image) > 1:
+            show_text(cls.hidden.unique_id, f"the first of {len(image)} pictures")
         image = image[:1, ..., :3]
         check_size(image.shape[2], image.shape[1])
         latent = {"samples": vae.encode(image)}

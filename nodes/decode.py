@@ -131,7 +131,7 @@ class LoadLatent(io.ComfyNode):
             category=CATEGORY,
             description="Loads latents that Save FramePack Latent, the framepack command or "
             "musubi-tuner wrote.",
-            search_aliases=["framepack load latent", "LoadLatent"],
+            search_aliases=["framepack load latent", "LoadLatent", "continue", "resume"],
             inputs=[
                 io.Combo.Input(
                     "file",

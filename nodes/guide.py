@@ -171,7 +171,14 @@ class EndFrame(io.ComfyNode):
             category=CATEGORY,
             description="Gives the video an image to end with. Only for the original model: F1 "
             "never sees what comes later.",
-            search_aliases=["framepack end image", "last frame", "first last frame", "flf2v"],
+            search_aliases=[
+                "framepack end image",
+                "end frame",
+                "last frame",
+                "first last frame",
+                "flf2v",
+                "loop",
+            ],
             inputs=[
                 PlanSocket.Input("plan", tooltip="From FramePack Plan or a guide."),
                 io.Latent.Input(

@@ -60,7 +60,19 @@ class LoadModel(io.ComfyNode):
             description="Loads a FramePack or FramePack-F1 video model: a single file, any shard "
             "of a sharded one, or a downloaded folder. The result is a normal MODEL: LoRA loaders, "
             "samplers and Save Model work on it.",
-            search_aliases=["framepack", "framepack loader", "F1", "image to video", "i2v"],
+            search_aliases=[
+                "framepack",
+                "framepack loader",
+                "framepack i2v",
+                "F1",
+                "image to video",
+                "i2v",
+                "fp8",
+                "gguf",
+                "kijai",
+                "FramePackWrapper",
+                "UNETLoader",
+            ],
             inputs=[
                 io.Combo.Input(
                     "model",

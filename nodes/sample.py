@@ -43,6 +43,14 @@ class Sampler(io.ComfyNode):
                 "KSampler",
                 "extend video",
                 "video extension",
+                "continue",
+                "framepack i2v",
+                "kijai",
+                "FramePackSampler",
+                "teacache",
+                "magcache",
+                "easycache",
+                "F1",
             ],
             inputs=[
                 io.Model.Input(
@@ -130,7 +138,7 @@ class Sampler(io.ComfyNode):
         progress = partial(ReportedProgress, report)
         shape = (plan.window, *start.shape[3:])
         run = run_of("FramePack Sampler", model, positive, shape, progress, inputs)
-        check_mode(model, plan.mode, "FramePack Plan says")
+        check_mode(model, plan.mode, "FramePack Plan says", "set mode to {mode} in FramePack Plan")
         check_section_loras(plan, model)
         plan = encoded(plan, model, start)
         origin = {"start_latent": start, "existing": video}

@@ -211,12 +211,16 @@ def check_model_attention(model: Any) -> None:
         _checked_attentions.add(key)
 
 
-def check_mode(model: Any, mode: Mode, reason: str) -> None:
-    """Refuse a model of the other mode, or warn where only its file's name speaks of it."""
+def check_mode(model: Any, mode: Mode, reason: str, instead: str = "") -> None:
+    """Refuse a model of the other mode, or warn where only its file's name speaks of it.
+
+    instead: what else to do than to load another model, with {mode} for the model's.
+    """
     known = model.model.trained_for
     if known is None or known.mode == mode:
         return
-    advice = f"but {reason} {mode}; load the {mode} model"
+    other = f"{instead.format(mode=known.mode)}, or " if instead else ""
+    advice = f"but {reason} {mode}; {other}load the {mode} model"
     if known.certain:
         raise FramePackError(f"model: it was trained for {known.mode}, {advice}")
     warn(f"model: its name says {known.mode}, {advice} if the result falls apart")

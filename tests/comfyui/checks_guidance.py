@@ -303,7 +303,10 @@ def check_existing_video_grows_as_in_the_core() -> Any:
 def check_plan_of_the_other_mode_is_refused_or_warned_of() -> Any:
     """Where the loader knows what the model was trained for; a name alone only warns."""
     refused = error_of(lambda: sample(toy("f1").model))
-    assert refused.startswith("model: it was trained for f1, but FramePack Plan says framepack;")
+    assert refused == (
+        "model: it was trained for f1, but FramePack Plan says framepack; set mode to f1 in "
+        "FramePack Plan, or load the framepack model"
+    )
     error_of(lambda: sample(plan=plan("f1")))
     single = error_of(lambda: one_frame(toy_cases.control(scene().start, 0), model=toy("f1").model))
     assert single.startswith("model: it was trained for f1, but one frame needs framepack;")

@@ -208,6 +208,32 @@ def test_user_sees_what_is_wrong(toy_prompt: dict[str, Any], server: Server) -> 
     entry = server.wait(server.queue(toy_prompt))
     assert entry["status"]["status_str"] == "error"
     assert server.error(entry).startswith("clip_vision_output: not connected")
+    told = dict(entry["status"]["messages"])["execution_error"]
+    assert told["exception_type"] == "FramePackError", (
+        "a path of modules is put before the sentence"
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "node_id"),
+    [
+        ("framepack i2v", "FPReelLoadModel"),
+        ("framepack i2v", "FPReelSampler"),
+        ("kijai", "FPReelLoadModel"),
+        ("fp8", "FPReelLoadModel"),
+        ("teacache", "FPReelSampler"),
+        ("continue", "FPReelSampler"),
+        ("end frame", "FPReelEndFrame"),
+        ("lora", "FPReelApplyLora"),
+    ],
+)
+def test_words_that_people_search_find_the_node(
+    words: str, node_id: str, node_info: dict[str, Any]
+) -> None:
+    aliases = node_info[node_id].get("search_aliases")
+    if aliases is None:
+        pytest.skip("this ComfyUI knows no search aliases")
+    assert words in aliases
 
 
 # --- languages, as the server hands them to the interface -----------------------------------------
