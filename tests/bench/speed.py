@@ -55,7 +55,7 @@ from framepack_core.headless.execution import Execution
 from framepack_core.models.attention import Attention
 from framepack_core.models.attention_kernels import AUTO, attention_of
 from framepack_core.models.build import load_dit, load_vae
-from framepack_core.models.compiling import COMPILATION
+from framepack_core.models.compiling import CompileOptions
 from framepack_core.models.dit import FramePackDiT
 from framepack_core.models.prompt import TextCondition
 from framepack_core.runtime.device import default_device
@@ -165,7 +165,7 @@ def pass_rows(bench: Bench) -> Iterator[Row]:
     for work, compiled in (("not compiled", False), ("blocks compiled", True)):
         dit = bench.dit(attention_of(AUTO))
         if compiled:
-            Execution(compilation=COMPILATION).prepare(dit, bench.device)
+            Execution(compilation=CompileOptions().compilation).prepare(dit, bench.device)
         here, found = took(velocity(dit), kept=bench.weights)
         error = None if expected is None else difference(found, expected)
         yield Row(f"pass of the DiT, {work}", here, theirs, "lllyasviel's code, eager", error)
