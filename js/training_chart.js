@@ -7,8 +7,9 @@ import { fileUrl } from "./node_bridge.js";
 const SMOOTHING = 0.95;
 const POINTS = 1200; // of a line, at most
 const MARGIN = { left: 46, right: 8, top: 6, bottom: 20 };
-const WIDTH = 520;
+const WIDTH = 520; // where it is not on a page yet
 const CHART = 190;
+const MARK = 80; // pixels between two steps that are written, at least
 const ZOOM = 1.25; // a step of wheel or key
 const VIDEO = /\.(mp4|webm)$/i;
 
@@ -31,7 +32,17 @@ export class TrainingChart {
     this.chart.addEventListener("dblclick", () => this.zoomTo(null));
     this.hint = h("div", { class: "fpreel-order" });
     this.samples = h("div", { class: "fpreel-samples", role: "list" });
-    const parts = [this.text, this.news, this.details, this.chart, this.hint, this.samples];
+    this.slider = h("input", {
+      type: "range",
+      min: 0,
+      step: 1,
+      on: { input: () => this.chooseStep(Number(this.slider.value)) },
+    });
+    this.shownStep = h("span", {});
+    this.steps = h("label", { class: "fpreel-steps" }, this.shownStep, this.slider);
+    this.chosen = null; // the step whose samples are shown; null for the newest
+    const seen = [this.hint, this.steps, this.samples];
+    const parts = [this.text, this.news, this.details, this.chart, ...seen];
     this.element = h("div", { class: "fpreel fpreel-training", role: "group" }, ...parts);
   }
 
@@ -83,6 +94,11 @@ export class TrainingChart {
     return losses.map(([step], i) => [step, values[i]]);
   }
 
+  /** Pixels of the chart, so that its words are as large as other words. */
+  width() {
+    return this.chart.clientWidth || WIDTH;
+  }
+
   /** All steps there are, or will be. */
   whole() {
     const losses = this.losses();
@@ -96,17 +112,21 @@ export class TrainingChart {
     const mean = within(this.smoothed(), low, high);
     const words = { "aria-label": this.chartWords(raw, mean) };
     setAttributes(this.chart, { ...words, "aria-description": t("training.zoomHint") });
+    for (const part of [this.chart, this.hint]) setAttributes(part, { hidden: !raw.length });
+    setAttributes(this.chart, { viewBox: `0 0 ${this.width()} ${CHART}` });
     if (raw.length) this.drawLines(raw, mean, [low, high]);
-    else this.chart.replaceChildren(note(t("training.noLoss")));
   }
 
   drawLines(raw, mean, [low, high]) {
     const reach = extent(raw.map(([, loss]) => loss));
-    const x = scale([low, high], [MARGIN.left, WIDTH - MARGIN.right]);
+    const width = this.width();
+    const x = scale([low, high], [MARGIN.left, width - MARGIN.right]);
     const y = scale(reach, [CHART - MARGIN.bottom, MARGIN.top]);
     const lines = [
-      ...ticks(...reach, 4).map((loss) => gridLine(y(loss), String(loss))),
-      ...ticks(low, high, 6).map((step) => mark(x(step), String(step))),
+      ...ticks(...reach, 4).map((loss) => gridLine(y(loss), String(loss), width)),
+      ...ticks(low, high, Math.max(1, Math.floor(width / MARK)))
+        .filter(Number.isInteger)
+        .map((step) => mark(x(step), String(step))),
     ];
     this.chart.replaceChildren(
       ...lines,
@@ -127,8 +147,9 @@ export class TrainingChart {
     event.stopPropagation();
     const box = this.chart.getBoundingClientRect();
     const [low, high] = this.range ?? this.whole();
-    const share = ((event.clientX - box.left) / box.width) * WIDTH;
-    const around = scale([MARGIN.left, WIDTH - MARGIN.right], [low, high])(share);
+    const width = this.width();
+    const share = ((event.clientX - box.left) / box.width) * width;
+    const around = scale([MARGIN.left, width - MARGIN.right], [low, high])(share);
     this.zoomBy(event.deltaY > 0 ? ZOOM : 1 / ZOOM, around);
   }
 
@@ -166,13 +187,29 @@ export class TrainingChart {
 
   showSamples() {
     const samples = this.report.samples ?? [];
-    const last = samples.at(-1)?.step;
-    const newest = samples.filter(({ step }) => step === last);
-    const names = newest.map(({ filename }) => filename).join();
+    const steps = [...new Set(samples.map(({ step }) => step))].sort((a, b) => a - b);
+    const shown = steps.includes(this.chosen) ? this.chosen : steps.at(-1);
+    this.showSlider(steps, shown);
+    const seen = samples.filter(({ step }) => step === shown);
+    const names = seen.map(({ filename }) => filename).join();
     if (this.samples.dataset.names === names) return;
     this.samples.dataset.names = names;
-    this.samples.hidden = !newest.length;
-    this.samples.replaceChildren(...newest.map(sampleView));
+    this.samples.hidden = !seen.length;
+    this.samples.replaceChildren(...seen.map(sampleView));
+  }
+
+  showSlider(steps, shown) {
+    this.steps.hidden = steps.length < 2;
+    setAttributes(this.slider, { max: steps.length - 1 });
+    this.slider.value = steps.indexOf(shown);
+    this.shownStep.textContent = t("training.samplesOf", { step: shown ?? 0 });
+    this.sampled = steps;
+  }
+
+  /** Show the samples of a step by its place; those of the last one follow the run. */
+  chooseStep(place) {
+    this.chosen = place === this.sampled.length - 1 ? null : this.sampled[place];
+    this.showSamples();
   }
 }
 
@@ -204,11 +241,11 @@ function line(points, x, y, name) {
   return svg("polyline", { class: name, points: path.join(" ") });
 }
 
-function gridLine(y, words) {
+function gridLine(y, words, width) {
   return svg(
     "g",
     { class: "fpreel-grid" },
-    svg("line", { x1: MARGIN.left, x2: WIDTH - MARGIN.right, y1: y, y2: y }),
+    svg("line", { x1: MARGIN.left, x2: width - MARGIN.right, y1: y, y2: y }),
     svg("text", { x: MARGIN.left - 4, y: y + 3, "text-anchor": "end" }, words),
   );
 }
@@ -221,11 +258,6 @@ function mark(x, words) {
     svg("line", { x1: x, x2: x, y1: y, y2: y + 4 }),
     svg("text", { x, y: y + 15, "text-anchor": "middle" }, words),
   );
-}
-
-function note(words) {
-  const place = { x: WIDTH / 2, y: CHART / 2, "text-anchor": "middle" };
-  return svg("g", { class: "fpreel-grid" }, svg("text", place, words));
 }
 
 function svg(tag, attributes, ...children) {

@@ -99,7 +99,7 @@ class TrainLora(io.ComfyNode):
         _check(model, dataset)
         placed = _placed(config.config, output_name, folder, if_it_exists, dataset)
         base = None if config.base == AS_LOADED else cast(Precision, config.base)
-        shown = TrainingDisplay(cls.hidden)
+        shown = TrainingDisplay(cls.hidden, placed)
         result = train_lora(model, dataset.found, placed, base, samples, shown, dataset.models)
         dtype = parse_dtype(placed.save_dtype)
         outputs = (result.adapters.file_tensors(dtype), str(result.path), {"loss": result.losses})
@@ -115,7 +115,12 @@ def _check(model: Any, dataset: Dataset) -> None:
             "before this node"
         )
     mode = "f1" if dataset.mode == "f1" else "framepack"
-    check_mode(model, mode, "the dataset is cached for")
+    check_mode(
+        model,
+        mode,
+        "the dataset is cached for",
+        "set mode to {mode} in FramePack Cache Latents",
+    )
     if model.patches:
         raise FramePackError(
             "model: it carries LoRAs of ComfyUI's own loaders, which training cannot see; use "

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import re
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -15,10 +17,12 @@ from comfy_api.latest import ui
 from PIL import Image
 
 from ...framepack_core.runtime.display import Display
+from ...framepack_core.runtime.files import is_file
 from ...framepack_core.runtime.images import load_image
 from ...framepack_core.runtime.video import contact_sheet, read_video
+from ...framepack_core.training.config import TrainConfig
 from ...framepack_core.training.loop import StepReport
-from ...framepack_core.training.samples import PreparedSample
+from ...framepack_core.training.samples import SAMPLES_FOLDER, PreparedSample
 from .live import Report
 from .paths import output_folder
 from .progress import NodeBar, NodeText, duration
@@ -29,9 +33,10 @@ FRAMES, SIDE = 4, 512  # of a sample's preview: how many, and the largest side i
 
 
 class TrainingDisplay:
-    """Text, bar, losses and samples."""
+    """Text, bar, losses and samples; of a run that is resumed also those of before."""
 
-    def __init__(self, hidden: Any) -> None:
+    def __init__(self, hidden: Any, config: TrainConfig) -> None:
+        self.config, self._past = config, Display("losses and samples of before")
         self.report = Report("fpreel.training", hidden, gathered=("losses", "samples"))
         self.root = output_folder() / "loras"
         self._text, self._bar = NodeText(hidden.unique_id), NodeBar()
@@ -41,6 +46,7 @@ class TrainingDisplay:
         self._unsent: list[tuple[int, float]] = []
         self._started, self._last_sent = time.monotonic(), -math.inf
         self._samples: list[dict[str, Any]] = []
+        self._has_begun = False
 
     @contextmanager
     def run(self) -> Iterator[None]:
@@ -57,6 +63,10 @@ class TrainingDisplay:
 
     def on_step(self, report: StepReport) -> None:
         """After an update; raises to stop the run."""
+        if not self._has_begun:
+            self._has_begun = True
+            with self._past:
+                self._tell_past(report.step)
         self._step, self._steps = report.step, report.total
         self._recent.append(report.loss)
         self._unsent.append((report.step, report.loss))
@@ -77,6 +87,29 @@ class TrainingDisplay:
             )
             self._bar.move_to(report.step, report.total)
         comfy.model_management.throw_exception_if_processing_interrupted()
+
+    def _tell_past(self, first: int) -> None:
+        """The losses and samples of the steps before the first of a run that is resumed."""
+        if first == 1 or not is_file(self.config.log_path):
+            return
+        lines = self.config.log_path.read_text(encoding="utf-8").splitlines()
+        entries = (json.loads(line) for line in lines if line.strip())
+        losses = [(e["step"], e["loss"]) for e in entries if e["step"] < first]
+        self.report.send(losses=losses, samples=self._samples_before(first))
+
+    def _samples_before(self, first: int) -> list[dict[str, Any]]:
+        folder = self.root / SAMPLES_FOLDER
+        name = re.compile(rf"{re.escape(self.config.output_name)}_(\d{{6}})_\d\d_\d+\.(?:mp4|png)")
+        found = ((name.fullmatch(path.name), path) for path in sorted(folder.glob("*")))
+        steps = [(int(match[1]), path) for match, path in found if match]
+        return [self._entry(step, "", path) for step, path in steps if step < first]
+
+    @staticmethod
+    def _entry(step: int, prompt: str, path: Path) -> dict[str, Any]:
+        """A sample as the interface is told of it."""
+        folder = path.parent.relative_to(output_folder()).as_posix()
+        file = {"filename": path.name, "subfolder": folder, "type": "output"}
+        return {"step": step, "prompt": prompt, **file}
 
     def on_save(self, path: Path) -> None:
         self._send("saving", message=f"saved {path.name}")
@@ -100,10 +133,7 @@ class TrainingDisplay:
         """A sample is there: shown as a strip of frames, and told to the interface as a file."""
         strip = None
         with self._preview:
-            root = output_folder()
-            folder = path.parent.relative_to(root).as_posix()
-            file = {"filename": path.name, "subfolder": folder, "type": "output"}
-            entry = {"step": self._step, "prompt": sample.prompt, **file}
+            entry = self._entry(self._step, sample.prompt, path)
             self._samples.append(entry)
             self._send("sampling", samples=[entry])
             strip = "JPEG", _strip(path), SIDE

@@ -42,6 +42,7 @@ def test_training_is_shown_and_not_forgotten(
     page.set_widget("FPReelTrainConfig", "save_every_steps", STEPS)
     page.set_widget("FPReelSamplePrompts", "every_steps", STEPS // 2)
     page.set_widget("FPReelTrainLora", "output_name", f"chart_{renderer}")
+    workflow = page.workflow()
     page.run()
     wait_for_state(page, "training")
     page.page.wait_for_function(
@@ -50,7 +51,7 @@ def test_training_is_shown_and_not_forgotten(
     page.close()
 
     later = open_page()
-    later.load(read(TRAIN))
+    later.load(workflow)
     end = wait_for_state(later, "finished")
     assert end["raw"] == end["smooth"] == STEPS
     assert f"step {STEPS} of {STEPS}" in end["words"] and "loss 0." in end["words"]
@@ -69,3 +70,32 @@ def test_training_is_shown_and_not_forgotten(
 
     later.reload()
     assert wait_for_state(later, "finished")["raw"] == STEPS
+
+    later.set_widget("FPReelTrainConfig", "steps", STEPS + 4)
+    later.set_widget("FPReelSamplePrompts", "every_steps", STEPS + 4)
+    later.run()
+    words = f"step {STEPS + 4} of {STEPS + 4}"
+    later.page.wait_for_function(
+        f"() => {{ const told = ({TOLD})(); "
+        f"return told.state === 'finished' && told.words.includes('{words}'); }}",
+        timeout=RUN,
+    )
+    assert later.page.evaluate(TOLD)["raw"] == STEPS + 4, "a resumed run has lost its beginning"
+    seen = f"{CHART} .fpreel-sample :is(video, img)"
+    assert f"_{STEPS + 4:06d}_" in later.page.get_attribute(seen, "src")
+    slider = later.page.locator(f"{CHART} .fpreel-steps input")
+    steps = int(slider.get_attribute("max"))
+    assert steps >= 2
+    slider.evaluate("(input) => { input.value = 1; input.dispatchEvent(new Event('input')); }")
+    assert f"_{STEPS // 2:06d}_" in later.page.get_attribute(seen, "src")
+
+
+def test_states_of_trainings_are_no_loras(server: Server) -> None:
+    folder = server.base / "models" / "loras"
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("kept.safetensors", "kept-state.pt"):
+        (folder / name).touch()
+    info = server.get("/object_info/FPReelApplyLora")["FPReelApplyLora"]
+    kind, options = info["input"]["required"]["lora"]
+    listed = kind if isinstance(kind, list) else options["options"]
+    assert "kept.safetensors" in listed and "kept-state.pt" not in listed
