@@ -13,8 +13,9 @@ from tiny import randn
 from framepack_core.cli import main
 from framepack_core.cli.commands import Quantize
 from framepack_core.lora.apply import apply_loras, open_loras
-from framepack_core.models.build import dit_config, dit_shapes, load_dit
-from framepack_core.models.quantise import trial_inputs
+from framepack_core.models.build import dit_config, dit_shapes, load_dit, open_dit
+from framepack_core.models.quantise import precision_of, trial_inputs
+from framepack_core.sampling import probe
 from framepack_core.toyworld import OPPOSITE_LORA, SNAPSHOT
 from framepack_core.weights.formats import MADE, STATED, is_block_linear
 from framepack_core.weights.quantised_linear import QuantisedLinear, full_weight
@@ -98,3 +99,23 @@ def test_loras_beside_the_weights_lose_nothing_to_the_format(format: str) -> Non
         applied.remove()
     torch.testing.assert_close(*added, rtol=1e-3, atol=1e-5)
     assert torch.equal(made.get_submodule(name)(x), before)
+
+
+@pytest.mark.parametrize("format", ["int8_convrot", "fp8_scaled", "nvfp4"])
+def test_a_trial_is_of_layers_in_the_format(monkeypatch, format: str) -> None:
+    """What `framepack check` times has the layers that a run will have."""
+    _, state = open_dit(SOURCE, precision=format)
+    assert precision_of(state.encodings().values()) == format
+    seen = []
+    monkeypatch.setattr(probe, "choose_products", lambda model, *_: seen.append(model))
+    start, config = torch.zeros(1, 16, 1, 8, 8), dit_config(SOURCE)
+    cost = probe.probe_transformer(
+        config, "framepack", 1, start, 4, 3, torch.float32, precision=format
+    )
+    assert cost.seconds > 0 and len(seen) == 3
+    kept = {n for n, x in seen[0].named_modules() if isinstance(x, QuantisedLinear) and x.encoding}
+    assert {f"{n}.weight" for n in kept} == set(filter(is_block_linear, seen[0].state_dict()))
+
+
+def test_the_precision_of_a_model_that_is_not_quantised() -> None:
+    assert precision_of([]) == "full"

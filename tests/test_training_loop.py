@@ -12,20 +12,23 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import context, guided, randn, tiny_dit
+from tiny import CONFIG, context, guided, randn, tiny_dit
 from tiny_training import make_samples, run, state_of, tiny_config
 from torch import Tensor
 
 from framepack_core.lora.files import load_lora
-from framepack_core.models import attention_kernels
+from framepack_core.models import attention_kernels, products
+from framepack_core.models.build import load_dit
 from framepack_core.runtime.errors import FramePackError
 from framepack_core.runtime.options import validate
 from framepack_core.sampling.flow import FlowDenoiser
+from framepack_core.training import loop
 from framepack_core.training.adapters import Adapters
 from framepack_core.training.batches import Batches
 from framepack_core.training.config import AdapterConfig, TrainConfig
 from framepack_core.training.loop import Callbacks, StepReport, train
-from framepack_core.weights.files import open_weights
+from framepack_core.weights.files import open_weights, save_weights
+from framepack_core.weights.quantised_linear import QuantisedLinear
 
 WORKER = Path(__file__).with_name("tiny_training.py")
 
@@ -102,6 +105,35 @@ def test_it_learns(tmp_path: Path) -> None:
     result = run(config, make_samples(tmp_path / "cache", clips=1))
     losses = torch.tensor(result.losses)
     assert losses[-20:].mean() < 0.8 * losses[:10].mean()
+
+
+@pytest.mark.parametrize(("precision", "lost"), [("float8_e4m3fn", 0.06), ("int8_convrot", 0.02)])
+def test_it_learns_on_weights_in_their_own_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str, lost: float
+) -> None:
+    """The losses are those on whole weights, within what the numbers lose."""
+    save_weights(tmp_path / "dit.safetensors", tiny_dit().state_dict())
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG.to_dict()))
+    samples, losses, multiplied = make_samples(tmp_path / "cache"), {}, []
+
+    def choose(model: torch.nn.Module, *_: object) -> None:
+        """As on a GPU where they are the fastest."""
+        for layer in model.modules():
+            if isinstance(layer, QuantisedLinear):
+                layer.product = next((p for p in products.PRODUCTS if p.takes(layer)), None)
+                multiplied.append(layer.product is not None)
+
+    monkeypatch.setattr(loop, "choose_products", choose)
+    monkeypatch.setattr(products, "FEWEST", 1)
+    for kept in ("full", precision):
+        dit = load_dit(tmp_path / "dit.safetensors", dtype=torch.float32, precision=kept)
+        before = {name: x.clone() for name, x in dit.state_dict().items()}
+        config = tiny_config(tmp_path / kept, steps=8, learning_rate=3e-2, caption_dropout=0.0)
+        losses[kept] = train(config, FlowDenoiser(dit), Batches(samples, 1), Callbacks()).losses
+        assert all(torch.equal(x, before[name]) for name, x in dit.state_dict().items())
+    assert any(multiplied)
+    for whole, own in zip(losses["full"], losses[precision], strict=True):
+        assert whole != own and own == pytest.approx(whole, rel=lost)
 
 
 def test_an_exception_keeps_what_was_reached(tmp_path: Path) -> None:

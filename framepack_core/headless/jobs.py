@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..models.build import dit_config
+from ..models.build import open_dit
 from ..models.dit import FramePackDiT
+from ..models.quantise import precision_of
 from ..runtime.display import Bar, Display, say, warn
 from ..runtime.errors import FramePackError
 from ..runtime.memory import limited_memory
@@ -141,7 +142,10 @@ def pass_of(job: Job, models: Models) -> tuple[Any, ...]:
     mode = scene.plan.mode if isinstance(scene, Video) else "framepack"
     window = scene.latent_frames if edits else scene.window
     start = torch.zeros(start_shape(*scene.size), device=models.device)
-    return dit_config(models.paths["dit"]), mode, window, start, models.dtype, models.attention
+    kept = {"dtype": models.dtype, "precision": models.precision}
+    config, state = open_dit(models.paths["dit"], **kept)
+    precision = precision_of(state.encodings().values())
+    return config, mode, window, start, models.dtype, models.attention, precision
 
 
 def _sample(job: Job, dit: FramePackDiT, models: Models, encodings: Encodings) -> Tensor:

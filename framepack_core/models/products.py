@@ -217,8 +217,8 @@ def choose_products(
 ) -> None:
     """Let the quantised layers of a model multiply in the way that is the fastest on this device.
 
-    Each format is timed on its widest layer; a line for each says what was found. clock: runs a
-    function several times and returns milliseconds.
+    Each format is timed once on its widest layer; a line for each says what was found. clock: runs
+    a function several times and returns milliseconds.
     """
     kinds: dict[tuple[Any, ...], list[QuantisedLinear]] = {}
     for layer in model.modules():
@@ -226,9 +226,16 @@ def choose_products(
             kinds.setdefault(_kind(layer), []).append(layer)
     for layers in kinds.values():
         widest = max(layers, key=lambda layer: layer.in_features * layer.out_features)
-        chosen = _choose(widest, device, dtype, products, clock)
+        shape = widest.in_features, widest.out_features
+        key = device, dtype, _kind(widest), shape, tuple(products)
+        if key not in _chosen:
+            _chosen[key] = _choose(widest, device, dtype, products, clock)
+        chosen = _chosen[key]
         for layer in layers:
             layer.product = chosen if chosen is not None and chosen.takes(layer) else None
+
+
+_chosen: dict[tuple[Any, ...], Product | None] = {}
 
 
 def _kind(layer: QuantisedLinear) -> tuple[Any, ...]:

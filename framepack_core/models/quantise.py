@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import mean
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from ..lora.apply import LoraUse, apply_loras
-from ..weights.formats import Encoding
+from ..weights.formats import MADE, Encoding, Precision, is_block_linear
+from ..weights.quantised_linear import QuantisedLinear
 from .build import load_dit
 from .dit import DiTConfig, DiTInputs
 from .offload import blocks_of, place, streamed_forwards
@@ -52,6 +54,29 @@ class LayerErrors:
                 f"{self.errors[worst]:.4f} ({number})"
             )
         return "\n".join(lines) or "no layer was quantised"
+
+
+@torch.no_grad()
+def quantise_layers(dit: nn.Module, precision: Precision) -> None:
+    """Quantise the weights of a DiT's blocks in place; its layers are those of `QuantisedOps`."""
+    for name, layer in dit.named_modules():
+        weight = f"{name}.weight"
+        if isinstance(layer, QuantisedLinear) and is_block_linear(weight):
+            options = MADE[precision].options(tuple(layer.weight.shape))
+            if options is not None:
+                parts = Encoding(MADE[precision], options).encode(layer.weight.float())
+                bias = {} if layer.bias is None else {"bias": layer.bias}
+                layer.load_state_dict(parts | bias, assign=True)
+                layer.requires_grad_(False)
+
+
+def precision_of(encodings: Iterable[Encoding]) -> Precision:
+    """The precision in which most of the quantised weights of a model are, "full" without any."""
+    names = [
+        "int8_convrot" if encoding.options.get("convrot") else encoding.format.name
+        for encoding in encodings
+    ]
+    return cast(Precision, max(set(names), key=names.count)) if names else "full"
 
 
 @torch.no_grad()

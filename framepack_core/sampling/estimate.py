@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..models.attention import Attention, sdpa
 from ..models.dit import DiTConfig
+from ..weights.formats import Precision
 from .plan import HISTORY, Mode
 from .probe import StepCost, probe_memory, probe_transformer
 from .sections import LATENT_CHANNELS, LATENT_STRIDE
@@ -33,10 +34,12 @@ def probe_pass(
     start: Tensor,
     dtype: torch.dtype,
     attention: Attention = sdpa,
+    precision: Precision = "full",
 ) -> StepCost:
     """Time one pass for start latents [B, 16, 1, h, w], which are on the device to be used."""
     tokens = PROBED_TEXT_TOKENS, IMAGE_TOKENS
-    cost = probe_transformer(config, mode, window, start[:1], *tokens, dtype, attention)
+    given = (config, mode, window, start[:1], *tokens, dtype, attention)
+    cost = probe_transformer(*given, precision)
     batch = len(start)  # it costs about as much as one after the other
     memory = None if cost.memory is None else batch * cost.memory
     return replace(cost, seconds=batch * cost.seconds, memory=memory)
@@ -49,10 +52,12 @@ def pass_memory(
     start: Tensor,
     dtype: torch.dtype,
     attention: Attention = sdpa,
+    precision: Precision = "full",
 ) -> int:
     """Bytes that a pass for start latents takes besides weights; measured on a GPU."""
     tokens = PROBED_TEXT_TOKENS, IMAGE_TOKENS
-    found = probe_memory(config, mode, window, start[:1], *tokens, dtype, attention)
+    given = (config, mode, window, start[:1], *tokens, dtype, attention)
+    found = probe_memory(*given, precision)
     return working_memory(window, start.shape, dtype) if found is None else len(start) * found
 
 

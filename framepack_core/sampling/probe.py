@@ -8,11 +8,15 @@ from dataclasses import dataclass, replace
 from statistics import median
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..models.attention import Attention, sdpa
 from ..models.dit import DiTConfig, FramePackDiT
+from ..models.products import choose_products
 from ..models.prompt import TextCondition
+from ..models.quantise import quantise_layers
+from ..weights.formats import Precision
+from ..weights.quantised_linear import QuantisedOps
 from .decode import Decode, decode_slices
 from .flow import FlowDenoiser, Guided
 from .history import History
@@ -46,15 +50,18 @@ def probe_transformer(
     image_tokens: int,
     dtype: torch.dtype,
     attention: Attention = sdpa,
+    precision: Precision = "full",
 ) -> StepCost:
-    """Time a section's pass by models of a few random blocks of real size.
+    """Time a section's pass by models of a few random blocks of real size, quantised or not.
 
     start [1, C, 1, h, w] is on the device to be used, its values do not matter.
     """
 
+    tokens = text_tokens, image_tokens
+
     def measure(double: int, single: int) -> StepCost:
         small = replace(config, num_layers=double, num_single_layers=single)
-        run = _trial_pass(small, mode, window, start, text_tokens, image_tokens, dtype, attention)
+        run = _trial_pass(small, mode, window, start, *tokens, dtype, attention, precision)
         return _measure(run, start.device)
 
     base = measure(FEW, FEW)
@@ -74,10 +81,12 @@ def probe_memory(
     image_tokens: int,
     dtype: torch.dtype,
     attention: Attention = sdpa,
+    precision: Precision = "full",
 ) -> int | None:
     """Bytes that a section's pass takes besides weights, likewise; None where nothing tells."""
     small = replace(config, num_layers=FEW, num_single_layers=FEW)
-    run = _trial_pass(small, mode, window, start, text_tokens, image_tokens, dtype, attention)
+    tokens = text_tokens, image_tokens
+    run = _trial_pass(small, mode, window, start, *tokens, dtype, attention, precision)
     return _trial(run, start.device).memory
 
 
@@ -90,11 +99,17 @@ def _trial_pass(
     image_tokens: int,
     dtype: torch.dtype,
     attention: Attention,
+    precision: Precision,
 ) -> Callable[[], None]:
     """A pass of a model of random weights."""
-    dit = FramePackDiT(config, dtype=dtype, device=start.device, attention=attention)
+    layers = nn if precision == "full" else QuantisedOps
+    options = {"dtype": dtype, "device": start.device}
+    dit = FramePackDiT(config, ops=layers, attention=attention, **options)
     for parameter in dit.parameters():  # uninitialised memory may hold slow denormals
         parameter.normal_(std=0.02)
+    if precision != "full":
+        quantise_layers(dit, precision)
+        choose_products(dit, start.device, dtype)
     return lambda: _pass(dit, dtype, mode, window, start, text_tokens, image_tokens)
 
 

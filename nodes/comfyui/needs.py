@@ -12,12 +12,14 @@ import folder_paths
 import torch
 from torch import Tensor
 
+from ...framepack_core.models.quantise import precision_of
 from ...framepack_core.runtime.files import size_text
 from ...framepack_core.runtime.memory import free_main_memory
 from ...framepack_core.sampling.estimate import disk_for_latents, probe_pass, working_memory
 from ...framepack_core.sampling.plan import Plan
 from ...framepack_core.sampling.probe import StepCost
 from ...framepack_core.sampling.sections import LATENT_STRIDE
+from .quantised import model_encodings
 
 mm = comfy.model_management
 TRIAL_BLOCKS = 0.15  # of the model, which the trials need room for
@@ -80,7 +82,8 @@ class Needs:
         mm.free_memory(int(TRIAL_BLOCKS * self.model.model_size()) + self.working(), device)
         start = self.start.to(device)
         shape = network.config, self.plan.mode, self.plan.window
-        return probe_pass(*shape, start, self._dtype, network.host_attention)
+        precision = precision_of(model_encodings(network))
+        return probe_pass(*shape, start, self._dtype, network.host_attention, precision)
 
     @property
     def _dtype(self) -> torch.dtype:

@@ -16,7 +16,16 @@ from torch.nn.functional import linear
 
 from ...framepack_core.runtime.display import say
 from ...framepack_core.runtime.errors import FramePackError
-from ...framepack_core.weights.formats import CONFIG, WEIGHT, Encoding, Fp8, Fp8Cast, Gguf
+from ...framepack_core.weights.formats import (
+    CONFIG,
+    PARTS,
+    WEIGHT,
+    Encoding,
+    Fp8,
+    Fp8Cast,
+    Gguf,
+    encoding_of,
+)
 from ...framepack_core.weights.fp8 import SCALE, rescale
 from ...framepack_core.weights.quantised_linear import QuantisedWeight
 
@@ -154,6 +163,16 @@ def holds_quantised(module: nn.Module) -> bool:
     """Whether any layer of ours holds a quantised weight."""
     layers = (m for m in module.modules() if isinstance(m, EmulatingLinear))
     return any(layer.encoding is not None for layer in layers)
+
+
+def model_encodings(model: nn.Module) -> list[Encoding]:
+    """How the quantised weights of a model are kept, in our layers and in ComfyUI's."""
+    state = model.state_dict()
+    parts = [
+        {part: state[base + part] for part in (WEIGHT, *PARTS) if base + part in state}
+        for base in (name.removesuffix(WEIGHT) for name in state if name.endswith(f".{WEIGHT}"))
+    ]
+    return [encoding for given in parts if (encoding := encoding_of(given)) is not None]
 
 
 def layer_weight(layer: nn.Module, device: torch.device) -> Tensor:
