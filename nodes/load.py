@@ -8,6 +8,7 @@ from typing import Any, cast, get_args
 import torch
 from comfy_api.latest import io
 
+from ..framepack_core.models.compiling import COMPILING
 from ..framepack_core.runtime.device import parse_dtype
 from ..framepack_core.runtime.display import warn
 from ..framepack_core.sampling.plan import Mode
@@ -26,6 +27,7 @@ from .comfyui.paths import (
     snapshot_choices,
     snapshot_path,
 )
+from .comfyui.progress import show_text
 from .types import CATEGORY, advanced, schema
 
 LOADERS = f"{CATEGORY}/loaders"
@@ -101,15 +103,32 @@ class LoadModel(io.ComfyNode):
                         "comfy_kitchen_int8 are faster on some cards and less exact.",
                     )
                 ),
+                advanced(
+                    io.Boolean.Input(
+                        "compile",
+                        default=False,
+                        optional=True,
+                        tooltip="Compile the blocks with torch.compile, once for all sizes and "
+                        "lengths: the first step takes up to a minute longer, the others a little "
+                        "less. ComfyUI then moves the weights in its older way, and with FramePack "
+                        "Apply LoRA the blocks run uncompiled.",
+                    )
+                ),
             ],
             outputs=[io.Model.Output(display_name="model")],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
-    def execute(cls, model: str, precision: str, attention: str = AUTO_ATTENTION) -> io.NodeOutput:
+    def execute(
+        cls, model: str, precision: str, attention: str = AUTO_ATTENTION, compile: bool = False
+    ) -> io.NodeOutput:
         path, trained_for = model_path("dit", model), _mode_by_name(model)
         dtype, kept = _types(precision)
-        return io.NodeOutput(load_model(path, dtype, trained_for, kept, attention))
+        made = load_model(path, dtype, trained_for, kept, attention, compile)
+        if compile:
+            show_text(cls.hidden.unique_id, COMPILING)
+        return io.NodeOutput(made)
 
     @classmethod
     def validate_inputs(cls, model: str | None = None) -> bool | str:

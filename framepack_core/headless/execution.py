@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..models.compiling import prepare_compiling
+from ..models.compiling import COMPILING, prepare_compiling
 from ..models.offload import (
     MOST_TO_SWAP,
     WeightSizes,
@@ -75,7 +75,7 @@ class Execution:
         """Make a DiT run this way; `place` puts its weights where they belong."""
         if self.compilation is not None:
             prepare_compiling(self.cache_size_limit)
-            say("compiling the blocks: the first step takes up to a minute longer")
+            say(COMPILING)
         for block in blocks_of(dit):
             vars(block).pop("forward", None)  # of an earlier way
         streamed = streamed_blocks(dit, self.swapped)

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from ..runtime.options import Settings, leaves, option
 
 RECOMPILATIONS = 64  # of one kind of block: one with each set of adapted layers
+COMPILING = "compiling the blocks: the first step takes up to a minute longer"
 CompileMode = Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
 
 

@@ -16,7 +16,8 @@ from torch.utils.checkpoint import (
     create_selective_checkpoint_contexts,
 )
 
-from ..models.offload import Plain, blocks_of, place, streamed_blocks, streamed_forwards
+from ..models.compiled_blocks import compiled_forward
+from ..models.offload import blocks_of, place, streamed_blocks, streamed_forwards
 from ..runtime.errors import FramePackError
 
 
@@ -52,7 +53,8 @@ def wrapped_blocks(
     wrapped = checkpointing or compilation is not None
     if wrapped:
         for block in blocks:
-            forward = forwards.get(block) or _resident(block, compilation)
+            resident = compiled_forward(block, compilation) if compilation else block.forward
+            forward = forwards.get(block) or resident
             block.forward = (
                 _checkpointed(forward, inputs_to_cpu, keep_attention) if checkpointing else forward
             )
@@ -61,14 +63,6 @@ def wrapped_blocks(
     finally:
         for block in blocks if wrapped else []:
             del block.forward
-
-
-def _resident(block: nn.Module, compilation: Mapping[str, Any] | None) -> Callable[..., Any]:
-    if compilation is None:
-        return block.forward
-    plain = Plain(block)
-    plain.compile(**compilation)
-    return plain.__call__  # a module would become a part of the block
 
 
 def _checkpointed(

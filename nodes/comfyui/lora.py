@@ -17,7 +17,9 @@ from torch import nn
 from ...framepack_core.lora.apply import LoraUse, apply_loras, open_loras
 from ...framepack_core.lora.files import Lora
 from ...framepack_core.models.build import dit_shapes, dit_state_of
+from ...framepack_core.models.compiled_blocks import uncompiled
 from ...framepack_core.models.merge import merged_from, write_dit
+from ...framepack_core.models.offload import blocks_of
 from ...framepack_core.models.quantise import LayerErrors
 from ...framepack_core.runtime.display import warn
 from ...framepack_core.runtime.errors import FramePackError
@@ -79,7 +81,9 @@ class AppliedLora:
         use = LoraUse(self.factors.lora(), strength)
         applied = apply_loras(executor.class_obj, [use], layer_weight)
         try:
-            return executor(*args, **kwargs)
+            # What comes beside the layers is new in each pass, and code would be made for each.
+            with uncompiled(blocks_of(executor.class_obj)):
+                return executor(*args, **kwargs)
         finally:
             applied.remove()
 
@@ -103,6 +107,8 @@ def add_loras(model: Any, uses: Sequence[LoraUse]) -> Any:
 
     Those of strength 0 take no memory, but the MODEL knows of them all the same.
     """
+    if model.model.diffusion_model.compiled and any(use.strength for use in uses):
+        warn("compile: with a LoRA of FramePack Apply LoRA the blocks run uncompiled")
     model = model.clone()
     model.set_attachments(LORA_KEY, True)
     dtype = model.model.manual_cast_dtype or model.model.get_dtype()

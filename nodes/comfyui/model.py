@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -32,9 +33,13 @@ from ...framepack_core.models.attention_kernels import (
     Traceable,
     find_kernel,
 )
+from ...framepack_core.models.compiled_blocks import compile_blocks
+from ...framepack_core.models.compiling import COMPILING
 from ...framepack_core.models.dit import DiTConfig, DiTInputs, FramePackDiT
+from ...framepack_core.models.offload import blocks_of
 from ...framepack_core.models.packing import Context
 from ...framepack_core.models.prompt import TextCondition
+from ...framepack_core.runtime.display import say
 from ...framepack_core.runtime.errors import FramePackError
 from ...framepack_core.sampling.estimate import IMAGE_TOKENS, MEMORY_FACTOR
 from ...framepack_core.sampling.flow import GUIDANCE, TIME_SCALE
@@ -174,6 +179,8 @@ def _host_attention(
 
 class FramePackTransformer(FramePackDiT):
     """The DiT with the constructor and the forward that ComfyUI expects of a diffusion model."""
+
+    compiled = False
 
     def __init__(
         self,
@@ -345,14 +352,22 @@ def load_model(
     trained_for: TrainedFor | None = None,
     precision: Precision = "auto",
     attention: str = AUTO_ATTENTION,
+    compiled: bool = False,
     *,
     disable_dynamic: bool = False,
 ) -> comfy.model_patcher.ModelPatcher:
     """A MODEL from a file, shard, folder or snapshot; dtype None follows ComfyUI's settings.
 
     The weights stay views of their files until ComfyUI moves them; precision is as for `load_dit`.
+    compiled: the blocks by torch.compile, which cannot follow how ComfyUI streams weights by
+    itself; they are moved by its older memory management.
     """
     device, offload = mm.get_torch_device(), mm.unet_offload_device()
+    if compiled and device.type == "cuda" and find_spec("triton") is None:
+        raise FramePackError(
+            "compile: needs the package triton (on Windows triton-windows) in ComfyUI's Python; "
+            "install it, or turn compile off"
+        )
     supported = FramePackModelConfig.supported_inference_dtypes if dtype is None else [dtype]
     stored = dtype or mm.unet_dtype(device, -1, supported)
     config, state = build.open_dit(path, dtype=stored, precision=precision)
@@ -371,8 +386,14 @@ def load_model(
         model.latent_format.latent_rgb_factors = [list(rgb) for rgb in trained_for.latent_rgb]
         model.latent_format.latent_rgb_factors_bias = None
     # Where ComfyUI streams weights by itself, it would patch ours as if they were not quantised.
-    patcher = managed(model, device, offload, disable_dynamic or operations is EmulatingOps)
-    arguments = (path, dtype, trained_for, precision, attention)
+    still = compiled or operations is EmulatingOps
+    patcher = managed(model, device, offload, disable_dynamic or still)
+    if compiled:
+        compile_blocks(blocks_of(model.diffusion_model))
+        model.diffusion_model.compiled = True
+        say(COMPILING)
+    # Without compile as before, so that a ledger knows the MODEL again.
+    arguments = (path, dtype, trained_for, precision, attention, *([True] if compiled else []))
     patcher.cached_patcher_init = (load_model, arguments)  # how ComfyUI makes a second one
     model.origin = arguments
     return patcher
