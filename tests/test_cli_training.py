@@ -10,7 +10,7 @@ import subprocess
 import sys
 import types
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -21,10 +21,13 @@ from cli_runs import FRAMES, SMALL_DATA, failure, make_clip, make_clips, parse
 from framepack_core.cli import main
 from framepack_core.cli.training_arguments import cache_job, train_job
 from framepack_core.headless import models
+from framepack_core.headless import training as headless_training
 from framepack_core.lora.report import LORA_MODE
 from framepack_core.runtime.images import save_png
+from framepack_core.runtime.memory import GIB
 from framepack_core.runtime.video import read_video
 from framepack_core.toyworld import OPPOSITE_LORA, SNAPSHOT
+from framepack_core.training import loop
 from framepack_core.training.config import TrainConfig
 from framepack_core.training.logs import LOGGERS
 from framepack_core.training.loop import StepReport
@@ -100,6 +103,33 @@ def test_cache_and_train(clips: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     assert frames.shape == (FRAMES, 32, 32, 3)
     assert (tmp_path / "out" / "sample" / "x_000003_01_7.png").is_file()
     assert len((tmp_path / "out" / "x-log.jsonl").read_text().splitlines()) == 3
+
+
+def test_encoders_of_samples_keep_to_the_budget_too(
+    clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main(cache(clips)) == 0
+    save_png(tmp_path / "start.png", np.zeros((32, 32, 3), np.uint8))
+    line = f"a ball --i {tmp_path / 'start.png'} --w 32 --h 32 --f {FRAMES} --s 1"
+    (tmp_path / "prompts.txt").write_text(line)
+    seen: list[int | None] = []
+
+    @contextmanager
+    def limited(gib: float | None, _device: torch.device) -> Iterator[int | None]:
+        yield None if gib is None else 12 * GIB
+
+    place = models.Models._place_encoders
+
+    def noted(self: models.Models, encoders: object) -> object:
+        seen.append(self.budget)
+        return place(self, encoders)
+
+    monkeypatch.setattr(headless_training, "limited_memory", limited)
+    monkeypatch.setattr(loop, "limited_memory", lambda *_: nullcontext())
+    monkeypatch.setattr(models.Models, "_place_encoders", noted)
+    given = ["--sample_prompts", str(tmp_path / "prompts.txt"), "--sample_at_first"]
+    assert main(train(clips, tmp_path / "out", *given, "--gpu_memory", "12")) == 0
+    assert seen == [12 * GIB]
 
 
 def test_caches_of_clips_that_are_gone(

@@ -15,6 +15,7 @@ from ..models.dit import FramePackDiT
 from ..parsing.sample_prompts import SamplePrompt, load_sample_prompts
 from ..runtime.display import Bar, Display, say, warn
 from ..runtime.distributed import Workers, launched_rank
+from ..runtime.memory import limited_memory
 from ..runtime.options import leaves
 from ..sampling.flow import FlowDenoiser
 from ..sampling.sections import sections_to_hold
@@ -58,7 +59,8 @@ def train_lora(job: TrainJob) -> TrainResult:
     with Display("summary of the run"):
         _say(f"{found.describe()}\n{_plan(config, len(batches))}")
     with explain_out_of_memory(LESS_MEMORY), _progress(config) as on_step:
-        samples = _prepare(prompts, config, found, models)
+        with limited_memory(config.gpu_memory, models.device) as models.budget:
+            samples = _prepare(prompts, config, found, models)
         with _placed(models, config).dit() as dit:
             denoiser = FlowDenoiser(dit, models.dtype)
             write = sample_writer(

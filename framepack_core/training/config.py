@@ -67,8 +67,8 @@ SWAP_HELP = (
 )
 SPARING = ("blocks_to_swap", "gradient_checkpointing_cpu_offload")
 LESS_MEMORY = (
-    "add --gradient_checkpointing, a smaller --batch_size, --blocks_to_swap 10 or more, or "
-    "--gradient_checkpointing_cpu_offload"
+    "say by --gpu_memory how much there is, or add --gradient_checkpointing, a smaller "
+    "--batch_size or --blocks_to_swap 10 or more"
 )
 
 
