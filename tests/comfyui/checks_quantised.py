@@ -11,7 +11,7 @@ import comfy.ops
 import torch
 from checks_lora import MODELS, OPPOSITE, apply
 from inside import difference, pack, run, sample
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 TO_Q = "transformer_blocks.0.attn.to_q"
 # Whole-video distances of Toy World from bf16 (norms), each with room for other machines.
@@ -121,3 +121,37 @@ def check_comfyui_s_lora_loader_patches_quantised_weights() -> Any:
         assert measured[precision] < 0.6, measured
         assert difference(sample(base), plain) < 1e-5
     return measured
+
+
+def check_a_quantised_llama_stays_so_and_encodes_alike() -> Any:
+    """Of a file that states its formats; the words are those of the whole weights, nearly."""
+    snapshot = pack("framepack_core.toyworld").SNAPSHOT
+    formats = pack("framepack_core.weights.formats")
+    layers = MODELS.parent / "text_encoders" / "llama"
+    layers.mkdir(parents=True, exist_ok=True)
+    (layers / "config.json").write_bytes((snapshot / "text_encoder" / "config.json").read_bytes())
+    load_clip = pack("nodes.comfyui.encoders").load_clip
+    clip = snapshot / "text_encoder_2"
+    plain = load_clip(snapshot / "text_encoder", clip)
+    state = {}
+    for name, x in plain.cond_stage_model.llama.state_dict().items():
+        kept = formats.MADE["int8_tensorwise" if "mlp" in name else "float8_e4m3fn"]
+        if name.endswith("_proj.weight"):
+            parts = formats.Encoding(kept, kept.options(tuple(x.shape))).encode(x.float())
+            state |= {name.removesuffix("weight") + part: t for part, t in parts.items()}
+        else:
+            state[name] = x
+    save_file(state, layers / "model.safetensors")
+    (layers / "tokenizer").mkdir(exist_ok=True)
+    for file in (snapshot / "tokenizer").iterdir():
+        (layers / "tokenizer" / file.name).write_bytes(file.read_bytes())
+    quantised = load_clip(layers, clip)
+    llama = quantised.cond_stage_model.llama
+    kinds = {x.weight.dtype for x in llama.modules() if isinstance(x, torch.nn.Linear)}
+    assert kinds == {torch.int8, torch.float8_e4m3fn}, kinds
+    words = [
+        run("FPReelTextEncode", clip=c, text="a red circle")[0][0][0] for c in (plain, quantised)
+    ]
+    distance = relative(words[1], words[0])
+    assert 0 < distance < 0.2, distance
+    return distance
