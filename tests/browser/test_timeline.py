@@ -207,6 +207,88 @@ def test_reloaded_and_exported_plans_are_the_same(
     assert other.page.locator(SECTION).count() == 4
 
 
+def test_the_ruler_is_to_scale_and_scrolls_with_the_strip(timeline: ComfyPage) -> None:
+    measure = """() => {
+        const box = (element) => element.getBoundingClientRect();
+        const scroll = document.querySelector(".fpreel-scroll");
+        const sections = [...document.querySelectorAll(".fpreel-section")].map(box);
+        const left = sections[0].left;
+        const width = sections.at(-1).right - left;
+        const marks = [...document.querySelectorAll(".fpreel-ruler span")];
+        return {
+            marks: marks.map((mark) => [
+                parseFloat(mark.textContent), (box(mark).left - left) / width,
+            ]),
+            scrolls: scroll.scrollWidth > scroll.clientWidth,
+        };
+    }"""
+    assert not timeline.page.evaluate(measure)["scrolls"], "all of it fits"
+    timeline.set_widget("FPReelPlan", "sections", 30)
+    timeline.page.wait_for_timeout(500)
+    for scrolled in (0, 300):
+        timeline.page.evaluate(
+            "(left) => { document.querySelector('.fpreel-scroll').scrollLeft = left; }", scrolled
+        )
+        told = timeline.page.evaluate(measure)
+        assert told["scrolls"] and len(told["marks"]) > 8
+        for second, share in told["marks"]:
+            assert share == pytest.approx(second * 30 / 1080, abs=0.005)
+
+
+def test_it_survives_the_properties_panel_and_a_narrow_node(timeline: ComfyPage) -> None:
+    width = "() => document.querySelector('.fpreel-timeline').getBoundingClientRect().width"
+    before = timeline.page.evaluate(width)
+    # As a panel does that draws the widget a second time.
+    timeline.node(
+        "FPReelPlan",
+        "node.widgets.find((w) => w.name === 'timeline').width = 298; "
+        "app.canvas.setDirty(true, true)",
+    )
+    timeline.page.wait_for_timeout(500)
+    assert timeline.page.evaluate(width) == pytest.approx(before, abs=1)
+    script = "node.setSize([300, node.size[1]]); app.canvas.setDirty(true, true)"
+    timeline.node("FPReelPlan", script)
+    timeline.page.wait_for_timeout(500)
+    beside = timeline.page.evaluate(
+        "() => { const all = document.querySelector('.fpreel-timeline'); "
+        "return [all.scrollWidth, all.clientWidth]; }"
+    )
+    assert beside[0] <= beside[1], "what does not fit beside has to wrap"
+
+
+def test_a_picture_is_expected_where_it_can_be_dropped(timeline: ComfyPage) -> None:
+    assert "drop a picture" in timeline.page.inner_text(f"{TIMELINE} .fpreel-order")
+    data = timeline.page.evaluate_handle("() => new DataTransfer()")
+    target = f"{SECTION} >> nth=1"
+    timeline.page.dispatch_event(target, "dragover", {"dataTransfer": data})
+    assert timeline.page.locator(f"{SECTION}.fpreel-drop").count() == 1
+    timeline.page.dispatch_event(target, "dragleave", {"dataTransfer": data})
+    assert timeline.page.locator(f"{SECTION}.fpreel-drop").count() == 0
+    cut = timeline.page.evaluate(
+        "() => [...document.querySelectorAll('.fpreel-field input')].filter((input) => { "
+        "const pen = document.createElement('canvas').getContext('2d'); "
+        "pen.font = getComputedStyle(input).font; "
+        "return pen.measureText(input.placeholder).width > input.clientWidth - 8; }).length"
+    )
+    assert cut == 0, "a placeholder does not fit its field"
+
+
+def test_start_and_end_picture_are_at_the_ends(
+    timeline: ComfyPage, server: Any, picture: Path
+) -> None:
+    (server.base / "input" / "first.png").write_bytes(picture.read_bytes())
+    timeline.add("LoadImage")
+    timeline.set_widget("LoadImage", "image", "first.png")
+    timeline.connect("LoadImage", 0, "FPReelStartFrame", "image")
+    # ComfyUI tells of changes by mouse and key, not of those by a script.
+    timeline.page.evaluate("() => app.api.dispatchEvent(new CustomEvent('graphChanged'))")
+    seen = ".fpreel-end.fpreel-has-image"
+    timeline.page.wait_for_selector(f"{TIMELINE} {seen}", state="attached")
+    style = timeline.page.get_attribute(f"{TIMELINE} {seen}", "style")
+    assert "first.png" in style
+    assert timeline.page.locator(f"{TIMELINE} .fpreel-end[hidden]").count() == 1  # no end image
+
+
 def test_a_text_that_is_no_timeline_is_shown_and_kept(timeline: ComfyPage) -> None:
     timeline.set_widget("FPReelPlan", "timeline", '{"sections": [{"promt": "a"}]}')
     timeline.page.wait_for_timeout(300)
