@@ -1,4 +1,4 @@
-"""The words of the interface: three languages with the same keys and the same {names} in them."""
+"""The words of the interface: every language with the same keys and the same {names} in them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 LOCALES = ROOT / "locales"
 SOURCES = [*(ROOT / "js").glob("*.js")]
-LANGUAGES = ("en", "ja", "zh")
+LANGUAGES = ("en", "ja", "zh", "zh-TW")
 FILES = ("main.json", "nodeDefs.json")
 NAME = re.compile(r"\{\w+\}")
 
@@ -48,6 +48,15 @@ def test_sentences_are_translated(language: str) -> None:
     english, here = words("en", "nodeDefs.json"), words(language, "nodeDefs.json")
     same = [key for key, text in here.items() if " " in text and text == english[key]]
     assert [key for key in same if key.endswith(("tooltip", "description"))] == []
+
+
+def test_clips_of_frames_and_sections_have_words_of_their_own() -> None:
+    """Not that of the text encoder, and not each other's."""
+    for language in LANGUAGES[1:]:
+        clip = words(language, "nodeDefs.json")["FPReelToyWorldScene.outputs.2.name"]
+        assert "CLIP" not in clip, language
+    for language in ("zh", "zh-TW"):
+        assert [text for text in words(language, "main.json").values() if "片段" in text] == []
 
 
 def test_widgets_use_words_that_exist() -> None:

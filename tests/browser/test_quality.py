@@ -190,7 +190,8 @@ def made_samples(server: Server) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize(
-    ("locale", "words"), [("en", "2 sections"), ("ja", "セクション 2 個"), ("zh", "2 个片段")]
+    ("locale", "words"),
+    [("en", "2 sections"), ("ja", "セクション 2 個"), ("zh", "2 段"), ("zh-TW", "2 段")],
 )
 def test_languages(open_page: Callable[..., ComfyPage], locale: str, words: str) -> None:
     page = open_page(locale)
