@@ -57,8 +57,9 @@ def test_as_much_stays_on_the_device_as_fits() -> None:
     fit = fitted(least - 1)
     assert fit.inputs_to_cpu and sizes.needed(fit.swapped) < least + INPUTS
     assert fitted(least - INPUTS).inputs_to_cpu
+    assert fitted(least - INPUTS - SLACK) == Fit(MOST_TO_SWAP, True)
     with pytest.raises(FramePackError, match=r"gpu_memory: .* but a step needs .* GiB even with"):
-        fitted(least - INPUTS - 1)
+        fitted(least - INPUTS - SLACK - 1)
 
 
 def test_a_run_within_a_budget_trains_the_same(

@@ -64,6 +64,8 @@ def limited_memory(gib: float | None, device: torch.device) -> Iterator[int | No
         return
     if device.type != "cuda":
         raise FramePackError(f"gpu_memory: {device} has no memory of its own; leave it out")
+    if device.index is None:  # as --device cuda
+        device = torch.device("cuda", torch.cuda.current_device())
     total = torch.cuda.get_device_properties(device).total_memory
     free = free_device_memory(device) + torch.cuda.memory_reserved(device)
     most = min(int(gib * GIB), free)

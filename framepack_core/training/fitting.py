@@ -14,7 +14,7 @@ from ..runtime.errors import FramePackError
 from ..runtime.memory import GIB
 
 STATES = 2  # of an optimizer, each as large as what is trained; they come after the first step
-SLACK = GIB // 2  # of the allocator, which cannot use every gap
+SLACK = 2 * GIB  # of the allocator, which cannot use every gap: 1.1 to 1.5 were seen on an H200
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ def fit_step(
     """
     sizes = WeightSizes.of_model(dit)
     free = budget - STATES * trained - SLACK
-    least = 0
+    least, smallest = 0, Fit(MOST_TO_SWAP, False)
     for inputs_to_cpu in (False, True):
         smallest = Fit(MOST_TO_SWAP, inputs_to_cpu)
         with suppress(torch.cuda.OutOfMemoryError):
@@ -49,6 +49,8 @@ def fit_step(
                 if not swapped:
                     place(dit, [], device, pin=False)
                 return Fit(swapped, inputs_to_cpu)
+    if least and least <= free + SLACK:  # the trial itself had few gaps
+        return smallest
     needed = f"{(least + budget - free) / GIB:.1f} GiB" if least else "more"
     raise FramePackError(
         f"gpu_memory: {budget / GIB:.1f} GiB, but a step needs {needed} even with all blocks and "

@@ -150,6 +150,14 @@ class DiffusersVAE:
         self.vae.load_state_dict(vae.state_dict(), assign=True)
         self.vae.eval().requires_grad_(False)
 
+    @contextlib.contextmanager
+    def whole(self) -> Iterator[None]:
+        """Meanwhile without the pieces of few frames, its default, that blend into one another."""
+        vae = self.vae
+        vae.use_framewise_encoding = vae.use_framewise_decoding = False
+        yield
+        vae.use_framewise_encoding = vae.use_framewise_decoding = True
+
     def decode(self, latents: Tensor) -> Tensor:
         return self.vae.decode(latents / self.scale).sample
 
