@@ -29,7 +29,14 @@ from ...framepack_core.weights.formats import (
 from ...framepack_core.weights.fp8 import SCALE, rescale
 from ...framepack_core.weights.quantised_linear import QuantisedWeight
 
-NATIVE = hasattr(comfy.ops, "mixed_precision_ops")  # older versions of ComfyUI have none
+
+def _native_formats() -> set[str]:
+    """The formats that this version of ComfyUI holds in layers of its own; older ones have none."""
+    if not hasattr(comfy.model_management, "supports_mxfp8_compute"):
+        return set()
+    from comfy.quant_ops import QUANT_ALGOS
+
+    return set(QUANT_ALGOS)
 
 
 def operations_for(encodings: Mapping[str, Encoding], device: torch.device, dtype: Any) -> Any:
@@ -41,7 +48,8 @@ def operations_for(encodings: Mapping[str, Encoding], device: torch.device, dtyp
     formats = {encoding.format.name: encoding.format for encoding in encodings.values()}
     if not formats:
         return None
-    if not all(NATIVE and format.native for format in formats.values()):
+    native = {name for name, format in formats.items() if format.native}
+    if native != set(formats) or not native <= _native_formats():
         return EmulatingOps
     emulated = _without_hardware(device) & set(formats)
     if emulated:
