@@ -63,18 +63,25 @@ class Decode(io.ComfyNode):
                 ),
                 *option_inputs(DecodingOptions, ("tile_size",), optional=False),
                 *option_inputs(MadeWith, ("window",), optional=False),
+                *option_inputs(DecodingOptions, ("overlap",), optional=True),
             ],
             outputs=[io.Image.Output(display_name="images")],
         )
 
     @classmethod
     def execute(
-        cls, latent: dict[str, Any], vae: Any, mode: str, tile_size: int, window: int
+        cls,
+        latent: dict[str, Any],
+        vae: Any,
+        mode: str,
+        tile_size: int,
+        window: int,
+        overlap: int = 0,
     ) -> io.NodeOutput:
         to_latents(latent, "latent")
         window = window or latent.get(WINDOW_KEY, WINDOW)
         videos = [
-            collect(decode_video(sample, vae, mode, tile_size, window))
+            collect(decode_video(sample, vae, mode, tile_size, window, overlap))
             for sample in latent["samples"].split(1)
         ]
         return io.NodeOutput(torch.cat(videos) if len(videos) > 1 else videos[0])

@@ -49,6 +49,7 @@ class SaveVideo(io.ComfyNode):
                 *option_inputs(OutputOptions, ("fps", "crf", "codec"), optional=False),
                 *option_inputs(DecodingOptions, ("tile_size",), optional=False),
                 *option_inputs(MadeWith, ("window",), optional=False),
+                *option_inputs(DecodingOptions, ("overlap",), optional=True),
             ],
             outputs=[io.Video.Output(display_name="video")],
             is_output_node=True,
@@ -65,6 +66,7 @@ class SaveVideo(io.ComfyNode):
         codec: str,
         tile_size: int,
         window: int,
+        overlap: int = 0,
     ) -> io.NodeOutput:
         latents = to_latents(latent, "latent")
         probe_encoder(codec)
@@ -77,7 +79,7 @@ class SaveVideo(io.ComfyNode):
             path = folder / f"{name}_{number:05}_.mp4"
             video = VideoWriter(path, **options, metadata=cls._metadata())
             with _latents_rescued(latents[number - counter :], window), video:
-                for clip in decode_video(sample, vae, SECTIONS, tile_size, window):
+                for clip in decode_video(sample, vae, SECTIONS, tile_size, window, overlap):
                     for frame in to_uint8(clip):
                         video.write(frame)
             results.append(ui.SavedResult(path.name, subfolder, io.FolderType.output))

@@ -33,6 +33,12 @@ def causal_decode(latents: Tensor) -> Tensor:
     return torch.cat([running[:, :, :1], running[:, :, 1:].repeat_interleave(4, dim=2)], dim=2)
 
 
+def repeated(latents: Tensor) -> Tensor:
+    """A stand-in that does not look back."""
+    first, rest = latents[:, :3, :1], latents[:, :3, 1:]
+    return torch.cat([first, rest.repeat_interleave(4, dim=2)], dim=2)
+
+
 def backward_decode(latents: Tensor, window: int, sections: int) -> Tensor:
     """The published algorithm: from the last section back, each joined to all that follows it."""
     video = None
@@ -129,3 +135,28 @@ def test_out_of_memory_with_the_smallest_tiles_and_other_errors_are_raised() -> 
     for error in (torch.cuda.OutOfMemoryError("out of memory"), ValueError("other")):
         with pytest.raises(type(error)):
             fails(error)(random_latents(2))
+
+
+@pytest.mark.parametrize("window", [1, 2, 5, 9])
+@pytest.mark.parametrize("sections", [1, 2, 3, 6])
+@pytest.mark.parametrize("overlap", [1, 2, 9])
+def test_parts_with_a_short_overlap_cover_every_frame(
+    window: int, sections: int, overlap: int
+) -> None:
+    if overlap > window:
+        with pytest.raises(FramePackError, match=f"{overlap} latent frames are more than a window"):
+            decode_slices(1 + window * sections, window, overlap)
+        return
+    latents = random_latents(1 + window * sections)
+    slices = decode_slices(latents.shape[2], window, overlap)
+    assert all(stop - start <= 2 * window + 1 for start, stop in slices)
+    video = torch.cat(list(decode_sections(causal_decode, latents, window, overlap)), dim=2)
+    assert video.shape[2] == 4 * window * sections + 1
+    # Where a decode does not depend on where it begins, neither do the frames.
+    found = torch.cat(list(decode_sections(repeated, latents, window, overlap)), dim=2)
+    assert torch.allclose(found, repeated(latents), atol=1e-6)
+
+
+def test_a_short_overlap_decodes_little_twice() -> None:
+    assert decode_slices(19, 9, 2) == [(0, 19)]
+    assert decode_slices(37, 9, 2) == [(0, 13), (11, 25), (23, 37)]

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from ..headless.jobs import SMALLER_DECODE, shown
 from ..headless.models import explain_out_of_memory, open_models
+from ..headless.options import DecodingOptions
 from ..headless.output import LATENT_SUFFIX, Output
 from ..runtime.errors import FramePackError
-from ..sampling.decode import Decode, decode_bulk, decode_frames, decode_sections, decode_slices
+from ..sampling.decode import Decode, decode_frames, decode_slices, decode_video
 from ..sampling.latents import fps_of, load_latents, window_of
 from ..sampling.sections import LATENT_STRIDE
 from .commands import Generate
@@ -52,19 +53,18 @@ class LatentFile:
         height, width = self.latents.shape[3:]
         return LATENT_STRIDE * width, LATENT_STRIDE * height
 
-    def check(self, bulk: bool) -> None:
+    def check(self, decoding: DecodingOptions) -> None:
         """Refuse what cannot be decoded by sections of this window."""
-        if not (bulk or self.single):
-            decode_slices(self.latents.shape[2], self.window)
+        if not (decoding.bulk_decode or self.single):
+            decode_slices(self.latents.shape[2], self.window, decoding.decode_overlap)
 
-    def write(self, output: Output, decode: Decode, bulk: bool) -> Path:
+    def write(self, output: Output, decode: Decode, decoding: DecodingOptions) -> Path:
         """Decode into the output's files."""
         if self.single:
             clips = decode_frames(decode, self.latents)
-        elif bulk:
-            clips = decode_bulk(decode, self.latents)
         else:
-            clips = decode_sections(decode, self.latents, self.window)
+            way = {"bulk": decoding.bulk_decode, "overlap": decoding.decode_overlap}
+            clips = decode_video(decode, self.latents, self.window, **way)
         return output.write(clips, self.size, self.frames, self.metadata)
 
 
@@ -74,11 +74,10 @@ def run(command: Generate) -> None:
         raise FramePackError("--latent_path: name the VAE that fits, with --vae or --snapshot")
     if command.output.output_type == "latent":
         raise FramePackError("--output_type latent: the latents are in a file already")
-    bulk = command.decoding.bulk_decode
     todo: list[tuple[LatentFile, Output]] = []
     for path in command.latent_path:
         file = LatentFile.read(path, command.prompt.latent_window_size)
-        file.check(bulk)
+        file.check(command.decoding)
         name = path.stem.removesuffix(LATENT_SUFFIX)
         output = Output(command.output, name, file.fps, file.single)
         output = output.unused([other.name for _, other in todo])
@@ -87,4 +86,4 @@ def run(command: Generate) -> None:
     models = open_models(command.models, ["vae"], decoding=command.decoding)
     with models.decoder() as decoder, explain_out_of_memory(SMALLER_DECODE):
         for file, output in todo:
-            shown(file.write(output, decoder, bulk))
+            shown(file.write(output, decoder, command.decoding))

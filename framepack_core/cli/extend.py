@@ -57,7 +57,7 @@ def _from_latents(command: Extend, models: Models) -> tuple[Video, float]:
     path = command.latent_path
     assert path is not None
     file = LatentFile.read(path, command.prompt.latent_window_size)
-    file.check(models.decoding.bulk_decode)
+    file.check(models.decoding)
     if file.latents.shape[2] <= file.window:
         raise _too_short(str(path), file.frames, file.window)
     if command.prompt.video_size is not None:

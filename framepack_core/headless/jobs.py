@@ -30,6 +30,7 @@ from ..sampling.step_cache import Calibration
 from .encodings import Encodings
 from .job import JobOptions
 from .models import Models, explain_out_of_memory
+from .options import DecodingOptions
 from .output import Output
 from .request import Request
 from .scenes import OneFrameEdit, SampleContext, Scene, Video
@@ -196,16 +197,16 @@ def _decode_all(waiting: list[Job], models: Models, attempt: Attempt) -> list[Pa
     with models.decoder() as decoder:
         while waiting:
             with attempt(waiting[0]), _latents_named(waiting[0], models):
-                made.append(_decode(waiting[0], decoder, models.decoding.bulk_decode))
+                made.append(_decode(waiting[0], decoder, models.decoding))
             waiting.pop(0)
     return made
 
 
-def _decode(job: Job, decoder: Decode, bulk: bool) -> Path:
+def _decode(job: Job, decoder: Decode, decoding: DecodingOptions) -> Path:
     scene, output = job.request.scene, job.output
     latents, _ = load_latents(output.latent_path)
     with explain_out_of_memory(SMALLER_DECODE):
-        clips = scene.clips(decoder, latents, bulk)
+        clips = scene.clips(decoder, latents, decoding)
         path = shown(output.write(clips, scene.size, scene.frames, job.metadata))
     if not output.keeps_latents:
         output.latent_path.unlink()

@@ -8,8 +8,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+from pydantic import model_validator
+
 from ..models.compiling import CompileOptions
 from ..runtime.options import Settings, option
+from ..sampling.sections import MAX_WINDOW
 from ..training.config import SWAP_HELP
 
 if TYPE_CHECKING:
@@ -207,6 +210,22 @@ class DecodingOptions(Settings):
         step=32,
     )
     bulk_decode: bool = option(False, "Bulk decoding: all sections in one call.")
+    decode_overlap: int | None = option(
+        None,
+        "Decode overlap: latent frames that neighbouring parts of a video share and fade over. 2 "
+        "decodes little twice.",
+        node="overlap",
+        none=0,
+        absent="a whole section, as FramePack does, which decodes nearly every frame twice",
+        ge=1,
+        le=MAX_WINDOW,
+    )
+
+    @model_validator(mode="after")
+    def _by_sections(self) -> DecodingOptions:
+        if self.bulk_decode and self.decode_overlap is not None:
+            raise ValueError("decode_overlap: bulk_decode has no parts; leave one out")
+        return self
 
     @property
     def tile(self) -> int | None:

@@ -16,6 +16,7 @@ from ..runtime.display import warn
 from ..runtime.errors import FramePackError
 from ..runtime.images import Size
 from ..runtime.options import Leaf, leaves
+from ..sampling.decode import decode_slices
 from ..sampling.flow import CFG, Guided, RopeScaling
 from ..sampling.generate import SamplerConfig
 from ..sampling.one_frame import parse_one_frame, plan_one_frame
@@ -202,6 +203,7 @@ def read_plan(job: VideoJob) -> Plan:
     if paddings is not None:
         paddings = parse_paddings(paddings, "--latent_paddings")
     plan = plan_video(prompt.mode, count, window, paddings)
+    decode_slices(plan.latent_frames, window, job.decoding.decode_overlap)  # refuses before a run
     plan = plan.scheduled(parse_spec(prompt.prompt, "--prompt"), "prompt")
     plan = plan.scheduled(parse_spec(prompt.image_path, "--image_path"), "image", "image_embeds")
     for leaf in by_section():

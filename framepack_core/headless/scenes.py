@@ -14,13 +14,14 @@ from torch import Tensor
 
 from ..runtime.images import Size, fitted, to_tensor
 from ..runtime.video_reader import VideoFile
-from ..sampling.decode import Decode, decode_bulk, decode_frames, decode_sections
+from ..sampling.decode import Decode, decode_frames, decode_video
 from ..sampling.generate import OnSection, SampleSection, generate
 from ..sampling.ledger import OpenLedger
 from ..sampling.masks import mask_latents
 from ..sampling.one_frame import describe_one_frame, generate_one_frame
 from ..sampling.plan import LABEL, Plan, Section
 from .encodings import EncodeRequest, Encodings
+from .options import DecodingOptions
 from .pictures import Control, Picture
 
 CLIP = 8  # frames of an old video that are in memory at once
@@ -86,7 +87,7 @@ class Scene(Protocol):
         """Its latents [1, 16, T, h, w]."""
         ...
 
-    def clips(self, decode: Decode, latents: Tensor, bulk: bool) -> Iterator[Tensor]:
+    def clips(self, decode: Decode, latents: Tensor, decoding: DecodingOptions) -> Iterator[Tensor]:
         """Its latents decoded, as clips [1, 3, F, H, W] that follow each other in time."""
         ...
 
@@ -203,8 +204,9 @@ class Video:
             ledger=ledger,
         )
 
-    def clips(self, decode: Decode, latents: Tensor, bulk: bool) -> Iterator[Tensor]:
-        whole = decode_bulk if bulk else partial(decode_sections, window=self.window)
+    def clips(self, decode: Decode, latents: Tensor, decoding: DecodingOptions) -> Iterator[Tensor]:
+        way = {"bulk": decoding.bulk_decode, "overlap": decoding.decode_overlap}
+        whole = partial(decode_video, window=self.window, **way)
         if self.existing is None:
             return whole(decode, latents)
         # Neighbouring latents change how a frame decodes, so what exists is decoded without the
@@ -257,7 +259,7 @@ class OneFrameEdit:
         controls = mask_latents(controls, [control.mask for control in self.controls])
         return generate_one_frame(self.section, context.sample, controls, context.seed)
 
-    def clips(self, decode: Decode, latents: Tensor, bulk: bool) -> Iterator[Tensor]:
+    def clips(self, decode: Decode, latents: Tensor, decoding: DecodingOptions) -> Iterator[Tensor]:
         return decode_frames(decode, latents)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -75,11 +76,14 @@ class RetryingDecode:
             self.release()
 
 
-def decode_slices(total_latents: int, window: int) -> list[tuple[int, int]]:
-    """(start, stop) of the latents decoded together, one slice a section, in time order.
+def decode_slices(
+    total_latents: int, window: int, overlap: int | None = None
+) -> list[tuple[int, int]]:
+    """(start, stop) of the latents decoded together, in time order.
 
-    A slice is two windows long, so that each shares a window with its neighbour; the first also
-    holds the start image's latent, the last is the second half of the one before.
+    As FramePack does it, one slice a section, two windows long, so that each shares a window with
+    its neighbour; the first also holds the start image's latent, the last is the second half of the
+    one before. With overlap as few slices as are no longer than that and share so many latents.
     """
     sections, rest = divmod(total_latents - 1, window)
     if sections < 1 or rest:
@@ -87,8 +91,18 @@ def decode_slices(total_latents: int, window: int) -> list[tuple[int, int]]:
             f"{total_latents} latent frames are not 1 + n x {window}: give the latent window size "
             "they were made with, or decode them in one call (bulk)"
         )
-    starts = [0, *range(window + 1, total_latents, window)]
-    return [(start, min((i + 2) * window + 1, total_latents)) for i, start in enumerate(starts)]
+    if overlap is None:
+        starts = [0, *range(window + 1, total_latents, window)]
+        return [(start, min((i + 2) * window + 1, total_latents)) for i, start in enumerate(starts)]
+    if overlap > window:
+        raise FramePackError(
+            f"decode_overlap: {overlap} latent frames are more than a window of {window}; give "
+            f"{window} or less"
+        )
+    alone = total_latents - overlap
+    count = -(-alone // (2 * window + 1 - overlap))
+    starts = [alone * i // count for i in range(count + 1)]
+    return [(start, stop + overlap) for start, stop in pairwise(starts)]
 
 
 def blend(first: Tensor, second: Tensor, overlap: int) -> Tensor:
@@ -105,14 +119,17 @@ def blend(first: Tensor, second: Tensor, overlap: int) -> Tensor:
     return torch.cat([first[:, :, :-overlap], faded, second[:, :, overlap:]], dim=2).to(first)
 
 
-def decode_sections(decode: Decode, latents: Tensor, window: int) -> Iterator[Tensor]:
+def decode_sections(
+    decode: Decode, latents: Tensor, window: int, overlap: int | None = None
+) -> Iterator[Tensor]:
     """Decode latents [1, 16, 1 + n * window, h, w] into clips that follow each other in time.
 
-    Neighbouring slices are cross-faded over 4 * window - 3 frames. A frame is shared by two slices
-    at most, so only the faded tail of one is held back for the next, however long the video is.
+    Neighbouring slices are cross-faded over the frames of the latents that they share: a window, or
+    `overlap` latents. Only the faded tail of one is held back for the next, however long the video
+    is.
     """
-    overlap = 4 * window - 3
-    *earlier, last = decode_slices(latents.shape[2], window)
+    *earlier, last = decode_slices(latents.shape[2], window, overlap)
+    overlap = 4 * (window if overlap is None else overlap) - 3
     tail: Tensor | None = None
     for start, stop in earlier:
         pixels = _append(tail, decode(latents[:, :, start:stop]), overlap)
@@ -123,6 +140,15 @@ def decode_sections(decode: Decode, latents: Tensor, window: int) -> Iterator[Te
 
 def _append(tail: Tensor | None, pixels: Tensor, overlap: int) -> Tensor:
     return pixels if tail is None else blend(tail, pixels, overlap)
+
+
+def decode_video(
+    decode: Decode, latents: Tensor, window: int, *, bulk: bool = False, overlap: int | None = None
+) -> Iterator[Tensor]:
+    """Decode all latents in one call, or by sections."""
+    if bulk:
+        return decode_bulk(decode, latents)
+    return decode_sections(decode, latents, window, overlap)
 
 
 def decode_bulk(decode: Decode, latents: Tensor) -> Iterator[Tensor]:

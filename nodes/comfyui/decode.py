@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ...framepack_core.models.vae import AutoencoderKL
 from ...framepack_core.runtime.display import warn
+from ...framepack_core.runtime.errors import FramePackError
 from ...framepack_core.sampling.decode import (
     CHUNKS,
     TILES,
@@ -35,14 +36,21 @@ def decode_video(
     mode: str,
     tile: int,
     window: int,
+    overlap: int = 0,
     say: Callable[[str], None] = warn,
 ) -> Iterator[Tensor]:
-    """Clips [1, 3, F, H, W] in -1..1, in order of time, of unscaled latents [1, 16, T, h, w]."""
+    """Clips [1, 3, F, H, W] in -1..1, in order of time, of unscaled latents [1, 16, T, h, w].
+
+    overlap: latents that parts share, 0 is FramePack's way.
+    """
+    if mode == WHOLE and overlap:
+        raise FramePackError("overlap: mode whole has no parts; set overlap to 0")
     if mode == WHOLE or latents.shape[2] == 1:
         return decode_bulk(clip_decoder(vae, latents, tile, 1, say), latents)
-    slices = decode_slices(latents.shape[2], window)
-    longest = latents[:, :, slice(*slices[0])]
-    return decode_sections(clip_decoder(vae, longest, tile, len(slices), say), latents, window)
+    slices = decode_slices(latents.shape[2], window, overlap or None)
+    longest = latents[:, :, : max(stop - start for start, stop in slices)]
+    decode = clip_decoder(vae, longest, tile, len(slices), say)
+    return decode_sections(decode, latents, window, overlap or None)
 
 
 def collect(clips: Iterable[Tensor]) -> Tensor:

@@ -8,7 +8,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 LEFT = 12  # GiB
 SECTIONS = 4  # of a video of 5 seconds
+OVERLAP = 2  # latent frames
 TEMPLATE = PACK / "example_workflows" / "01 Image to video.json"
 
 
@@ -63,8 +64,15 @@ class Host:
 
     @cached_property
     def model(self) -> Any:
+        return self.load()
+
+    def load(self, compiled: bool = False) -> Any:
+        """Put another MODEL in the place of the one before."""
+        self.__dict__.pop("model", None)
+        self.unload()
         load = self.inside.pack("nodes.comfyui.model").load_model
-        return load(self.bench.files / DIT)
+        self.model = load(self.bench.files / DIT, compiled=compiled)
+        return self.model
 
     def step(self, steps: int) -> tuple[Took, Tensor]:
         """A step of the bench's section, and the latents of the section."""
@@ -115,9 +123,11 @@ def step_rows(bench: Bench) -> Iterator[Row]:
     headless = Took(clock.seconds, memory.peak)
     del sample
     bench.drop_weights()
-    here, found = bench.host.step(steps)
-    error = difference(found, expected)
-    yield Row("a step in ComfyUI", here, headless, "the same without ComfyUI", error)
+    for work, compiled in (("a step in ComfyUI, compiled", True), ("a step in ComfyUI", False)):
+        bench.host.load(compiled)
+        here, found = bench.host.step(steps)
+        error = difference(found, expected)
+        yield Row(work, here, headless, "the same without ComfyUI", error)
 
 
 def left_rows(bench: Bench) -> Iterator[Row]:
@@ -155,17 +165,19 @@ def decode_rows(bench: Bench) -> Iterator[Row]:
     vae = inside.pack("nodes.comfyui.encoders").FramePackVAE(bench.encoders / "vae")
     options = {"mode": "sections", "tile_size": 0, "window": window}
 
-    def decode() -> Tensor:
+    def decode(overlap: int) -> Tensor:
+        given = {"latent": {"samples": latents}, "vae": vae, "overlap": overlap}
         with torch.inference_mode():
-            (images,) = inside.run("FPReelDecode", latent={"samples": latents}, vae=vae, **options)
-        return images
+            return inside.run("FPReelDecode", **given, **options)[0]
 
-    here, images = took(decode, 3)
-    error = None
-    if expected is not None:
-        error = difference(images, ((expected[0].movedim(0, -1).float() + 1) / 2).clamp(0, 1))
-    work = f"FramePack Decode, sections, {shape[2]} latent frames"
-    yield Row(work, here, theirs, "lllyasviel's code with diffusers' VAE", error)
+    for overlap in (0, OVERLAP):
+        here, images = took(partial(decode, overlap), 3)
+        error = None
+        if expected is not None:
+            error = difference(images, ((expected[0].movedim(0, -1).float() + 1) / 2).clamp(0, 1))
+        work = f"FramePack Decode, sections, {shape[2]} latent frames"
+        work += f", overlap {overlap}" if overlap else ""
+        yield Row(work, here, theirs, "lllyasviel's code with diffusers' VAE", error)
     bench.host.unload()
 
 

@@ -777,3 +777,16 @@ def check_sizes_are_those_that_the_model_can_make() -> None:
     large = {"samples": torch.zeros(1, 16, 1, 80, 80)}
     message = error_of(lambda: sample(start_latent=large))
     assert message.startswith("start_latent: 640x640, but this model can only make 64x64"), message
+
+
+def check_parts_of_a_decode_share_fewer_frames() -> float:
+    latents = {"samples": sample(plan=plan(sections=3, window=2)), "framepack_window": 2}
+    options = {"latent": latents, "vae": toy().vae, "tile_size": 0, "window": 2}
+    (usual,) = run("FPReelDecode", mode="sections", **options)
+    (short,) = run("FPReelDecode", mode="sections", overlap=1, **options)
+    assert short.shape == usual.shape
+    message = error_of(lambda: run("FPReelDecode", mode="whole", overlap=1, **options))
+    assert "mode whole has no parts" in message
+    apart = difference(short, usual)
+    assert 0 < apart < 0.5
+    return apart
