@@ -279,7 +279,39 @@ def train_and_use(new: NewBlueprint) -> Blueprint:
     return made
 
 
-BLUEPRINTS = (image_to_video, f1, end_image, train_and_use)
+def toy_world(new: NewBlueprint) -> Blueprint:
+    made = new(
+        "FramePack Toy World Video",
+        "A video of the built-in Toy World, with no download: connect its video to Save Video.",
+    )
+    drawn = {"shape": "circle", "colour": "red", "motion": "right"}
+    chosen = {name: made.take(name, "COMBO", value) for name, value in drawn.items()}
+    length, steps = made.take("seconds", "FLOAT", 2.4), made.take("steps", "INT", 20)
+    seed, fps = made.take("seed", "INT", 1), made.take("fps", "FLOAT", 30.0)
+    timeline = made.take("timeline", "STRING", "")
+    made.group = "Models"
+    loaded = made.add("FPReelLoadSnapshot")
+    model, clip, vae, vision = (loaded[n] for n in ("model", "clip", "vae", "clip_vision"))
+    made.group = "Picture"
+    scene = made.add("FPReelToyWorldScene", scene_seed=7, **chosen)
+    made.column("Prompt and length")
+    positive = made.add("FPReelTextEncode", clip=clip, text=scene["prompt"])["conditioning"]
+    planned = {"clip": clip, "vae": vae, "clip_vision": vision, "timeline": timeline}
+    plan = made.add("FPReelPlan", span=2, seconds=length, **planned)["plan"]
+    made.column()
+    start = made.add("FPReelStartFrame", image=scene["image"], vae=vae, clip_vision=vision)
+    made.column("Make")
+    frames = {name: start[name] for name in ("start_latent", "clip_vision_output")}
+    run = {"model": model, "plan": plan, "positive": positive, "vae": vae, "seed": seed}
+    latent = made.add("FPReelSampler", **run, steps=steps, **frames)["latent"]
+    made.column("Result")
+    images = made.add("FPReelDecode", latent=latent, vae=vae)["images"]
+    made.column()
+    made.give("video", made.add("CreateVideo", images=images, fps=fps)["VIDEO"])
+    return made
+
+
+BLUEPRINTS = (image_to_video, f1, end_image, train_and_use, toy_world)
 
 
 def main() -> None:
