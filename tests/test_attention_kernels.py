@@ -22,6 +22,8 @@ from framepack_core.models.attention_kernels import (
     training_attention,
 )
 from framepack_core.runtime.errors import FramePackError
+from framepack_core.sampling.ledger import Ledger
+from framepack_core.sampling.sections import plan_video
 
 
 def tensors(length: int = 130) -> tuple[Tensor, Tensor, Tensor]:
@@ -229,3 +231,23 @@ def test_compiled_code_calls_it_as_one_operation() -> None:
             found = block(q[:, :, :length], k, v)
             torch.testing.assert_close(found, sdpa(2 * q[:, :, :length], k, v) + 1)
     assert [shape[2] for shape in calls] == [130, 70]
+
+
+def test_a_choice_is_made_again_by_the_next_process(monkeypatch, tmp_path, capsys) -> None:
+    fast = AttentionKernel("fast", lambda q, k, v: sdpa(q, k, v))
+    slow = AttentionKernel("slow", lambda q, k, v: sdpa(q, k, v))
+    monkeypatch.setattr(attention_kernels, "KERNELS", (slow, fast))
+    monkeypatch.setattr(attention_kernels, "_file", None)
+    monkeypatch.setattr(attention_kernels, "_chosen", {})
+    times = iter([2.0, 1.0, 1.0, 2.0])
+    monkeypatch.setattr(attention_kernels, "milliseconds", lambda _run: next(times))
+    file = tmp_path / "ledger" / "attention.json"
+    Ledger(tmp_path / "ledger").open(plan_video("framepack", 1), {})
+    assert AutoAttention().kernel(*tensors()).name == "fast"
+    attention_kernels._chosen.clear()  # as in another process, where it would be measured anew
+    capsys.readouterr()
+    assert AutoAttention().kernel(*tensors()).name == "fast"
+    assert "fast, as it was chosen here before" in capsys.readouterr().out
+    attention_kernels._chosen.clear()
+    file.write_text("damaged")
+    assert AutoAttention().kernel(*tensors()).name == "slow"  # measured, as nothing is known

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import importlib
 import itertools
+import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from importlib.util import find_spec
+from pathlib import Path
 from weakref import WeakValueDictionary
 
 import torch
@@ -22,8 +24,9 @@ from torch.compiler import is_compiling
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
-from ..runtime.display import say
+from ..runtime.display import Display, say
 from ..runtime.errors import FramePackError
+from ..runtime.files import atomic_path
 from .attention import Attention, sdpa
 
 AUTO = "auto"
@@ -227,11 +230,54 @@ class AutoAttention(Traceable):
         key = (q.device, q.dtype, q.shape[1], q.shape[3], q.shape[2].bit_length(), names)
         if key not in _chosen:
             kernels = [k for k in KERNELS if k.exact and k.installed()]
-            _chosen[key] = choose([*kernels, *self.more], q, k, v)
+            _chosen[key] = _choose_again([*kernels, *self.more], q, k, v)
         return _chosen[key]
 
 
 _chosen: dict[tuple[object, ...], AttentionKernel] = {}
+_file: Path | None = None  # of earlier choices
+
+
+def remember_choices(path: Path) -> None:
+    """Take choices of earlier processes from a file and keep new ones there.
+
+    Two kernels that are about as fast could otherwise be chosen differently when a run resumes,
+    and its last sections would be rounded differently from its first.
+    """
+    global _file
+    if path != _file:
+        _file = path
+        _chosen.clear()
+
+
+def _choose_again(
+    kernels: Sequence[AttentionKernel], q: Tensor, k: Tensor, v: Tensor
+) -> AttentionKernel:
+    """The kernel that was chosen on such a machine before; else the fastest, which is noted."""
+    if _file is None:
+        return choose(kernels, q, k, v)
+    by_name = {kernel.name: kernel for kernel in kernels}
+    card = torch.cuda.get_device_name(q.device) if q.device.type == "cuda" else q.device.type
+    length = q.shape[2].bit_length()
+    shape = f"2^{length} tokens of {q.shape[1]} x {q.shape[3]}, {q.dtype}"
+    key = f"{card}, PyTorch {torch.__version__}, {shape}, of {', '.join(by_name)}"
+    noted: dict[str, str] = {}
+    with _note:
+        if _file.is_file():
+            noted = dict(json.loads(_file.read_text(encoding="utf-8")))
+    if noted.get(key) in by_name:
+        kernel = by_name[noted[key]]
+        say(f"attention: {kernel.name}, as it was chosen here before")
+        return kernel
+    kernel = choose(kernels, q, k, v)
+    with _note:
+        _file.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_path(_file) as temporary:
+            temporary.write_text(json.dumps(noted | {key: kernel.name}, indent=1), "utf-8")
+    return kernel
+
+
+_note = Display("the note of chosen attention kernels")
 
 
 def choose(

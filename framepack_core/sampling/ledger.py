@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..models.attention_kernels import remember_choices
 from ..runtime.errors import FramePackError
 from ..runtime.files import atomic_path, is_file, size_text
 from ..runtime.fingerprint import fingerprint
@@ -29,6 +30,7 @@ from .plan import Plan
 SUFFIX = ".safetensors"
 DAMAGED = ".damaged"
 RUNS = "runs.json"
+CHOICES = "attention.json"
 LEDGER_FORMAT = 1  # of keys and entries; another number starts afresh
 LIMIT = 2 * 10**9  # bytes of all entries; latents are small, so this is months of runs
 KEPT_RUNS = 50
@@ -115,7 +117,9 @@ class Ledger:
         """The run of a plan; `settings` hold all that its sections depend on besides the plan.
 
         A value may be anything `fingerprint` takes; names are what a user is told of changes.
+        Kernels of attention that were chosen for runs of this folder are chosen again.
         """
+        remember_choices(self.folder / CHOICES)
         return LedgerRun(self, plan, settings)
 
     def entries(self) -> list[Entry]:
