@@ -56,12 +56,13 @@ from framepack_core.models.attention import Attention
 from framepack_core.models.attention_kernels import AUTO, attention_of
 from framepack_core.models.build import load_dit, load_vae
 from framepack_core.models.compiling import CompileOptions
-from framepack_core.models.dit import FramePackDiT
+from framepack_core.models.dit import DiTInputs, FramePackDiT
 from framepack_core.models.prompt import TextCondition
 from framepack_core.runtime.device import default_device
 from framepack_core.sampling.flow import FlowDenoiser, Guided
 from framepack_core.sampling.generate import SectionTask
 from framepack_core.sampling.history import History
+from framepack_core.sampling.plan import TIME_SCALE
 from framepack_core.sampling.sections import plan_framepack
 
 TRAINING = {
@@ -152,10 +153,22 @@ class Inputs:
 
 
 @torch.no_grad()
+@torch.no_grad()
 def pass_rows(bench: Bench) -> Iterator[Row]:
     """One pass of the DiT at a middle noise level, in eager mode and with compiled blocks."""
     task, guided = bench.inputs.task, bench.inputs.guided
     sigma = torch.tensor([0.5], device=bench.device)
+
+    guidance = torch.tensor([TIME_SCALE * guided.guidance], device=bench.device)
+    inputs = DiTInputs(
+        task.noise.to(bench.size.dtype),
+        TIME_SCALE * sigma,
+        guided.text,
+        guidance,
+        guided.image_embeds,
+        task.latent_indices,
+        task.context,
+    )
 
     def velocity(dit: FramePackDiT) -> Callable[[], Tensor]:
         denoiser = FlowDenoiser(dit, bench.size.dtype)
@@ -170,12 +183,15 @@ def pass_rows(bench: Bench) -> Iterator[Row]:
         del run
     for work, compiled in (("not compiled", False), ("blocks compiled", True)):
         dit = bench.dit(attention_of(AUTO))
-        if compiled:
+        if not compiled:
+            before, _ = took(lambda dit=dit: dit.embed(inputs), kept=bench.weights)
+        else:
             Execution(compilation=CompileOptions().compilation).prepare(dit, bench.device)
         here, found = took(velocity(dit), kept=bench.weights)
         error = None if expected is None else difference(found, expected)
         yield Row(f"pass of the DiT, {work}", here, theirs, "lllyasviel's code, eager", error)
         del dit, found
+    yield Row("of it before the blocks: packing, rotary tables, text, image", before)
 
 
 @torch.no_grad()
