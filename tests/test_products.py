@@ -123,7 +123,7 @@ def test_the_fastest_right_one_is_taken(monkeypatch, capsys) -> None:
     assert model[0].product is tried[3] and model[1].product is None
     first, second = capsys.readouterr().out.splitlines()
     assert first == (
-        f"int8_tensorwise: multiplied by fast, the fastest for 4096 x {WIDE} by {HIGH} "
+        f"int8_tensorwise: multiplied by fast, the fastest for {products.ROWS} x {WIDE} by {HIGH} "
         f"({DEQUANTISED} 1.00 ms, wrong is wrong by 100%, refusing refuses (no such card), "
         "slow 0.99 ms, error 0.000, fast 0.50 ms, error 0.000)"
     )

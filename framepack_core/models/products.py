@@ -34,7 +34,7 @@ from ..weights.quantised_linear import QuantisedLinear
 from .attention_kernels import GAIN, milliseconds
 from .fused import usable
 
-ROWS = 4096  # of the input that is timed
+ROWS = 16384  # of the input that is timed: about the tokens of a pass, for shorter ones favour int8
 FEWEST = 32  # rows; below, integer products are not there, and nothing is gained
 ALIGNMENT = 16  # of both sides of a weight
 ERRORS = {8: 0.06, 4: 0.25}  # by bits of the numbers: what quantising the input may add, relative
