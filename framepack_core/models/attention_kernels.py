@@ -26,7 +26,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from ..runtime.display import Display, say
 from ..runtime.errors import FramePackError
-from ..runtime.files import atomic_path
+from ..runtime.files import atomic_path, is_file
 from .attention import Attention, sdpa
 
 AUTO = "auto"
@@ -263,7 +263,7 @@ def _choose_again(
     key = f"{card}, PyTorch {torch.__version__}, {shape}, of {', '.join(by_name)}"
     noted: dict[str, str] = {}
     with _note:
-        if _file.is_file():
+        if is_file(_file):
             noted = dict(json.loads(_file.read_text(encoding="utf-8")))
     if noted.get(key) in by_name:
         kernel = by_name[noted[key]]
