@@ -69,7 +69,7 @@ class Recording:
 
 @torch.no_grad()
 def record(subject: Subject, forced: Mapping[str, Parts] | None = None) -> Recording:
-    """Run once; with `forced` each stage goes on with those outputs in the place of its own."""
+    """Run once; with `forced` each stage continues from those outputs instead of its own."""
     found = Recording()
 
     def hook(name: str, form: Form) -> Callable[..., Any]:

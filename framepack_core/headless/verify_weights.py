@@ -269,7 +269,7 @@ def _fits(ours: Tensor, rounded: Tensor, full: Tensor, stored: Sequence[Held], h
     """Whether a weight is the reference's. stored: how both files have it."""
     if torch.equal(ours, rounded):
         return True
-    if stored[0] == stored[1]:  # quantising is not the same to the bit on every device
+    if stored[0] == stored[1]:  # quantising is not bit-exact across devices
         return held.encoding is not None and relative_error(ours, rounded) <= SAME
     plain = [torch.finfo(h.dtype).eps for h in stored if h.encoding is None]
     limit = max([FACTOR * relative_error(rounded, full), *plain])

@@ -84,7 +84,7 @@ LOGGERS: dict[str, Callable[[TrainConfig], AbstractContextManager[Log]]] = {
 
 @contextmanager
 def open_log(name: str, config: TrainConfig) -> Iterator[Log]:
-    """One of LOGGERS as a display; raises FramePackError only for what a user can mend."""
+    """One of LOGGERS as a display; raises FramePackError only for what a user can fix."""
     shown, stack = Display(f"logging to {name}"), ExitStack()
     log: Log = lambda _report: None  # noqa: E731
     try:
