@@ -364,7 +364,7 @@ def check_single_files_take_the_tokenizers_that_comfyui_brings() -> str:
     """Toy World's stand in for them, whose vocabulary is larger than the toy encoders'."""
     encoders, files = pack("nodes.comfyui.encoders"), pack("framepack_core.weights.files")
     snapshot, folder = pack("framepack_core.toyworld").SNAPSHOT, BASE / "models" / "text_encoders"
-    for name, component in (("llama", "text_encoder"), ("clip_l", "text_encoder_2")):
+    for name, component in (("llama", "text_encoder"), ("toy_clip", "text_encoder_2")):
         weights = files.open_weights(sorted((snapshot / component).glob("*.safetensors")))
         config = (snapshot / component / "config.json").read_text(encoding="utf-8")
         tensors = {key: weights[key] for key in weights}
@@ -373,7 +373,7 @@ def check_single_files_take_the_tokenizers_that_comfyui_brings() -> str:
         run,
         "FPReelLoadTextEncoders",
         llama="llama.safetensors",
-        clip_l="clip_l.safetensors",
+        clip_l="toy_clip.safetensors",
         precision="auto",
     )
     assert all(path.is_dir() for path in encoders.COMFY_TOKENIZERS.values())

@@ -307,7 +307,7 @@ def check_decode_out_of_memory_goes_on_in_smaller_pieces() -> Any:
     tiles, core.TILES, network.decode = core.TILES, (48, 32), limited
     try:
         clips = list(
-            decode.decode_video(latent["samples"], toy().vae, "sections", 0, 2, said.append)
+            decode.decode_video(latent["samples"], toy().vae, "sections", 0, 2, say=said.append)
         )
     finally:
         core.TILES = tiles
