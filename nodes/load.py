@@ -15,9 +15,10 @@ from ..framepack_core.sampling.plan import Mode
 from ..framepack_core.toyworld import SNAPSHOT
 from ..framepack_core.toyworld.preview import LATENT_RGB
 from ..framepack_core.toyworld.render import SIZE
-from ..framepack_core.weights.formats import MADE, STATED, Precision
+from ..framepack_core.weights.formats import MADE
 from ..framepack_core.weights.layouts import find_snapshot, is_standard_name
 from ..framepack_core.weights.names import mode_by_name
+from ..framepack_core.weights.precisions import STATED, Precision
 from .comfyui.encoders import FramePackCLIPVision, FramePackVAE, load_clip
 from .comfyui.model import ATTENTIONS, AUTO_ATTENTION, TrainedFor, load_model
 from .comfyui.paths import (

@@ -11,7 +11,7 @@ from ..framepack_core.runtime.device import parse_dtype
 from ..framepack_core.runtime.errors import FramePackError
 from ..framepack_core.runtime.files import is_file
 from ..framepack_core.training.config import TrainConfig
-from ..framepack_core.weights.formats import Precision
+from ..framepack_core.weights.precisions import Precision
 from .comfyui.paths import lora_folder, output_folder
 from .comfyui.section_run import check_mode, check_model
 from .comfyui.train import train_lora

@@ -8,7 +8,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..framepack_core.training.config import TrainConfig
-from ..framepack_core.weights.formats import STATED
+from ..framepack_core.weights.precisions import STATED
 from .dataset import TRAINING
 from .option_inputs import option_inputs, other_names, read_inputs
 from .types import TrainConfigSocket, advanced, schema

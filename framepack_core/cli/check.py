@@ -33,8 +33,8 @@ from ..sampling.estimate import (
 from ..sampling.probe import StepCost, probe_decode
 from ..sampling.sections import LATENT_STRIDE
 from ..weights.files import TensorInfo, open_weights
-from ..weights.formats import Precision
 from ..weights.layouts import Component, find_component
+from ..weights.precisions import Precision
 from .commands import Make
 
 VIDEO_BYTES = 0.15  # for each pixel at the quality used by default, with some to spare

@@ -20,6 +20,7 @@ from ..headless.options import (
 )
 from ..runtime.options import S, Settings, leaves, option
 from ..sampling.plan import Direction
+from ..weights.precisions import Stated
 
 
 class NamedTransformer(TransformerOptions, ModeOption):
@@ -43,20 +44,7 @@ class Quantize(Settings):
     """What is quantised, and into what."""
 
     transformer: NamedTransformer = NamedTransformer()
-    format: Literal[
-        "float8_e4m3fn",
-        "float8_e5m2",
-        "int8_tensorwise",
-        "int8_convrot",
-        "convrot_w4a4",
-        "asym_w4a8_int8",
-        "nvfp4",
-        "mxfp8",
-        "gguf_q8_0",
-        "gguf_q6_k",
-        "gguf_q5_k",
-        "gguf_q4_k",
-    ] = option(
+    format: Stated = option(
         ...,
         "Format of the linear layers of the blocks: ComfyUI's (for its kernels: fp8 on RTX 40 and "
         "later, int8_convrot on RTX 20 and later, nvfp4 and mxfp8 on RTX 50), or GGUF's.",

@@ -31,8 +31,8 @@ from ..runtime.images import Pixels, to_tensor
 from ..runtime.memory import GIB
 from ..sampling.decode import Decode, DecodeMemory, RetryingDecode
 from ..sampling.estimate import OTHER_MEMORY
-from ..weights.formats import Precision
 from ..weights.layouts import Component, find_component
+from ..weights.precisions import Precision
 from .execution import Execution
 from .job import JobOptions
 from .model_files import check_tokenizers, find_models, read_loras

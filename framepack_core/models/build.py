@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..runtime.errors import FramePackError
 from ..weights.files import open_weights
-from ..weights.formats import Precision, is_block_linear
+from ..weights.formats import is_block_linear
 from ..weights.layouts import (
     TITLES,
     Component,
@@ -26,6 +26,7 @@ from ..weights.layouts import (
     find_snapshot,
 )
 from ..weights.names import explain_mismatch, to_internal
+from ..weights.precisions import Precision
 from ..weights.quantised_files import QuantisedFiles
 from ..weights.quantised_linear import QuantisedOps, QuantisedWeight
 from ..weights.state import ModelState, Source, Storage, Transform

@@ -18,8 +18,9 @@ from ..lora.apply import LoraUse, MergeLoras
 from ..runtime.errors import FramePackError
 from ..runtime.files import atomic_path, is_folder, size_text
 from ..weights.files import GGUF, SAFETENSORS, TensorInfo, writing_weights
-from ..weights.formats import PARTS, Gguf, Precision
+from ..weights.formats import PARTS, Gguf
 from ..weights.gguf import writing_gguf
+from ..weights.precisions import Precision
 from ..weights.state import ModelState, OnEncoded
 from .build import open_dit
 from .dit import DiTConfig

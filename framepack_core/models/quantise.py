@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from ..lora.apply import LoraUse, apply_loras
-from ..weights.formats import MADE, Encoding, Precision, is_block_linear
+from ..weights.formats import MADE, Encoding, is_block_linear
+from ..weights.precisions import Precision
 from ..weights.quantised_linear import QuantisedLinear
 from .build import load_dit
 from .dit import DiTConfig, DiTInputs

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..models.attention import Attention, sdpa
 from ..models.dit import DiTConfig
-from ..weights.formats import Precision
+from ..weights.precisions import Precision
 from .plan import HISTORY, Mode
 from .probe import StepCost, probe_memory, probe_transformer
 from .sections import LATENT_CHANNELS, LATENT_STRIDE

@@ -15,7 +15,7 @@ from ..models.dit import DiTConfig, FramePackDiT
 from ..models.products import choose_products
 from ..models.prompt import TextCondition
 from ..models.quantise import quantise_layers
-from ..weights.formats import Precision
+from ..weights.precisions import Precision
 from ..weights.quantised_linear import QuantisedOps
 from .decode import Decode, decode_slices
 from .flow import FlowDenoiser, Guided

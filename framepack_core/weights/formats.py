@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,25 +28,6 @@ Shape = tuple[int, ...]
 Parts = Mapping[str, Tensor]
 Options = Mapping[str, Any]
 Layout = dict[str, tuple[torch.dtype, tuple[Shape, ...]]]
-Precision = Literal[
-    "auto",
-    "full",
-    "fp8",
-    "fp8_e5m2",
-    "fp8_scaled",
-    "float8_e4m3fn",
-    "float8_e5m2",
-    "int8_tensorwise",
-    "int8_convrot",
-    "convrot_w4a4",
-    "asym_w4a8_int8",
-    "nvfp4",
-    "mxfp8",
-    "gguf_q8_0",
-    "gguf_q6_k",
-    "gguf_q5_k",
-    "gguf_q4_k",
-]
 F32 = torch.float32
 SCALAR: tuple[Shape, ...] = ((), (1,), (1, 1))
 GROUPS = (256, 64, 16, 4)  # sizes of rotated groups: powers of 4, the largest that fits is taken
@@ -718,9 +699,6 @@ MADE: dict[str, Format] = {
     "int8_convrot": Int8("int8_tensorwise", convrot=True),
 }
 """Every format that weights are quantised in, by the name of the precision."""
-
-STATED: tuple[Precision, ...] = tuple(name for name in MADE if MADE[name].stated)  # type: ignore[misc]
-"""The precisions whose files state their format, which `framepack quantize` makes."""
 
 CAST = {format.dtype: format for format in (MADE["fp8"], MADE["fp8_e5m2"])}
 FINE = {dtype: FineFp8("fp8_scaled", dtype) for dtype in FP8}

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from ..runtime.errors import FramePackError
 from .files import TensorInfo
-from .formats import MADE, WEIGHT, Encoding, Precision
+from .formats import MADE, WEIGHT, Encoding
 from .fp8 import FP8
+from .precisions import Precision
 
 
 class Transform(Protocol):

@@ -24,7 +24,7 @@ from ...framepack_core.models.quantise import LayerErrors
 from ...framepack_core.runtime.display import warn
 from ...framepack_core.runtime.errors import FramePackError
 from ...framepack_core.sampling.plan import Plan
-from ...framepack_core.weights.formats import STATED, Precision
+from ...framepack_core.weights.precisions import STATED, Precision
 from .merged import PatchedWeights
 from .model import LORA_STRENGTH, managed
 from .progress import NodeBar

@@ -45,7 +45,7 @@ from ...framepack_core.sampling.estimate import IMAGE_TOKENS, MEMORY_FACTOR
 from ...framepack_core.sampling.flow import GUIDANCE, TIME_SCALE
 from ...framepack_core.sampling.sections import Mode
 from ...framepack_core.sampling.step_cache import transform_with
-from ...framepack_core.weights.formats import Precision
+from ...framepack_core.weights.precisions import Precision
 from .quantised import EmulatingOps, operations_for
 
 mm = comfy.model_management

@@ -26,7 +26,7 @@ from ...framepack_core.training.loop import Callbacks, TrainResult, check_run, t
 from ...framepack_core.training.metadata import dataset_metadata
 from ...framepack_core.training.samples import sample_writer
 from ...framepack_core.training.stale import UNKNOWN_MODELS, CacheModels
-from ...framepack_core.weights.formats import Precision
+from ...framepack_core.weights.precisions import Precision
 from .lora import applied_loras
 from .train_display import TrainingDisplay
 from .train_samples import Samples

@@ -31,8 +31,8 @@ from framepack_core.sampling.generate import SamplerConfig, SampleSection, gener
 from framepack_core.sampling.plan import Mode, Plan
 from framepack_core.sampling.sections import WINDOW, plan_video
 from framepack_core.toyworld import SNAPSHOT, render
-from framepack_core.weights.formats import Precision
 from framepack_core.weights.layouts import F1_FOLDER, FOLDERS
+from framepack_core.weights.precisions import Precision
 from framepack_core.weights.quantised_linear import QuantisedLinear
 
 from .tracker import Track, motion, track
