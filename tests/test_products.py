@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from tiny import randn
 from torch.nn.functional import linear
 
-from framepack_core.models import products
-from framepack_core.models.products import DEQUANTISED, PRODUCTS, Product, choose_products
+from framepack_core.models import fastest, products
+from framepack_core.models.products import DEQUANTISING, PRODUCTS, Product, choose_products
 from framepack_core.weights.formats import MADE, Encoding
 from framepack_core.weights.quantised_linear import QuantisedLinear, full_weight
 
@@ -106,7 +108,7 @@ def by_whole(x, parts, encoding, bias):
     return linear(x, encoding.decode(parts, x.dtype), bias)
 
 
-def test_the_fastest_right_one_is_taken(monkeypatch, capsys) -> None:
+def test_the_fastest_right_one_is_taken(monkeypatch, capsys, tmp_path: Path) -> None:
     """Times as they would be on a GPU: what is wrong or refuses is passed over, ties stay."""
     names = ("int8_tensorwise", "mxfp8")
     model = torch.nn.ModuleList([*map(layer_of, names), torch.nn.Linear(2, 2)])
@@ -118,16 +120,28 @@ def test_the_fastest_right_one_is_taken(monkeypatch, capsys) -> None:
     ]
     times = {"slow": 0.99, "fast": 0.5}
     monkeypatch.setattr(products, "_needs_gpu", lambda device: False)
+    monkeypatch.setattr(fastest, "_file", None)
+    fastest.remember_choices(tmp_path / "attention.json")
     turn = iter([1.0, times["slow"], times["fast"], 1.0, times["slow"]])
-    choose_products(model, torch.device("cpu"), torch.float32, tried, lambda run: next(turn))
-    assert model[0].product is tried[3] and model[1].product is None
-    first, second = capsys.readouterr().out.splitlines()
+
+    def choose() -> list[str]:
+        choose_products(model, torch.device("cpu"), torch.float32, tried, lambda run: next(turn))
+        assert model[0].product is tried[3] and model[1].product is None
+        return capsys.readouterr().out.splitlines()
+
+    first, second = choose()
     assert first == (
-        f"int8_tensorwise: multiplied by fast, the fastest for {products.ROWS} x {WIDE} by {HIGH} "
-        f"({DEQUANTISED} 1.00 ms, wrong is wrong by 100%, refusing refuses (no such card), "
-        "slow 0.99 ms, error 0.000, fast 0.50 ms, error 0.000)"
+        f"int8_tensorwise: fast is the fastest for {products.ROWS} x {WIDE} by {HIGH} "
+        f"({DEQUANTISING} 1.00 ms, error 0.000; wrong is wrong by 100%; refusing refuses (no such "
+        "card); slow 0.99 ms, error 0.000; fast 0.50 ms, error 0.000)"
     )
-    assert second.startswith("mxfp8: dequantised, then multiplied, the fastest for")
+    assert second.startswith(f"mxfp8: {DEQUANTISING} is the fastest for")
+    assert choose() == []  # in this process they are known
+    fastest.chosen.clear()
+    assert choose() == [  # and by the next one
+        "int8_tensorwise: fast, as it was chosen here before",
+        f"mxfp8: {DEQUANTISING}, as it was chosen here before",
+    ]
 
 
 def test_a_cpu_dequantises(capsys) -> None:

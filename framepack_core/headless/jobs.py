@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..models.build import open_dit
 from ..models.dit import FramePackDiT
+from ..models.fastest import remember_choices
 from ..models.quantise import precision_of
 from ..runtime.display import Bar, Display, say, warn
 from ..runtime.errors import FramePackError
@@ -23,7 +24,7 @@ from ..sampling.estimate import latent_bytes, pass_memory, start_shape
 from ..sampling.flow import CFG, FlowDenoiser, Guided
 from ..sampling.generate import SectionDone, StepInfo, unipc_sampler
 from ..sampling.latents import load_latents, save_latents
-from ..sampling.ledger import Ledger, LedgerRun, OpenLedger
+from ..sampling.ledger import CHOICES, Ledger, LedgerRun, OpenLedger
 from ..sampling.plan import FPS, Plan
 from ..sampling.sanity_checks import Drift
 from ..sampling.step_cache import Calibration
@@ -123,6 +124,8 @@ def _sample_all(
     limited = jobs if models.budget is not None else []
     different = {(job.request.scene.size, job.request.scene.window): job for job in limited}
     working = [pass_memory(*pass_of(job, models)) for job in different.values()]
+    if jobs and jobs[0].output.ledger is not None:  # before the model's products are chosen
+        remember_choices(jobs[0].output.ledger / CHOICES)
     with models.dit(max(working, default=0)) as dit:
         for job in jobs:
             with attempt(job):

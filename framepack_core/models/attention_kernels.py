@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import importlib
 import itertools
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from importlib.util import find_spec
-from pathlib import Path
 from weakref import WeakValueDictionary
 
 import torch
@@ -24,15 +22,12 @@ from torch.compiler import is_compiling
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
-from ..runtime.display import Display, say
 from ..runtime.errors import FramePackError
-from ..runtime.files import atomic_path, is_file
 from .attention import Attention, sdpa
+from .fastest import Way, chosen, fastest
 
 AUTO = "auto"
 SHORT = 1024  # tokens; below, the choice of a kernel costs more than it gains
-RUNS = 3
-GAIN = 1.03  # by which a kernel must be faster than one before it, so that ties end the same way
 ERROR = 0.02  # relative, against fp32; exact kernels stay below 0.004 in bf16
 SAMPLED = 128  # queries that are checked
 
@@ -228,56 +223,10 @@ class AutoAttention(Traceable):
         """The kernel for tensors like these, measured on them the first time."""
         names = tuple(kernel.name for kernel in self.more)
         key = (q.device, q.dtype, q.shape[1], q.shape[3], q.shape[2].bit_length(), names)
-        if key not in _chosen:
+        if key not in chosen:
             kernels = [k for k in KERNELS if k.exact and k.installed()]
-            _chosen[key] = _choose_again([*kernels, *self.more], q, k, v)
-        return _chosen[key]
-
-
-_chosen: dict[tuple[object, ...], AttentionKernel] = {}
-_file: Path | None = None  # of earlier choices
-
-
-def remember_choices(path: Path) -> None:
-    """Take choices of earlier processes from a file and keep new ones there.
-
-    Two kernels that are about as fast could otherwise be chosen differently when a run resumes,
-    and its last sections would be rounded differently from its first.
-    """
-    global _file
-    if path != _file:
-        _file = path
-        _chosen.clear()
-
-
-def _choose_again(
-    kernels: Sequence[AttentionKernel], q: Tensor, k: Tensor, v: Tensor
-) -> AttentionKernel:
-    """The kernel that was chosen on such a machine before; else the fastest, which is noted."""
-    if _file is None:
-        return choose(kernels, q, k, v)
-    by_name = {kernel.name: kernel for kernel in kernels}
-    card = torch.cuda.get_device_name(q.device) if q.device.type == "cuda" else q.device.type
-    length = q.shape[2].bit_length()
-    shape = f"2^{length} tokens of {q.shape[1]} x {q.shape[3]}, {q.dtype}"
-    key = f"{card}, PyTorch {torch.__version__}, {shape}, of {', '.join(by_name)}"
-    noted: dict[str, str] = {}
-    with _note:
-        if is_file(_file):
-            noted = dict(json.loads(_file.read_text(encoding="utf-8")))
-    if noted.get(key) in by_name:
-        kernel = by_name[noted[key]]
-        say(f"attention: {kernel.name}, as it was chosen here before")
-        return kernel
-    kernel = choose(kernels, q, k, v)
-    with _note:
-        _file.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_path(_file) as temporary:
-            temporary.write_text(json.dumps(noted | {key: kernel.name}, indent=1), "utf-8")
-    return kernel
-
-
-_note = Display("the note of chosen attention kernels")
+            chosen[key] = choose([*kernels, *self.more], q, k, v)
+        return chosen[key]  # type: ignore[no-any-return]
 
 
 def choose(
@@ -287,31 +236,18 @@ def choose(
     v: Tensor,
     clock: Callable[[Callable[[], object]], float] | None = None,
 ) -> AttentionKernel:
-    """The fastest of the kernels whose result is right, and a line that says so.
-
-    clock: runs a function several times and returns milliseconds; by default the device's own.
-    """
+    """The fastest of the kernels whose result is right; clock: as for `fastest`."""
     expected, queries = _expected(q, k, v)
-    best, fastest = kernels[0], float("inf")
-    tried = []
-    for kernel in kernels:
-        try:
-            found = rearrange(kernel.run(q, k, v)[:, queries], "b l (h d) -> b h l d", h=q.shape[1])
-            error = float((found[:, :1].float() - expected).norm() / expected.norm())
-            if not error < kernel.error:
-                tried.append(f"{kernel.name} is wrong by {error:.0%}")
-                continue
-            took = (clock or milliseconds)(partial(kernel.run, q, k, v))
-        except Exception as failure:  # packages refuse a card in ways of their own
-            reason = next(iter(str(failure).splitlines()), type(failure).__name__)
-            tried.append(f"{kernel.name} refuses ({reason[:60]})")
-            continue
-        tried.append(f"{kernel.name} {took:.2f} ms")
-        if took * GAIN < fastest:
-            best, fastest = kernel, took
-    shape = f"{q.shape[2]} tokens of {q.shape[1]} x {q.shape[3]}, {str(q.dtype).split('.')[-1]}"
-    say(f"attention: {best.name} is the fastest for {shape} ({', '.join(tried)})")
-    return best
+
+    def error(out: Tensor) -> float:
+        found = rearrange(out[:, queries], "b l (h d) -> b h l d", h=q.shape[1])
+        return float((found[:, :1].float() - expected).norm() / expected.norm())
+
+    ways = [Way(kernel.name, partial(kernel.run, q, k, v), kernel.error) for kernel in kernels]
+    shape, dtype = f"tokens of {q.shape[1]} x {q.shape[3]}", str(q.dtype)
+    case = f"{q.shape[2]} {shape}, {dtype.removeprefix('torch.')}"
+    alike = f"2^{q.shape[2].bit_length()} {shape}, {dtype}"
+    return kernels[fastest("attention", case, ways, error, q.device, alike, clock)]
 
 
 def _expected(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -320,19 +256,6 @@ def _expected(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     q, k, v = (x[:, :1].float() for x in (q[:, :, queries], k, v))
     weights = (q @ k.mT * q.shape[3] ** -0.5).softmax(dim=-1)
     return weights @ v, queries
-
-
-def milliseconds(run: Callable[[], object]) -> float:
-    """The shortest of several runs on a GPU."""
-    times = []
-    for _ in range(RUNS):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        run()
-        end.record()
-        end.synchronize()
-        times.append(start.elapsed_time(end))
-    return min(times)
 
 
 def installed_names() -> Iterator[str]:

@@ -31,14 +31,14 @@ from ..weights.formats import (
 )
 from ..weights.fp8 import E4M3, SCALE
 from ..weights.quantised_linear import QuantisedLinear
-from .attention_kernels import GAIN, milliseconds
+from .fastest import Way, chosen, fastest
 from .fused import usable
 
 ROWS = 16384  # of the input that is timed: about the tokens of a pass, for shorter ones favour int8
 FEWEST = 32  # rows; below, integer products are not there, and nothing is gained
 ALIGNMENT = 16  # of both sides of a weight
 ERRORS = {8: 0.06, 4: 0.25}  # by bits of the numbers: what quantising the input may add, relative
-DEQUANTISED = "dequantised"
+DEQUANTISING = "dequantising"
 
 Run = Callable[[Tensor, Parts, Encoding, "Tensor | None"], Tensor]
 """(x [N, in], parts, encoding, bias) -> [N, out] in the type of x."""
@@ -213,12 +213,11 @@ def choose_products(
     device: torch.device,
     dtype: torch.dtype,
     products: Sequence[Product] = PRODUCTS,
-    clock: Callable[[Callable[[], object]], float] = milliseconds,
+    clock: Callable[[Callable[[], object]], float] | None = None,
 ) -> None:
     """Let the quantised layers of a model multiply in the way that is the fastest on this device.
 
-    Each format is timed once on its widest layer; a line for each says what was found. clock: runs
-    a function several times and returns milliseconds.
+    Each format is timed once on its widest layer; clock: as for `fastest`.
     """
     kinds: dict[tuple[Any, ...], list[QuantisedLinear]] = {}
     for layer in model.modules():
@@ -228,14 +227,11 @@ def choose_products(
         widest = max(layers, key=lambda layer: layer.in_features * layer.out_features)
         shape = widest.in_features, widest.out_features
         key = device, dtype, _kind(widest), shape, tuple(products)
-        if key not in _chosen:
-            _chosen[key] = _choose(widest, device, dtype, products, clock)
-        chosen = _chosen[key]
+        if key not in chosen:
+            chosen[key] = _choose(widest, device, dtype, products, clock)
+        product = chosen[key]
         for layer in layers:
-            layer.product = chosen if chosen is not None and chosen.takes(layer) else None
-
-
-_chosen: dict[tuple[Any, ...], Product | None] = {}
+            layer.product = product if product is not None and product.takes(layer) else None
 
 
 def _kind(layer: QuantisedLinear) -> tuple[Any, ...]:
@@ -258,9 +254,9 @@ def _choose(
     device: torch.device,
     dtype: torch.dtype,
     products: Sequence[Product],
-    clock: Callable[[Callable[[], object]], float],
+    clock: Callable[[Callable[[], object]], float] | None,
 ) -> Product | None:
-    """The fastest way for a layer, None for dequantising, and a line that says so."""
+    """The fastest way for a layer, None for dequantising."""
     assert layer.encoding is not None  # only such layers are asked
     name = layer.encoding.format.name
     if _needs_gpu(device):
@@ -273,27 +269,12 @@ def _choose(
     def whole() -> Tensor:
         return linear(x, encoding.decode(parts, dtype), bias)
 
-    expected, best = whole().float(), None
-    fastest = clock(whole)
-    tried = [f"{DEQUANTISED} {fastest:.2f} ms"]
-    for product in products:
-        if not product.takes(layer):
-            continue
-        run = partial(product.run, x, parts, encoding, bias)
-        try:
-            error = float((run().float() - expected).norm() / expected.norm())
-            if not error < ERRORS[product.bits]:
-                tried.append(f"{product.name} is wrong by {error:.0%}")
-                continue
-            took = clock(run)
-        except Exception as failure:  # packages refuse a card in ways of their own
-            reason = next(iter(str(failure).splitlines()), type(failure).__name__)
-            tried.append(f"{product.name} refuses ({reason[:60]})")
-            continue
-        tried.append(f"{product.name} {took:.2f} ms, error {error:.3f}")
-        if took * GAIN < fastest:
-            best, fastest = product, took
-    shape = f"{ROWS} x {layer.in_features} by {layer.out_features}"
-    taken = f"multiplied by {best.name}" if best else "dequantised, then multiplied"
-    say(f"{name}: {taken}, the fastest for {shape} ({', '.join(tried)})")
-    return best
+    def error(out: Tensor) -> float:
+        return float((out.float() - expected).norm() / expected.norm())
+
+    expected, able = whole().float(), [p for p in products if p.takes(layer)]
+    ways = [Way(DEQUANTISING, whole, ERRORS[8])]
+    ways += [Way(p.name, partial(p.run, x, parts, encoding, bias), ERRORS[p.bits]) for p in able]
+    case = f"{ROWS} x {layer.in_features} by {layer.out_features}"
+    alike = f"{', '.join(map(str, _kind(layer)))}, {case}, {dtype}"
+    return [None, *able][fastest(name, case, ways, error, device, alike, clock)]

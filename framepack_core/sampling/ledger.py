@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..models.attention_kernels import remember_choices
+from ..models.fastest import remember_choices
 from ..runtime.errors import FramePackError
 from ..runtime.files import atomic_path, is_file, size_text
 from ..runtime.fingerprint import fingerprint
@@ -117,7 +117,7 @@ class Ledger:
         """The run of a plan; `settings` hold all that its sections depend on besides the plan.
 
         A value may be anything `fingerprint` takes; names are what a user is told of changes.
-        Kernels of attention that were chosen for runs of this folder are chosen again.
+        What was the fastest for runs of this folder is taken again.
         """
         remember_choices(self.folder / CHOICES)
         return LedgerRun(self, plan, settings)
