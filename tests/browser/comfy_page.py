@@ -137,7 +137,10 @@ class ComfyPage:
         return self.page.evaluate("async () => (await app.graphToPrompt()).output")
 
     def workflow(self) -> dict[str, Any]:
-        return self.page.evaluate("() => (app.rootGraph ?? app.graph).serialize()")
+        """What a file of it holds; as a text, because Playwright makes null of what is not there."""
+        return json.loads(
+            self.page.evaluate("() => JSON.stringify((app.rootGraph ?? app.graph).serialize())")
+        )
 
     def inputs(self, node_type: str) -> dict[str, Any]:
         """What Run would send of the first node of a type."""
