@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from framepack_core.weights.released import RELEASED, RELEASED_F1, ReleasedFile
+from framepack_core.weights.names import mode_by_name
+from framepack_core.weights.released import RELEASED, RELEASED_F1
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT / "tests" / "comfyui"))
@@ -61,33 +62,25 @@ def test_every_file_of_the_real_model_can_be_downloaded(path: Path) -> None:
     """By ComfyUI's dialog of missing models, and by the links of the note."""
     workflow = json.loads(path.read_text(encoding="utf-8"))
     given = [
-        ReleasedFile(component, model["name"], model["url"])
+        (model["name"], model["url"], model["directory"])
         for node in workflow["nodes"]
         for model in node["properties"].get("models", ())
-        for component, files in (*RELEASED.items(), ("dit", RELEASED_F1))
-        if model["name"] in {file.name for file in files}
-        if model["directory"] == files[0].folder
+        if model["name"] in node["widgets_values"]  # or ComfyUI does not offer it
     ]
     if path.stem.endswith(TOY):
         assert given == []
         return
     with_f1 = path in (template("framepack_f1"), template("framepack_extend"))
-    dit = RELEASED_F1 if with_f1 else RELEASED["dit"]
-    others = {file for name, files in RELEASED.items() if name != "dit" for file in files}
-    assert len(given) == len(set(given)) and set(given) == others | set(dit)
-    values = {v for node in workflow["nodes"] for v in node["widgets_values"]}
-    assert {dit[0].name, *(file.name for file in others)} <= values
+    files = RELEASED | ({"dit": RELEASED_F1} if with_f1 else {})
+    assert sorted(given) == sorted((file.name, file.url, file.folder) for file in files.values())
     (note,) = (node for node in workflow["nodes"] if node["type"] == "MarkdownNote")
-    for file in given:
+    for file in files.values():
         assert f"({file.url})" in note["widgets_values"][0]
 
 
-def test_shards_of_f1_are_in_a_folder_that_says_so() -> None:
-    """Those of the original model have the same names."""
-    assert {file.name.partition("/")[0] for file in RELEASED_F1} == {"FramePack_F1_I2V_HY_20250503"}
-    assert [Path(file.url).name for file in RELEASED_F1] == [
-        f"diffusion_pytorch_model-{n:05}-of-00003.safetensors" for n in (1, 2, 3)
-    ]
+def test_f1_cannot_be_taken_for_the_original() -> None:
+    assert mode_by_name(RELEASED_F1.name) == "f1"
+    assert mode_by_name(RELEASED["dit"].name) == "framepack"
 
 
 def test_reads_from_left_to_right(workflow: dict[str, Any]) -> None:

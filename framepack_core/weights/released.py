@@ -31,38 +31,29 @@ class ReleasedFile:
         return COMFYUI_FOLDERS[self.component]
 
 
-def _file(component: Component, repository: str, path: str, folder: str = "") -> ReleasedFile:
-    name = folder + path.rpartition("/")[2]
+def _file(component: Component, repository: str, path: str) -> ReleasedFile:
+    name = path.rpartition("/")[2]
     return ReleasedFile(component, name, _HUB.format(repository, path))
 
 
-def _shards(folder: str, count: int = 3) -> tuple[ReleasedFile, ...]:
-    ends = (f"{n:05}-of-{count:05}.safetensors" for n in range(1, count + 1))
-    return tuple(
-        _file("dit", f"lllyasviel/{folder}", f"diffusion_pytorch_model-{end}", f"{folder}/")
-        for end in ends
-    )
-
-
-# The files of one model together, the one that a loader names first.
-RELEASED: dict[Component, tuple[ReleasedFile, ...]] = {
-    "dit": (_file("dit", "Kijai/HunyuanVideo_comfy", "FramePackI2V_HY_bf16.safetensors"),),
-    "vae": (_file("vae", _COMFY, "split_files/vae/hunyuan_video_vae_bf16.safetensors"),),
-    "llama": (_file("llama", _COMFY, "split_files/text_encoders/llava_llama3_fp16.safetensors"),),
-    "clip": (_file("clip", _COMFY, "split_files/text_encoders/clip_l.safetensors"),),
-    "image_encoder": (
-        _file(
-            "image_encoder",
-            "Comfy-Org/sigclip_vision_384",
-            "sigclip_vision_patch14_384.safetensors",
-        ),
+# Single files: ComfyUI offers those that a widget names, and never the further shards of a model.
+RELEASED: dict[Component, ReleasedFile] = {
+    "dit": _file("dit", "Kijai/HunyuanVideo_comfy", "FramePackI2V_HY_bf16.safetensors"),
+    "vae": _file("vae", _COMFY, "split_files/vae/hunyuan_video_vae_bf16.safetensors"),
+    "llama": _file("llama", _COMFY, "split_files/text_encoders/llava_llama3_fp16.safetensors"),
+    "clip": _file("clip", _COMFY, "split_files/text_encoders/clip_l.safetensors"),
+    "image_encoder": _file(
+        "image_encoder", "Comfy-Org/sigclip_vision_384", "sigclip_vision_patch14_384.safetensors"
     ),
 }
-# In a folder of their own: the shards of the original model have the same names.
-RELEASED_F1 = _shards("FramePack_F1_I2V_HY_20250503")
+# In one file; the three shards of lllyasviel's have the names of the original model's.
+RELEASED_F1 = _file(
+    "dit",
+    "kabachuha/FramePack_F1_I2V_HY_20250503_comfy",
+    "FramePack_F1_I2V_HY_20250503.safetensors",
+)
 
 
-def released_with(name: str) -> tuple[ReleasedFile, ...]:
-    """All files of the published model that a name begins, or none."""
-    sets = (*RELEASED.values(), RELEASED_F1)
-    return next((files for files in sets if files[0].name == name), ())
+def released_as(name: str) -> ReleasedFile | None:
+    """The published file of a name."""
+    return next((file for file in (*RELEASED.values(), RELEASED_F1) if file.name == name), None)

@@ -17,7 +17,7 @@ from ...framepack_core.toyworld import OPPOSITE_LORA
 from ...framepack_core.training.run_files import STATE
 from ...framepack_core.weights.files import GGUF
 from ...framepack_core.weights.layouts import F1_FOLDER, FOLDERS, SHARD, TITLES, Component
-from ...framepack_core.weights.released import COMFYUI_FOLDERS, RELEASED, released_with
+from ...framepack_core.weights.released import COMFYUI_FOLDERS, RELEASED, released_as
 
 SNAPSHOTS = "diffusers"  # where ComfyUI keeps models that are folders
 NOTHING = "nothing there yet: run to see what to get"  # in place of a file
@@ -37,15 +37,12 @@ def check_choice(component: Component, name: str | None) -> bool | str:
         return True
     folder = f"models/{COMFYUI_FOLDERS[component]}"
     if name == NOTHING:
-        files, problem = RELEASED[component], f"no {TITLES[component]} is in {folder}"
+        file, problem = RELEASED[component], f"no {TITLES[component]} is in {folder}"
     else:
-        files, problem = released_with(name), f"{name} is not in {folder}"
-    if not files:
+        file, problem = released_as(name), f"{name} is not in {folder}"
+    if file is None:
         return f"{problem} or models/{SNAPSHOTS}; choose another"
-    own = files[0].name.rpartition("/")[0]
-    place = f"{folder}/{own}" if own else folder
-    urls = ", ".join(file.url for file in files)
-    return f"{problem}: download {urls} into {place}, then press R and choose it"
+    return f"{problem}: download {file.url} into {folder}, then press R and choose it"
 
 
 def snapshot_choices() -> list[str]:

@@ -137,7 +137,7 @@ class ComfyPage:
         return self.page.evaluate("async () => (await app.graphToPrompt()).output")
 
     def workflow(self) -> dict[str, Any]:
-        """What a file of it holds; as a text, because Playwright makes null of what is not there."""
+        """What a file of it holds; as a text, as Playwright makes null of what is not there."""
         return json.loads(
             self.page.evaluate("() => JSON.stringify((app.rootGraph ?? app.graph).serialize())")
         )

@@ -734,10 +734,8 @@ def check_a_loader_says_which_file_to_get_and_where_it_goes() -> None:
         "safetensors into models/vae, then press R and choose it"
     )
     f1 = "FramePack_F1_I2V_HY_20250503"
-    shards = [f"diffusion_pytorch_model-{n:05}-of-00003.safetensors" for n in (1, 2, 3)]
-    message = said("FPReelLoadModel", model=f"{f1}/{shards[0]}")
-    assert all(f"lllyasviel/{f1}/resolve/main/{shard}" in message for shard in shards)
-    assert f"into models/diffusion_models/{f1}, then press R" in message
+    message = said("FPReelLoadModel", model=f"{f1}.safetensors")
+    assert f"{f1}_comfy/resolve/main/{f1}.safetensors into models/diffusion_models, th" in message
     assert said("FPReelLoadModel", model="mine.safetensors") == (
         "mine.safetensors is not in models/diffusion_models or models/diffusers; choose another"
     )

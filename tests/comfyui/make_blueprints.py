@@ -53,12 +53,12 @@ class Blueprint(Graph):
 
     def models(self, mode: str = "framepack") -> tuple[Socket, Socket, Socket, Socket]:
         """The models, loaded within; which DiT is set on the outside."""
-        files = RELEASED_F1 if mode == "f1" else RELEASED["dit"]
+        file = RELEASED_F1 if mode == "f1" else RELEASED["dit"]
         self.group = "Models"
-        model = self.add("FPReelLoadModel", model=self.take("model", "COMBO", files[0].name))
+        model = self.add("FPReelLoadModel", model=self.take("model", "COMBO", file.name))
         clip = self.add("DualCLIPLoader")
-        vae = self.add("FPReelLoadVAE", vae=RELEASED["vae"][0].name)
-        encoder = RELEASED["image_encoder"][0].name
+        vae = self.add("FPReelLoadVAE", vae=RELEASED["vae"].name)
+        encoder = RELEASED["image_encoder"].name
         vision = self.add("FPReelLoadImageEncoder", image_encoder=encoder)
         return model["model"], clip["CLIP"], vae["vae"], vision["clip_vision"]
 
@@ -71,7 +71,7 @@ class Blueprint(Graph):
         identity = self._uuid("graph")
         return {
             "revision": 0,
-            "last_node_id": 1,
+            "last_node_id": len(self.nodes) + 1,
             "last_link_id": 0,
             "nodes": [self._outer(identity)],
             "links": [],
@@ -99,7 +99,7 @@ class Blueprint(Graph):
         ]
         outputs = [{"name": n, "type": s.kind, "links": None} for n, s in self.given.items()]
         return {
-            "id": 1,
+            "id": len(self.nodes) + 1,  # no node within has it
             "type": identity,
             "pos": [0, 0],
             "size": [400, 60 + 26 * len(inputs)],

@@ -10,13 +10,14 @@ import json
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from comfy_host import find_comfyui, make_base, serve
 from templates import template
 from workflow_graph import Graph, Node, Socket
 
+from framepack_core.weights.layouts import Component
 from framepack_core.weights.released import RELEASED, RELEASED_F1, ReleasedFile
 
 
@@ -82,10 +83,10 @@ class World:
 
 def real_world(graph: Graph, mode: str = "framepack") -> World:
     graph.column("Models")
-    model = graph.add("FPReelLoadModel", model=dit(mode)[0].name)["model"]
+    model = graph.add("FPReelLoadModel", model=dit(mode).name)["model"]
     clip = graph.add("DualCLIPLoader")["CLIP"]
-    vae = graph.add("FPReelLoadVAE", vae=RELEASED["vae"][0].name)["vae"]
-    encoder = RELEASED["image_encoder"][0].name
+    vae = graph.add("FPReelLoadVAE", vae=RELEASED["vae"].name)["vae"]
+    encoder = RELEASED["image_encoder"].name
     vision = graph.add("FPReelLoadImageEncoder", image_encoder=encoder)["clip_vision"]
     return World(graph, model, clip, vae, vision, toy=False)
 
@@ -121,20 +122,18 @@ def scenes(graph: Graph, **titled: dict[str, Any]) -> list[Node]:
     ]
 
 
-def dit(mode: str) -> tuple[ReleasedFile, ...]:
+def dit(mode: str) -> ReleasedFile:
     return RELEASED_F1 if mode == "f1" else RELEASED["dit"]
 
 
 def files(mode: str = "framepack") -> str:
     """What a note says of the files that the workflow needs."""
-    needed = dit(mode) + sum((RELEASED[name] for name in ("llama", "clip", "vae")), ())
-    needed += RELEASED["image_encoder"]
+    names: tuple[Component, ...] = ("llama", "clip", "vae", "image_encoder")
     places: dict[str, list[ReleasedFile]] = {}
-    for file in needed:
-        own = file.name.rpartition("/")[0]
-        places.setdefault(f"{file.folder}/{own}".rstrip("/"), []).append(file)
+    for file in (dit(mode), *(RELEASED[name] for name in names)):
+        places.setdefault(file.folder, []).append(file)
     lines = (
-        f"- {place}: " + ", ".join(f"[{PurePosixPath(f.name).name}]({f.url})" for f in listed)
+        f"- {place}: " + ", ".join(f"[{file.name}]({file.url})" for file in listed)
         for place, listed in places.items()
     )
     return "Files, in ComfyUI/models:\n\n" + "\n".join(lines) + "\n\n"

@@ -14,7 +14,7 @@ from workflow import NOTES, WIDGETS
 
 sys.path.append(str(PACK))
 
-from framepack_core.weights.released import released_with
+from framepack_core.weights.released import released_as
 
 VERSION = re.findall(
     r'^version = "(.+)"', (PACK / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE
@@ -360,6 +360,5 @@ def downloads(node: Node) -> list[dict[str, str]]:
     chosen = (value for value in node.widgets.values() if isinstance(value, str))
     return [
         {"name": file.name, "url": file.url, "directory": file.folder}
-        for value in chosen
-        for file in released_with(value)
+        for file in filter(None, map(released_as, chosen))
     ]
