@@ -141,5 +141,5 @@ def _placed(
     place = {"output_dir": roots[folder], "output_name": name.strip(), "mode": dataset.mode}
     config = config.model_copy(update=place)
     if if_it_exists == RESUME:
-        return config.model_copy(update={"resume": is_file(config.state_path)})
+        return config.model_copy(update={"resume": is_file(config.resumed_state)})
     return config.renamed()

@@ -456,7 +456,7 @@ def test_a_config_file_and_the_command_line(tmp_path: Path) -> None:
         ("--optimizer_args speed=1", "optimizer_args: adamw does not take them"),
         ("--network_weights gone.safetensors", "gone.safetensors does not exist"),
         ("--network_args include_patterns=nothing", "include pattern 'nothing' matches none of"),
-        ("--resume", "x-state.pt is not there: there is nothing to resume"),
+        ("--resume", "x.state is not there: there is nothing to resume"),
         ("--f1 --one_frame", "argument --one_frame: not allowed with argument --f1"),
     ],
 )

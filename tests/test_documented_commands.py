@@ -301,9 +301,7 @@ def test_training_with_samples(clips: Path, capsys: pytest.CaptureFixture[str]) 
     small = f"{options} --max_train_epochs 1 --optimizer_type adamw"
     assert main(pasted(TRAIN, small)) == 0
     assert capsys.readouterr().err.count("has no start image (--i) and is passed over") == 2
-    assert made() == [
-        f"out/name-of-lora{end}" for end in ("-log.jsonl", "-state.pt", ".safetensors")
-    ]
+    assert made() == [f"out/name-of-lora{end}" for end in ("-log.jsonl", ".safetensors", ".state")]
     lora = open_weights("out/name-of-lora.safetensors")
     about = ("ss_network_dim", "ss_network_alpha", "ss_seed", "ss_max_train_steps")
     assert [lora.metadata[name] for name in about] == ["32", "1.0", "42", "3"]

@@ -122,18 +122,18 @@ def test_a_lora_with_its_defaults(
     assert main(command) == 0
     assert sorted(path.name for path in out.iterdir()) == [
         "x-log.jsonl",
-        "x-state.pt",
         "x.safetensors",
+        "x.state",
     ]
     lora = open_weights(out / "x.safetensors")
     alphas = [lora[name] for name in lora if name.endswith(".alpha")]
     assert {float(alpha) for alpha in alphas} == {1.0}
     assert {lora.info(name).dtype for name in lora} == {torch.float32}
-    seed = seed_of_state(out / "x-state.pt")
+    seed = seed_of_state(out / "x.state")
     assert lora.metadata["ss_seed"] == str(seed)
     assert f"seed {seed}" in capsys.readouterr().out
     assert main([*command, "--resume", "--max_train_steps", "4"]) == 0
-    assert seed_of_state(out / "x-state.pt") == seed
+    assert seed_of_state(out / "x.state") == seed
 
 
 def test_programs_of_these_names(

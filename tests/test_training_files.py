@@ -66,7 +66,7 @@ def test_the_last_files_and_states_are_kept_as_in_musubi_tuner(
     given = {"save_every_steps": 1, "steps": 6, **settings}
     run(tiny_config(tmp_path / "out", **given), samples)
     assert numbers(tmp_path / "out", ".safetensors") == files
-    assert numbers(tmp_path / "out", "-state.pt") == states
+    assert numbers(tmp_path / "out", ".state") == states
 
 
 def test_a_state_file_is_resumed_under_a_name_that_is_free(
@@ -74,10 +74,10 @@ def test_a_state_file_is_resumed_under_a_name_that_is_free(
 ) -> None:
     config = tiny_config(tmp_path, save_every_steps=1, save_state=True)
     straight = run(config, samples)
-    middle = tmp_path / "tiny-step00000002-state.pt"
+    middle = tmp_path / "tiny-step00000002.state"
     with pytest.raises(FramePackError, match="this run is there already"):
         run(config.model_copy(update={"resume": middle}), samples)
-    for given in (middle, middle.with_suffix("")):  # as musubi-tuner names its folders
+    for given in (middle, tmp_path / "tiny-step00000002-state"):  # as musubi-tuner's folders
         update = {"resume": given, "output_name": given.name}
         resumed = run(config.model_copy(update=update), samples)
         assert resumed.losses == straight.losses
@@ -87,6 +87,19 @@ def test_a_state_file_is_resumed_under_a_name_that_is_free(
     theirs.mkdir()
     with pytest.raises(FramePackError, match=r"musubi-tuner's states are, .* --network_weights"):
         run(config.model_copy(update={"resume": theirs, "output_name": "new"}), samples)
+
+
+def test_a_state_of_an_earlier_name_is_resumed_and_replaced(
+    tmp_path: Path, samples: list[Sample]
+) -> None:
+    config = tiny_config(tmp_path, steps=2)
+    run(config, samples)
+    earlier = config.state_path.rename(tmp_path / "tiny-state.pt")
+    with pytest.raises(FramePackError, match="this run is there already"):
+        config.check_name()
+    resumed = run(config.model_copy(update={"resume": True, "steps": 4}), samples)
+    assert resumed.losses == run(tiny_config(tmp_path / "whole", steps=4), samples).losses
+    assert config.state_path.is_file() and not earlier.exists()
 
 
 def test_metadata_is_what_was_said_or_only_what_is_needed(

@@ -58,6 +58,8 @@ OPTIMIZERS: dict[str, tuple[str, str]] = {
     "prodigy": ("prodigyopt.Prodigy", "prodigyopt"),
     "adamwschedulefree": ("schedulefree.AdamWScheduleFree", "schedulefree"),
 }
+# Endings of states: not one of those that ComfyUI lists among the LoRAs, as the earlier one is.
+STATE, EARLIER_STATE = ".state", "-state.pt"
 MAX_STEPS = 1_000_000  # and the ranges below: of widgets, which have to end somewhere
 MAX_TRAINING_SEED = 2**32 - 1
 
@@ -935,7 +937,8 @@ class TrainConfig(
     @property
     def exists(self) -> bool:
         """Whether a run of this name left files, which a new one would replace."""
-        if any(map(os.path.lexists, (self.adapter_path, self.state_path, self.log_path))):
+        own = self.adapter_path, self.state_path, self.earlier_state_path, self.log_path
+        if any(map(os.path.lexists, own)):
             return True
         numbered = self.numbered
         folder = self.output_dir if is_folder(self.output_dir) else None
@@ -953,7 +956,8 @@ class TrainConfig(
     def check_name(self) -> None:
         """Refuse to write over a run, and a name that no file can have; raises FramePackError."""
         check_file_name(f"{self.output_name}-step00000000.safetensors", "output_name")
-        continues = self.resume and _same_path(self.resumed_state, self.state_path)
+        own = map(os.path.abspath, (self.state_path, self.earlier_state_path))
+        continues = self.resume and os.path.abspath(self.resumed_state) in own
         if self.exists and not continues:
             raise FramePackError(
                 f"{self.adapter_path}: this run is there already; resume it, or give another "
@@ -964,10 +968,14 @@ class TrainConfig(
     def resumed_state(self) -> Path:
         """What it resumes from."""
         if not isinstance(self.resume, Path):
-            return self.state_path
-        # musubi-tuner's states are folders, whose names have no ending.
-        file = self.resume.with_name(f"{self.resume.name}.pt")
-        return file if is_file(file) else self.resume
+            earlier = self.earlier_state_path
+            return earlier if is_file(earlier) and not is_file(self.state_path) else self.state_path
+        # musubi-tuner's states are folders: NAME-state.
+        name = self.resume.name
+        for file in (f"{name.removesuffix('-state')}{STATE}", f"{name}.pt"):
+            if is_file(self.resume.with_name(file)):
+                return self.resume.with_name(file)
+        return self.resume
 
     def renamed(self) -> TrainConfig:
         """The same under the first name, by a number behind it, that no run has yet."""
@@ -985,13 +993,14 @@ class TrainConfig(
     @property
     def state_path(self) -> Path:
         """What a stopped run resumes from."""
-        return self.output_dir / f"{self.output_name}-state.pt"
+        return self.output_dir / f"{self.output_name}{STATE}"
+
+    @property
+    def earlier_state_path(self) -> Path:
+        """What it was called before."""
+        return self.output_dir / f"{self.output_name}{EARLIER_STATE}"
 
     @property
     def log_path(self) -> Path:
         """A line of JSON for every update."""
         return self.output_dir / f"{self.output_name}-log.jsonl"
-
-
-def _same_path(one: Path, other: Path) -> bool:
-    return os.path.abspath(one) == os.path.abspath(other)

@@ -14,11 +14,11 @@ from ..runtime.display import Display
 from ..weights.files import open_weights, save_weights
 from .adapters import Adapters
 from .checkpoint import Progress, append_log, load_state, save_state, write_log
-from .config import TrainConfig
+from .config import STATE, TrainConfig
 from .metadata import adapter_metadata
 from .optimizers import weights_in_use
 
-ADAPTER, STATE = ".safetensors", "-state.pt"
+ADAPTER = ".safetensors"
 
 
 class RunFiles:
@@ -94,9 +94,10 @@ class RunFiles:
         save_weights(path, tensors, about)
         states = [self.config.state_path]
         if self.config.save_state and path != self.config.adapter_path:
-            states.append(path.with_name(f"{path.stem}{STATE}"))
+            states.append(path.with_suffix(STATE))
         for state in states:
             save_state(state, self.progress, self.adapters, self.optimizer, self.settings)
+        self.config.earlier_state_path.unlink(missing_ok=True)
         self._drop_old(path)
 
     def _numbered(self, number: str) -> Path:

@@ -14,7 +14,7 @@ from comfy.cli_args import args as comfy_args
 from ...framepack_core.runtime.errors import FramePackError
 from ...framepack_core.runtime.files import check_file_name, natural_key
 from ...framepack_core.toyworld import OPPOSITE_LORA
-from ...framepack_core.training.run_files import STATE
+from ...framepack_core.training.config import EARLIER_STATE
 from ...framepack_core.weights.files import GGUF
 from ...framepack_core.weights.layouts import F1_FOLDER, FOLDERS, SHARD, TITLES, Component
 from ...framepack_core.weights.released import COMFYUI_FOLDERS, RELEASED, released_as
@@ -180,7 +180,7 @@ OPPOSITE = "Toy World: opposite (built in)"
 def lora_choices() -> list[str]:
     """Files of models/loras, named alike on all systems; not the states of trainings."""
     names = folder_paths.get_filename_list("loras")
-    return [name.replace("\\", "/") for name in names if not name.endswith(STATE)]
+    return [name.replace("\\", "/") for name in names if not name.endswith(EARLIER_STATE)]
 
 
 def lora_path(name: str) -> Path:

@@ -93,9 +93,13 @@ def test_training_is_shown_and_not_forgotten(
 def test_states_of_trainings_are_no_loras(server: Server) -> None:
     folder = server.base / "models" / "loras"
     folder.mkdir(parents=True, exist_ok=True)
-    for name in ("kept.safetensors", "kept-state.pt"):
+    for name in ("kept.safetensors", "kept.state", "earlier-state.pt"):
         (folder / name).touch()
-    info = server.get("/object_info/FPReelApplyLora")["FPReelApplyLora"]
-    kind, options = info["input"]["required"]["lora"]
-    listed = kind if isinstance(kind, list) else options["options"]
-    assert "kept.safetensors" in listed and "kept-state.pt" not in listed
+
+    def listed(node: str, widget: str) -> list[str]:
+        kind, *more = server.get(f"/object_info/{node}")[node]["input"]["required"][widget]
+        return kind if isinstance(kind, list) else more[0]["options"]
+
+    own, core = listed("FPReelApplyLora", "lora"), listed("LoraLoaderModelOnly", "lora_name")
+    assert "kept.safetensors" in own and "kept.safetensors" in core
+    assert not {"kept.state", "earlier-state.pt"} & set(own) and "kept.state" not in core

@@ -90,7 +90,7 @@ def test_merging_onto_any_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "left", ["x.safetensors", "x-state.pt", "x-log.jsonl", "x-000003.safetensors",
+    "left", ["x.safetensors", "x.state", "x-state.pt", "x-log.jsonl", "x-000003.safetensors",
              "x-step00000250.safetensors"],
 )  # fmt: skip
 def test_training_under_the_name_of_a_run(left: str, tmp_path: Path) -> None:
