@@ -15,6 +15,8 @@ from torch import nn
 from framepack_core.models import offload
 from framepack_core.models.dit import DiTConfig, FramePackDiT
 from framepack_core.models.offload import (
+    HostWeights,
+    Visit,
     WeightSizes,
     _pin,
     _Prefetcher,
@@ -92,23 +94,27 @@ def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "stream", lambda _stream: nullcontext())
 
 
-def copied(prefetcher: _Prefetcher, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The numbers of the blocks whose weights are copied, as they are."""
-    numbers: list[int] = []
-    copy = prefetcher._copy
+class Noted(HostWeights):
+    """Weights that note the numbers of the blocks that are copied, as they are."""
 
-    def seen(number: int, copies: offload.Copies) -> None:
-        numbers.append(number)
-        copy(number, copies)
+    def __init__(self, count: int) -> None:
+        super().__init__([Block(number) for number in range(count)], torch.device("cpu"))
+        self.numbers: list[int] = []
 
-    monkeypatch.setattr(prefetcher, "_copy", seen)
-    return numbers
+    def visit(self, number: int) -> Visit:
+        visit = super().visit(number)
+
+        def fill() -> None:
+            self.numbers.append(number)
+            visit.fill()
+
+        return Visit(visit.copies, fill)
 
 
 @pytest.mark.usefixtures("no_gpu")
 def test_each_block_gets_its_own_weights_in_any_order() -> None:
     modules = [Block(number) for number in range(6)]
-    prefetcher = _Prefetcher(modules, torch.device("cpu"))
+    prefetcher = _Prefetcher(HostWeights(modules, torch.device("cpu")))
     for number in random.Random(0).choices(range(6), k=200):
         copies = prefetcher.acquire(number)
         assert torch.equal(copies["linear.weight"], modules[number].linear.weight)
@@ -117,27 +123,25 @@ def test_each_block_gets_its_own_weights_in_any_order() -> None:
 
 
 @pytest.mark.usefixtures("no_gpu")
-def test_weights_are_copied_once_a_pass_and_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
-    prefetcher = _Prefetcher([Block(n) for n in range(4)], torch.device("cpu"))
-    numbers = copied(prefetcher, monkeypatch)
+def test_weights_are_copied_once_a_pass_and_ahead() -> None:
+    weights = Noted(4)
+    prefetcher = _Prefetcher(weights)
     for order in ((0, 1, 2, 3), (3, 2, 1, 0)) * 2:  # two steps of training
         for number in order:
             prefetcher.acquire(number)
             prefetcher.prefetch_next()
-    assert numbers == [0, 1, 2, 3, 3, 2, 1, 0, 0, 1, 2, 3, 3, 2, 1, 0, 0]
+    assert weights.numbers == [0, 1, 2, 3, 3, 2, 1, 0, 0, 1, 2, 3, 3, 2, 1, 0, 0]
 
 
 @pytest.mark.usefixtures("no_gpu")
-def test_without_gradients_the_first_block_comes_after_the_last(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    prefetcher = _Prefetcher([Block(n) for n in range(3)], torch.device("cpu"))
-    numbers = copied(prefetcher, monkeypatch)
+def test_without_gradients_the_first_block_comes_after_the_last() -> None:
+    weights = Noted(3)
+    prefetcher = _Prefetcher(weights)
     with torch.no_grad():
         for number in (0, 1, 2) * 2:
             prefetcher.acquire(number)
             prefetcher.prefetch_next()
-    assert numbers == [0, 1, 2, 0, 1, 2, 0]
+    assert weights.numbers == [0, 1, 2, 0, 1, 2, 0]
 
 
 def test_pinned_tensors_keep_their_values_and_free_their_memory(

@@ -141,6 +141,20 @@ class SelfAttention(nn.Module):
         return x if self.to_out is None else self.to_out[0](x)
 
 
+class ParallelAttention(SelfAttention):
+    """Attention without an output projection, and another layer beside it on the same input."""
+
+    def forward(
+        self, x: Tensor, beside: nn.Module, rope: Rope, key_mask: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        begin = getattr(self.attention, "begin", None)
+        if begin is None:
+            return self.attend(*self.qkv(x, rope), key_mask), beside(x)
+        finish = begin(*(part.transpose(1, 2) for part in self.qkv(x, rope)), key_mask)
+        found = beside(x)  # meanwhile what other processes send arrives
+        return finish(), found
+
+
 class JointAttention(SelfAttention):
     """Attention over latent and text tokens together, each stream with its own projections."""
 
@@ -217,7 +231,7 @@ class SingleBlock(nn.Module):
     ) -> None:
         super().__init__()
         self.norm = Modulation(dim, 3, ops, **factory)
-        self.attn = SelfAttention(dim, heads, attention, ops, out=False, **factory)
+        self.attn = ParallelAttention(dim, heads, attention, ops, out=False, **factory)
         self.proj_mlp = ops.Linear(dim, dim_mlp, **factory)
         self.proj_out = ops.Linear(dim + dim_mlp, dim, **factory)
         self.layer_norm = ops.LayerNorm(dim, eps=EPS, elementwise_affine=False, **factory)
@@ -225,8 +239,7 @@ class SingleBlock(nn.Module):
     def forward(self, x: Tensor, condition: Tensor, rope: Rope, key_mask: Tensor | None) -> Tensor:
         shift, scale, gate = self.norm(condition)
         normed = modulate(self.layer_norm, x, shift, scale)
-        attended = self.attn(normed, rope, key_mask)
-        hidden = joined(attended, self.proj_mlp(normed))
+        hidden = joined(*self.attn(normed, self.proj_mlp, rope, key_mask))
         return torch.addcmul(x, self.proj_out(hidden), gate)
 
 

@@ -11,7 +11,7 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -155,6 +155,45 @@ class Plain(nn.Module):
         return type(self.block).forward(self.block, *inputs, **options)
 
 
+@dataclass(frozen=True)
+class Visit:
+    """Memory on the device for the weights of a block, by name, and what brings them there."""
+
+    copies: Copies
+    fill: Callable[[], None]
+
+
+class Weights(Protocol):
+    """The weights of so many blocks, wherever they are kept."""
+
+    device: torch.device
+    count: int
+
+    def visit(self, number: int) -> Visit:
+        """Make room for those of a block."""
+        ...
+
+
+class HostWeights:
+    """Weights in main memory."""
+
+    def __init__(self, modules: Sequence[nn.Module], device: torch.device) -> None:
+        self.device, self.count = device, len(modules)
+        self._modules = modules
+
+    def visit(self, number: int) -> Visit:
+        module = self._modules[number]
+        kept = dict((*module.named_parameters(), *module.named_buffers()))
+        copies = {name: torch.empty_like(x, device=self.device) for name, x in kept.items()}
+
+        @torch.no_grad()
+        def fill() -> None:
+            for name, tensor in kept.items():
+                copies[name].copy_(tensor, non_blocking=True)
+
+        return Visit(copies, fill)
+
+
 def streamed_forwards(
     blocks: Sequence[nn.Module],
     device: torch.device,
@@ -165,10 +204,17 @@ def streamed_forwards(
     compilation: options of torch.compile for what runs on the copies.
     """
     modules = [Plain(block) for block in blocks]
+    return visiting_forwards(modules, HostWeights(modules, device), compilation)
+
+
+def visiting_forwards(
+    modules: Sequence[Plain], weights: Weights, compilation: Mapping[str, Any] | None = None
+) -> list[Callable[..., Any]]:
+    """The same for weights that are kept in any way."""
     if compilation is not None:
         for module in modules:
             module.compile(**compilation)
-    copier = _Prefetcher(modules, device) if device.type == "cuda" else _Copier(modules, device)
+    copier = (_Prefetcher if weights.device.type == "cuda" else _Copier)(weights)
 
     def forward_of(number: int) -> Callable[..., Any]:
         def forward(*inputs: Any, **options: Any) -> Any:
@@ -180,25 +226,23 @@ def streamed_forwards(
 
         return forward
 
-    return [forward_of(number) for number in range(len(blocks))]
+    return [forward_of(number) for number in range(len(modules))]
 
 
 class _Copier:
     """Copies of a block's weights on the device, made when they are needed."""
 
-    def __init__(self, modules: Sequence[nn.Module], device: torch.device) -> None:
-        self.modules, self.device = modules, device
+    def __init__(self, weights: Weights) -> None:
+        self.weights = weights
 
     def acquire(self, number: int) -> Copies:
         """The copies that a block is about to run on."""
-        return {n: x.to(self.device, copy=True) for n, x in self._tensors(number).items()}
+        visit = self.weights.visit(number)
+        visit.fill()
+        return visit.copies
 
     def prefetch_next(self) -> None:
         """Called when the block's work has been given to the device."""
-
-    def _tensors(self, number: int) -> Copies:
-        module = self.modules[number]
-        return dict((*module.named_parameters(), *module.named_buffers()))
 
 
 class _Prefetcher(_Copier):
@@ -208,26 +252,25 @@ class _Prefetcher(_Copier):
     more than a copy.
     """
 
-    def __init__(self, modules: Sequence[nn.Module], device: torch.device) -> None:
-        super().__init__(modules, device)
-        self._side = torch.cuda.Stream(device)
+    def __init__(self, weights: Weights) -> None:
+        super().__init__(weights)
+        self._side = torch.cuda.Stream(weights.device)
         self._last = -1
-        self._planned: tuple[int, Copies] | None = None
-        self._coming: tuple[int, Copies] | None = None
+        self._planned: tuple[int, Visit] | None = None
+        self._coming: tuple[int, Visit] | None = None
         self._free, self._copied = torch.cuda.Event(), torch.cuda.Event()
 
     def acquire(self, number: int) -> Copies:
-        stream = torch.cuda.current_stream(self.device)
+        stream = torch.cuda.current_stream(self.weights.device)
         if self._coming is not None:  # if it is of no use too: nothing may write to it later
             stream.wait_event(self._copied)
         if self._coming is not None and self._coming[0] == number:
-            copies = self._coming[1]
+            copies = self._coming[1].copies
         else:
-            copies = self._empty(number)
-            self._copy(number, copies)
+            copies = super().acquire(number)
         self._coming = None
         following = self._following(number)
-        self._planned = following, self._empty(following)
+        self._planned = following, self.weights.visit(following)
         self._free.record(stream)
         return copies
 
@@ -236,14 +279,14 @@ class _Prefetcher(_Copier):
         # The memory planned for the copies is free once all that came before this block is done.
         self._side.wait_event(self._free)
         with torch.cuda.stream(self._side):
-            self._copy(*self._planned)
+            self._planned[1].fill()
             self._copied.record(self._side)
         self._coming, self._planned = self._planned, None
 
     def _following(self, number: int) -> int:
         """The block that is probably next."""
         last, self._last = self._last, number
-        end = len(self.modules) - 1
+        end = self.weights.count - 1
         if not torch.is_grad_enabled():
             return 0 if number == end else number + 1
         if number == last:  # where autograd turns back, and the next step forward again
@@ -254,12 +297,3 @@ class _Prefetcher(_Copier):
     def __del__(self) -> None:
         if self._coming is not None:
             self._copied.synchronize()  # else its memory would be written to after it is free
-
-    def _empty(self, number: int) -> Copies:
-        tensors = self._tensors(number).items()
-        return {name: torch.empty_like(x, device=self.device) for name, x in tensors}
-
-    @torch.no_grad()
-    def _copy(self, number: int, copies: Copies) -> None:
-        for name, tensor in self._tensors(number).items():
-            copies[name].copy_(tensor, non_blocking=True)

@@ -6,17 +6,23 @@ take turns in a list of them; those that train one adapter average its gradients
 
 from __future__ import annotations
 
+import io
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.nn.functional import pad
 
 PATIENCE = timedelta(days=30)
+# its name since PyTorch 2.13, and before
+_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 
 
 def launched_rank() -> int:
@@ -45,6 +51,170 @@ def launched_together() -> Iterator[tuple[int, int]]:
         dist.barrier()
     finally:
         dist.destroy_process_group()
+
+
+def shares(length: int, count: int) -> list[range]:
+    """So many things in order, dealt to so many processes as evenly as they can be."""
+    ends = [length * number // count for number in range(count + 1)]
+    return [range(first, stop) for first, stop in pairwise(ends)]
+
+
+@dataclass(frozen=True)
+class Team:
+    """Processes that compute one thing together: this one's place among them, and how many.
+
+    first: the number that the first of them has among all.
+    """
+
+    rank: int = 0
+    count: int = 1
+    group: Any = None  # PyTorch's; None is of all processes
+    first: int = 0
+
+    def exchange(
+        self, sent: Tensor, parts: Sequence[int], arriving: Sequence[int]
+    ) -> Callable[[], Tensor]:
+        """Send each process its part of a flat tensor; what all send to this one, once called.
+
+        parts: how many numbers go to each; arriving: how many come from each.
+        """
+        found = sent.new_empty(sum(arriving))
+        work = dist.all_to_all_single(
+            found, sent, list(arriving), list(parts), group=self.group, async_op=True
+        )
+
+        def finish() -> Tensor:
+            assert work is not None  # of an operation that does not wait
+            work.wait()
+            return found
+
+        return finish
+
+    def gather(self, x: Tensor, lengths: Sequence[int]) -> Tensor:
+        """The parts [B, length, C] of all processes, one after another: [B, L, C] for all."""
+        longest = max(lengths)
+        own = x.transpose(0, 1)
+        own = pad(own, (0, 0, 0, 0, 0, longest - len(own))).contiguous()  # as the operation asks
+        found = own.new_empty(self.count * longest, *own.shape[1:])
+        _all_gather(found, own, group=self.group)
+        if min(lengths) < longest:
+            pieces = zip(found.split(longest), lengths, strict=True)
+            found = torch.cat([piece[:length] for piece, length in pieces])
+        return found.transpose(0, 1)
+
+    def collect(self, whole: Tensor, part: Tensor) -> None:
+        """Fill a flat tensor with the parts of all processes, which are of one size."""
+        _all_gather(whole, part, group=self.group)
+
+    def agree(self, value: bool) -> bool:
+        """The value of the team's first process."""
+        if self.count == 1:
+            return value
+        told = torch.tensor([value])
+        dist.broadcast(told, self.first, self.group)
+        return bool(told)
+
+
+@dataclass(frozen=True)
+class Crew:
+    """All processes of a launcher that make one result: the first leads, the others follow.
+
+    whole: all of them; half: of those that make one of two passes; weights: all again, for what
+    travels while passes are made.
+    """
+
+    device: torch.device
+    whole: Team
+    half: Team
+    weights: Team
+
+    @classmethod
+    def join(cls, device: torch.device) -> Crew | None:
+        """Meet the other processes; None for a process that was launched alone."""
+        if launched_count() == 1:
+            return None
+        backend = "gloo"
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+            backend = "cpu:gloo,cuda:nccl"
+        dist.init_process_group(backend, timeout=PATIENCE)
+        rank, count = dist.get_rank(), dist.get_world_size()
+        weights = Team(rank, count, dist.new_group(timeout=PATIENCE))
+        half = Team(rank, count)
+        if count % 2 == 0:
+            size = count // 2
+            groups = [dist.new_group(range(n, n + size), timeout=PATIENCE) for n in (0, size)]
+            half = Team(rank % size, size, groups[rank // size], rank // size * size)
+        return cls(device, Team(rank, count), half, weights)
+
+    def leave(self) -> None:
+        """Part once all are done."""
+        self.meet()
+        dist.destroy_process_group()
+
+    def meet(self) -> None:
+        """Wait until all have come so far."""
+        dist.all_reduce(torch.zeros(1))  # on the CPU, so that no GPU is kept busy by waiting
+
+    @property
+    def rank(self) -> int:
+        return self.whole.rank
+
+    @property
+    def count(self) -> int:
+        return self.whole.count
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process writes the files."""
+        return self.rank == 0
+
+    def send(self, message: Any) -> None:
+        """Give the followers a value, with its tensors."""
+        file = io.BytesIO()
+        torch.save(message, file)
+        data = torch.frombuffer(bytearray(file.getbuffer()), dtype=torch.uint8)
+        dist.broadcast(torch.tensor([len(data)]), src=0)
+        dist.broadcast(data, src=0)
+
+    def receive(self) -> Any:
+        """What the leader sends next; its tensors are on this process's device."""
+        size = torch.empty(1, dtype=torch.int64)
+        dist.broadcast(size, src=0)
+        data = torch.empty(int(size), dtype=torch.uint8)
+        dist.broadcast(data, src=0)
+        # from the leader alone, which runs the same program
+        return torch.load(
+            io.BytesIO(data.numpy().tobytes()), map_location=self._placed, weights_only=False
+        )
+
+    def _placed(self, storage: Any, location: str) -> Any:
+        return None if location == "cpu" else storage.cuda(self.device)
+
+    def give(self, tensor: Tensor) -> None:
+        """Let the leader have a tensor that it waits for."""
+        dist.send(tensor.contiguous(), 0)
+
+    def take(self, process: int, like: Tensor) -> Tensor:
+        """The tensor that a process gives, into one of its type and shape."""
+        dist.recv(like, process)
+        return like
+
+    def deal(self, run: Callable[[Any], Tensor], passes: Sequence[Any]) -> list[Tensor]:
+        """The results of passes, computed by all processes or two by half of them each.
+
+        All processes get the same bits.
+        """
+        if len(passes) == 2 and self.half.count < self.count:
+            mine = self.rank // self.half.count
+            own = run(passes[mine])
+            found = [own if number == mine else torch.empty_like(own) for number in (0, 1)]
+            sources = [0, self.half.count]
+        else:
+            found, sources = [run(each) for each in passes], [0] * len(passes)
+        for result, source in zip(found, sources, strict=True):
+            dist.broadcast(result, src=source)
+        return found
 
 
 @dataclass(frozen=True)

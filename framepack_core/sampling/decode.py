@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 
+from ..runtime.distributed import Crew
 from ..runtime.errors import FramePackError
 
 Decode = Callable[[Tensor], Tensor]
@@ -76,6 +77,43 @@ class RetryingDecode:
             self.release()
 
 
+class SharedDecode:
+    """A Decode whose slices are decoded by all processes of a crew.
+
+    decode: to pixels in any number type, on the device; here they come back in fp32 on the CPU.
+    """
+
+    def __init__(self, decode: Decode, crew: Crew | None, dtype: torch.dtype) -> None:
+        self.decode, self.crew, self.dtype = decode, crew, dtype
+
+    def __call__(self, latents: Tensor) -> Tensor:
+        return self.decode(latents).float().cpu()
+
+    def each(self, slices: Sequence[Tensor]) -> Iterator[Tensor]:
+        """Decode slices, as many at once as there are processes; the others have to `follow`."""
+        count = 1 if self.crew is None else self.crew.count
+        for first in range(0, len(slices), count):
+            some = slices[first : first + count]
+            if self.crew is not None and len(some) > 1:
+                self.crew.send(some)
+            yield self(some[0])
+            for number, latents in enumerate(some[1:], 1):
+                assert self.crew is not None
+                yield self.crew.take(number, _pixels_like(latents, self.dtype)).float().cpu()
+
+    def follow(self, slices: Sequence[Tensor]) -> None:
+        """What the other processes do with what they are sent."""
+        assert self.crew is not None
+        if self.crew.rank < len(slices):
+            pixels = self.decode(slices[self.crew.rank])
+            self.crew.give(pixels.to(self.dtype))
+
+
+def _pixels_like(latents: Tensor, dtype: torch.dtype) -> Tensor:
+    batch, _, frames, height, width = latents.shape
+    return latents.new_empty((batch, 3, 4 * frames - 3, 8 * height, 8 * width), dtype=dtype)
+
+
 def decode_slices(
     total_latents: int, window: int, overlap: int | None = None
 ) -> list[tuple[int, int]]:
@@ -128,14 +166,15 @@ def decode_sections(
     `overlap` latents. Only the faded tail of one is held back for the next, however long the video
     is.
     """
-    *earlier, last = decode_slices(latents.shape[2], window, overlap)
+    slices = [latents[:, :, slice(*s)] for s in decode_slices(latents.shape[2], window, overlap)]
+    each = decode.each(slices) if isinstance(decode, SharedDecode) else map(decode, slices)
     overlap = 4 * (window if overlap is None else overlap) - 3
     tail: Tensor | None = None
-    for start, stop in earlier:
-        pixels = _append(tail, decode(latents[:, :, start:stop]), overlap)
+    for _ in slices[:-1]:
+        pixels = _append(tail, next(each), overlap)
         yield pixels[:, :, :-overlap]
         tail = pixels[:, :, -overlap:].clone()  # a view would keep the whole clip
-    yield _append(tail, decode(latents[:, :, slice(*last)]), overlap)
+    yield _append(tail, next(each), overlap)
 
 
 def _append(tail: Tensor | None, pixels: Tensor, overlap: int) -> Tensor:
