@@ -24,7 +24,13 @@ from framepack_core.runtime.options import SAME, Leaf, Settings, leaves  # noqa:
 PAGES = ROOT / "js" / "docs"
 OPTIONS = ROOT / "docs" / "options.md"
 FLAGS = ROOT / "docs" / "musubi_flags.md"
-INPUTS = re.compile(r"\| Input \| \|\n\|---\|---\|\n(?:\|.*\n)*")
+HEAD = re.compile(r"# .*\n\n.*\n")  # the title and what the node does
+INPUTS = {
+    "en": "Input",
+    "ja": "入力",
+    "zh": "输入",
+    "zh-TW": "輸入",
+}  # above the tables, by language
 COMMANDS: dict[str, type[Settings]] = {
     "framepack generate": Generate,
     "framepack extend": Extend,
@@ -40,13 +46,25 @@ result. *Resume*: a resumed run may change it.
 """
 
 
-def page_with_inputs(name: str) -> str:
-    """A node's help page with its inputs as the English locale has them."""
-    words = json.loads((ROOT / "locales" / "en" / "nodeDefs.json").read_text(encoding="utf-8"))
-    rows = [(f"`{x['name']}`", _plain(x["tooltip"])) for x in words[name]["inputs"].values()]
-    page = (PAGES / f"{name}.md").read_text(encoding="utf-8")
-    table = "".join(_rows([("Input", ""), ("---", "---"), *rows]))
-    return INPUTS.sub(lambda _: table.replace("| --- | --- |", "|---|---|"), page, count=1)
+def help_page(name: str, language: str = "en") -> Path:
+    """Where ComfyUI looks for a node's help; for the other languages it shows the English page."""
+    return PAGES / f"{name}.md" if language == "en" else PAGES / name / f"{language}.md"
+
+
+def page_with_inputs(name: str, language: str = "en") -> str:
+    """A node's help page with its title, what it does and its inputs as a locale has them."""
+    words = json.loads((ROOT / "locales" / language / "nodeDefs.json").read_text(encoding="utf-8"))
+    node = words[name]
+    head = f"# {_plain(node['display_name'])}\n\n{_plain(node['description'])}\n"
+    own = {key: f"`{key}`" for key in node["inputs"]}
+    if language != "en":
+        own = {key: f"{node['inputs'][key]['name']} ({code})" for key, code in own.items()}
+    rows = [(own[key], _plain(x["tooltip"])) for key, x in node["inputs"].items()]
+    table = "".join(_rows([(INPUTS[language], ""), ("---", "---"), *rows]))
+    table = table.replace("| --- | --- |", "|---|---|")
+    inputs = rf"\| {INPUTS[language]} \| \|\n\|---\|---\|\n(?:\|.*\n)*"
+    page = HEAD.sub(lambda _: head, help_page(name, language).read_text(encoding="utf-8"), count=1)
+    return re.sub(inputs, lambda _: table, page, count=1)
 
 
 def options_page() -> str:
@@ -101,7 +119,9 @@ def _plain(text: str) -> str:
 
 def main() -> None:
     for page in PAGES.glob("FPReel*.md"):
-        page.write_text(page_with_inputs(page.stem), encoding="utf-8")
+        for language in INPUTS:
+            text = page_with_inputs(page.stem, language)
+            help_page(page.stem, language).write_text(text, encoding="utf-8")
     OPTIONS.write_text(options_page(), encoding="utf-8")
     FLAGS.write_text(flags_page(), encoding="utf-8")
 

@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from make_help_tables import options_page, page_with_inputs
+from make_help_tables import HEAD, INPUTS, help_page, options_page, page_with_inputs
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -19,6 +19,8 @@ SOURCES = [*(ROOT / "nodes").rglob("*.py"), *(ROOT / "framepack_core").rglob("*.
 PICTURE, PICTURES = 60_000, 600_000  # bytes of one, and of all
 LEAST_WIDTH = 300  # pixels, or nobody reads what is on it
 LINK = re.compile(r"!?\[([^\]]*)\]\(([^)\s]+)\)")
+# What a translation keeps: code and quotations, links and pictures, and headings and entries.
+KEPT = re.compile(r"`[^`\n]+`|\]\([^)\s]+\)|^(?:#+|-) ", re.MULTILINE)
 VALUE = "\0"  # in a message, where the code puts a value
 OPEN = "…"  # in a quotation, where one is left out
 
@@ -58,7 +60,8 @@ def test_page_shows_its_node(page: Path) -> None:
 
 
 def test_pictures_are_small_together() -> None:
-    sizes = [picture.stat().st_size for picture in DOCS.iterdir() if picture.suffix != ".md"]
+    pictures = [path for path in DOCS.iterdir() if path.suffix in (".png", ".jpg")]
+    sizes = [picture.stat().st_size for picture in pictures]
     assert len(sizes) >= len(PAGES) and sum(sizes) <= PICTURES
 
 
@@ -79,7 +82,25 @@ def test_table_names_every_input(page: Path) -> None:
 @per_page
 def test_table_says_what_the_inputs_say(page: Path) -> None:
     """Run tests/make_help_tables.py where it does not."""
-    assert read(page) == page_with_inputs(page.stem)
+    for language in INPUTS:
+        path = help_page(page.stem, language)
+        assert read(path) == page_with_inputs(page.stem, language), path
+
+
+@per_page
+def test_translations_keep_what_is_no_prose(page: Path) -> None:
+    kept = {language: sorted(set(KEPT.findall(prose(page.stem, language)))) for language in INPUTS}
+    assert [language for language in INPUTS if kept[language] != kept["en"]] == []
+    counts = [len(re.findall("^- ", prose(page.stem, x), re.MULTILINE)) for x in INPUTS]
+    assert len(set(counts)) == 1
+
+
+def prose(name: str, language: str) -> str:
+    """A page without what make_help_tables.py writes."""
+    page = HEAD.sub("", read(help_page(name, language)), count=1)
+    before, table, rest = page.partition(f"| {INPUTS[language]} | |\n")
+    assert table
+    return before + re.sub(r"\A(?:\|.*\n)+", "", rest)
 
 
 def test_options_page_is_what_is_declared() -> None:
