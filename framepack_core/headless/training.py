@@ -60,7 +60,10 @@ def train_lora(job: TrainJob) -> TrainResult:
         _say(f"{found.describe()}\n{_plan(config, len(batches))}")
     with explain_out_of_memory(LESS_MEMORY), _progress(config) as on_step:
         with limited_memory(config.gpu_memory, models.device) as models.budget:
-            samples = _prepare(prompts, config, found, models)
+            samples = [
+                replace(sample, seed=workers.agree(sample.seed))
+                for sample in _prepare(prompts, config, found, models)
+            ]
         with _placed(models, config).dit() as dit:
             denoiser = FlowDenoiser(dit, models.dtype)
             write = sample_writer(
@@ -71,6 +74,7 @@ def train_lora(job: TrainJob) -> TrainResult:
                 config.output_name,
                 device=models.device,
                 bulk=job.decoding.bulk_decode,
+                together=config.shard_weights,
                 on_file=_shown,
             )
             result = train(
@@ -96,8 +100,8 @@ def _drawn_seed(config: TrainConfig, workers: Workers) -> int:
 
 
 def _placed(models: Models, config: TrainConfig) -> Models:
-    """Where blocks wait in main memory the whole model would not fit on the device first."""
-    waits = config.blocks_to_swap or config.gpu_memory
+    """Where blocks wait in main memory or are shared the whole model may not fit on the device."""
+    waits = config.blocks_to_swap or config.gpu_memory or config.shard_weights
     return replace(models, device=torch.device("cpu")) if waits else models
 
 

@@ -18,6 +18,8 @@ from torch.utils.checkpoint import (
 
 from ..models.compiled_blocks import compiled_forward
 from ..models.offload import blocks_of, place, streamed_blocks, streamed_forwards
+from ..models.sharded import sharded_forwards
+from ..runtime.distributed import Team
 from ..runtime.errors import FramePackError
 
 
@@ -31,25 +33,34 @@ def wrapped_blocks(
     inputs_to_cpu: bool = False,
     keep_attention: bool = False,
     compilation: Mapping[str, Any] | None = None,
+    team: Team | None = None,
 ) -> Iterator[None]:
     """Run the blocks of a DiT with checkpointing, those of blocks_to_swap with weights on the CPU.
 
     inputs_to_cpu: what checkpointing keeps, the input of every block, waits in main memory.
     keep_attention: it keeps the output of every attention too, which then is not computed again.
     compilation: options of torch.compile, for blocks that are to be compiled. With swapped, which
-    is blocks_to_swap, above 0 all of the DiT is put where it belongs. Raises FramePackError for
+    is blocks_to_swap, above 0 all of the DiT is put where it belongs. team: processes of which each
+    keeps a part of every block, whose own weights are given up for good. Raises FramePackError for
     what needs checkpointing without it.
     """
     blocks, streamed = blocks_of(dit), streamed_blocks(dit, swapped)
-    if not checkpointing and (swapped or inputs_to_cpu or keep_attention):
+    if not checkpointing and (swapped or inputs_to_cpu or keep_attention or team):
         raise FramePackError(
             "blocks or activations that wait in main memory need checkpointing; turn it on"
             if swapped or inputs_to_cpu
-            else "keep_attention: it needs checkpointing; turn that on"
+            else f"{'keep_attention' if keep_attention else 'shard_weights'}: it needs "
+            "checkpointing; turn that on"
         )
     if swapped:
         place(dit, streamed, device, pin=True)
-    forwards = dict(zip(streamed, streamed_forwards(streamed, device, compilation), strict=True))
+    if team is not None:
+        streamed = blocks
+        place(dit, blocks, device, pin=False)
+        made = sharded_forwards(blocks, device, team, compilation)
+    else:
+        made = streamed_forwards(streamed, device, compilation)
+    forwards = dict(zip(streamed, made, strict=True))
     wrapped = checkpointing or compilation is not None
     if wrapped:
         for block in blocks:

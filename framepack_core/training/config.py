@@ -614,14 +614,25 @@ class MemoryOptions(CompileOptions):
         high=1024.0,
     )
 
+    shard_weights: bool = option(
+        False,
+        "Shard weights: of several processes each keeps its part of every block, and all bring a "
+        "block together while it works. For GPUs that cannot hold the model.",
+        node="",
+        mutable=True,
+    )
+
     @model_validator(mode="after")
     def _checkpointing(self) -> MemoryOptions:
         if not self.gradient_checkpointing:
-            for name in (*SPARING, "keep_attention", "gpu_memory"):
+            for name in (*SPARING, "keep_attention", "gpu_memory", "shard_weights"):
                 if getattr(self, name):
                     raise ValueError(f"{name}: needs gradient_checkpointing; turn it on")
         if self.gpu_memory and any(getattr(self, name) for name in SPARING):
             raise ValueError(f"gpu_memory: chooses {' and '.join(SPARING)} itself; leave them out")
+        if self.shard_weights and (self.blocks_to_swap or self.gpu_memory):
+            given = "blocks_to_swap" if self.blocks_to_swap else "gpu_memory"
+            raise ValueError(f"shard_weights: cannot be combined with {given}; choose one")
         if self.changed and not self.compile:
             raise ValueError(f"{self.changed}: needs compile; turn it on")
         if self.keep_attention and self.attn_mode not in ("torch", "sdpa", "cudnn"):

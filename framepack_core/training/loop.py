@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from ..models.attention_kernels import training_attention
 from ..models.compiling import prepare_compiling
 from ..models.products import choose_products
 from ..runtime.display import Display, say
-from ..runtime.distributed import Workers
+from ..runtime.distributed import Team, Workers, launched_count
 from ..runtime.errors import FramePackError
 from ..runtime.fingerprint import fingerprint
 from ..runtime.memory import GIB, limited_memory, peak_of
@@ -61,8 +61,9 @@ class StepReport:
 class Callbacks:
     """What a host wants to hear of; on_step and on_save may raise to stop, and nothing is lost.
 
-    on_sample(step) is called with the adapter at work, when samples are due. They are a display:
-    what fails there is reported and the training continues.
+    on_sample(step) is called with the adapter at work, when samples are due, on the first process,
+    and with shard_weights on all. They are a display: what fails there is reported and the training
+    continues, but for a pass of a sharded model, which ends the run.
     """
 
     on_step: Callable[[StepReport], None] = lambda _report: None
@@ -86,6 +87,11 @@ def check_run(config: TrainConfig) -> None:
     """Refuse before any model is loaded what `train` would refuse after; raises FramePackError."""
     config.check_name()
     training_attention(config.attn_mode)
+    if config.shard_weights and launched_count() == 1:
+        raise FramePackError(
+            "shard_weights: one process has nobody to share with; start several by torchrun or "
+            "accelerate launch, or leave it out"
+        )
     learning_rates(config, config.steps)
     make_optimizer(config, [nn.Parameter(torch.zeros(1))])
     if config.resume:
@@ -130,6 +136,7 @@ def train(
             inputs_to_cpu=run.fit.inputs_to_cpu,
             keep_attention=config.keep_attention,
             compilation=config.compilation if config.compile else None,
+            team=Team(run.workers.rank, run.workers.count) if config.shard_weights else None,
         )
         if config.compile:
             prepare_compiling(config.compile_cache_size_limit)
@@ -343,8 +350,10 @@ class _Run:
             callbacks.on_save(path)
 
     def _sample(self, callbacks: Callbacks) -> None:
-        if callbacks.on_sample is None or not self.workers.is_main:
+        together = self.config.shard_weights
+        if callbacks.on_sample is None or not (together or self.workers.is_main):
             return
-        shown = Display(f"samples of step {self.step}", "samples")
+        # Other processes would wait for ever for the passes that one has left out.
+        shown = nullcontext() if together else Display(f"samples of step {self.step}", "samples")
         with weights_in_use(self.optimizer), torch.no_grad(), shown:
             callbacks.on_sample(self.step)

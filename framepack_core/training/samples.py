@@ -15,6 +15,7 @@ from torch import Tensor
 from ..models.prompt import TextCondition
 from ..parsing.sample_prompts import SamplePrompt
 from ..runtime.display import Display
+from ..runtime.distributed import launched_rank
 from ..runtime.errors import FramePackError
 from ..runtime.files import is_file
 from ..runtime.images import load_image, resize_and_crop, save_png, to_tensor, to_uint8
@@ -122,20 +123,25 @@ def sample_writer(
     *,
     device: torch.device | str = "cpu",
     bulk: bool = False,
+    together: bool = False,
     on_file: Callable[[Path, PreparedSample], None] = lambda _path, _sample: None,
 ) -> Callable[[int], None]:
     """What `Callbacks.on_sample` calls: makes all samples of a step into files under sample/.
 
     decoder: gives what decodes, which is there only meanwhile; bulk: all frames in one call. A
-    sample that fails is reported, and the others are made.
+    sample that fails is reported, and the others are made. together: all processes make them, of
+    which the first writes, and what fails in making is raised.
     """
 
     def write(step: int) -> None:
-        with decoder() as decode:
+        made = [sample.make(denoiser, device) for sample in samples if together]
+        if launched_rank() > 0:
+            return
+        with Display(f"samples of step {step}", "samples"), decoder() as decode:
             for i, sample in enumerate(samples):
                 stem = f"{name}_{step:06d}_{i:02d}_{sample.seed}"
                 with Display(f"sample {stem}", "samples"):
-                    latents = sample.make(denoiser, device)
+                    latents = made[i] if together else sample.make(denoiser, device)
                     path = _save(output_dir / SAMPLES_FOLDER / stem, latents, sample, decode, bulk)
                     on_file(path, sample)
 

@@ -1,24 +1,28 @@
-"""Seconds a step and peak memory of training, as a table; `training_files.py DIR` comes first.
+"""Seconds a step and peak memory of training, in JSON lines; `training_files.py DIR` comes first.
 
     python tests/bench/train_full_size.py DIR                          bf16 and fp8_scaled
     python tests/bench/train_full_size.py DIR --budgets 24 16 12       also within so many GiB
     torchrun --nproc_per_node 2 tests/bench/train_full_size.py DIR     a batch on each of two GPUs
+    torchrun … DIR --weights whole sharded fsdp2       also with half of the weights on each of them
     python tests/bench/train_full_size.py DIR --accumulation 2         the same updates on one
 
 640x640 in sections of 9 latent frames, rank 32 on all layers of the blocks, AdamW, gradient
-checkpointing. A budget is `gpu_memory`, which says what it chooses.
+checkpointing. A budget is `gpu_memory`, which says what it chooses. fsdp2 is PyTorch's own sharding
+of the same blocks, to compare with `shard_weights`.
 """
 
 from __future__ import annotations
 
 import argparse
 import gc
+import json
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -28,7 +32,8 @@ from training_files import DIT, Size, sample_of, size_of
 
 from framepack_core.models.build import load_dit
 from framepack_core.models.dit import FramePackDiT
-from framepack_core.runtime.distributed import launched_rank
+from framepack_core.models.offload import blocks_of
+from framepack_core.runtime.distributed import Workers, launched_rank
 from framepack_core.sampling.flow import FlowDenoiser
 from framepack_core.training.batches import Batches, Sample
 from framepack_core.training.config import AdapterConfig, TrainConfig
@@ -36,15 +41,24 @@ from framepack_core.training.loop import Callbacks, train
 
 RANK, WARMUP = 32, 2
 GIB = 2**30
+WHOLE, SHARDED, FSDP2 = "whole", "sharded", "fsdp2"
+
+Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Measured:
-    """A step's seconds and the most memory in bytes."""
+    """A step's seconds and the most memory in bytes, of tensors and with PyTorch's gaps."""
 
     seconds: float
     memory: int
+    reserved: int
     losses: list[float]
+
+    @property
+    def row(self) -> Row:
+        gib = {"gib": round(self.memory / GIB, 2), "gib_reserved": round(self.reserved / GIB, 2)}
+        return {"seconds_a_step": round(self.seconds, 3), **gib, "losses": self.losses}
 
 
 def measure(
@@ -53,9 +67,7 @@ def measure(
     sample: Sample,
     device: torch.device,
     steps: int,
-    gpu_memory: float | None = None,
-    accumulation: int = 1,
-    **options: bool,
+    **options: Any,
 ) -> Measured:
     """A run of a few steps; raises torch's own error where the memory does not suffice.
 
@@ -75,8 +87,6 @@ def measure(
             output_dir=Path(folder),
             steps=WARMUP + steps,
             adapter=AdapterConfig(rank=RANK, alpha=RANK),
-            gpu_memory=gpu_memory,
-            gradient_accumulation_steps=accumulation,
             save_every_steps=None,
             **options,
         )
@@ -87,45 +97,79 @@ def measure(
             Callbacks(on_step),
             device=device,
         )
-    memory = torch.cuda.max_memory_allocated() if device.type == "cuda" else 0
+    on_gpu = device.type == "cuda"
+    memory = torch.cuda.max_memory_allocated() if on_gpu else 0
+    reserved = torch.cuda.max_memory_reserved() if on_gpu else 0
     seconds = (times[-1] - times[WARMUP - 1]) / steps
-    return Measured(seconds, memory, done.losses)
+    return Measured(seconds, memory, reserved, done.losses)
 
 
-def rows(args: argparse.Namespace, device: torch.device) -> Iterator[str]:
+def rows(args: argparse.Namespace, device: torch.device, count: int) -> Iterator[Row]:
     size, sample = size_of(args.folder), sample_of(args.folder)
     for precision in args.precision:
-        dit = load_dit(args.folder / DIT, dtype=size.dtype, device=device, precision=precision)
-        dit.requires_grad_(False)
-        unlimited = measure(dit, size, sample, device, args.steps, accumulation=args.accumulation)
-        yield row(precision, "no limit", unlimited)
-        for limit in args.budgets:
-            dit.to("cpu")
-            found = measure(dit, size, sample, device, args.steps, gpu_memory=limit)
-            yield row(precision, f"{limit:g} GiB", found)
-        del dit
-        gc.collect()
+        for weights in args.weights:
+            if time.perf_counter() > args.ends:
+                return
+            if weights == FSDP2 and precision != "full":
+                continue  # products are chosen on whole layers
+            place = device if weights == WHOLE else torch.device("cpu")
+            given = {"dtype": size.dtype, "device": place, "precision": precision}
+            dit = load_dit(args.folder / DIT, **given).requires_grad_(False)
+            if weights == FSDP2:
+                fully_shard(dit, device, count)
+            options = {
+                "gradient_accumulation_steps": args.accumulation,
+                "gradient_checkpointing_cpu_offload": args.offload_activations,
+                "shard_weights": weights == SHARDED,
+            }
+            found = measure(dit, size, sample, device, args.steps, **options)
+            yield {"precision": precision, "weights": weights, **found.row}
+            for limit in args.budgets if weights == WHOLE else ():
+                dit.to("cpu")
+                found = measure(dit, size, sample, device, args.steps, gpu_memory=limit)
+                yield {"precision": precision, "gpu_memory": limit, **found.row}
+            del dit
+            gc.collect()
+            if device.type == "cuda":
+                torch.cuda.empty_cache()
 
 
-def row(precision: str, limit: str, found: Measured) -> str:
-    took = f"{found.seconds:7.3f} s a step  {found.memory / GIB:6.2f} GiB"
-    losses = " ".join(f"{loss:.5f}" for loss in found.losses)
-    return f"{precision:<11} {limit:>9}  {took}  losses {losses}"
+def fully_shard(dit: FramePackDiT, device: torch.device, count: int) -> None:
+    """PyTorch's own sharding of each block; the rest is whole on each GPU."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh, blocks = init_device_mesh(device.type, (count,)), blocks_of(dit)
+    for block in blocks:
+        fully_shard(block, mesh=mesh)
+    kept = {id(parameter) for block in blocks for parameter in block.parameters()}
+    rest = {parameter for parameter in dit.parameters() if id(parameter) not in kept}
+    for parameter in rest:
+        parameter.data = parameter.data.to(device)
+    fully_shard(dit, mesh=mesh, ignored_params=rest)  # so that all blocks prefetch in one order
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="seconds a step and peak memory of training")
     parser.add_argument("folder", type=Path, help="of training_files.py")
     parser.add_argument("--precision", nargs="+", default=["full", "fp8_scaled"])
+    parser.add_argument("--weights", nargs="+", default=[WHOLE], choices=[WHOLE, SHARDED, FSDP2])
     parser.add_argument("--budgets", nargs="*", type=float, default=[], metavar="GIB")
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--accumulation", type=int, default=1)
+    parser.add_argument("--offload_activations", action="store_true")
+    parser.add_argument("--minutes", type=float, default=30, help="after which no run begins")
     args = parser.parse_args()
+    args.ends = time.perf_counter() + 60 * args.minutes
     rank = launched_rank()
     device = torch.device("cuda", rank) if torch.cuda.is_available() else torch.device("cpu")
-    for line in rows(args, device):
+    workers = Workers.join(device)
+    about = {"torch": torch.__version__, "processes": workers.count}
+    about["device"] = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
+    for row in rows(args, device, workers.count):
         if rank == 0:
-            print(f"torch {torch.__version__}, {device}: {line}", flush=True)
+            print(json.dumps({**about, **row}), flush=True)
+    workers.leave()
 
 
 if __name__ == "__main__":
