@@ -29,6 +29,7 @@ from framepack_core.training.batches import Batches
 from framepack_core.training.loop import Callbacks, StepReport, train
 
 STEPS, STOP = 4, 2
+OF_TWO = {"steps": STEPS, "gradient_accumulation_steps": 2}
 FSDP2 = hasattr(fsdp, "fully_shard")
 
 
@@ -49,8 +50,7 @@ def main(folder: Path) -> None:
             if report.step == stop and name != "lost":
                 raise Stop
 
-        given = {"steps": STEPS, "gradient_accumulation_steps": 2, **settings}
-        config = tiny_config(folder / name, **given)
+        config = tiny_config(folder / name, **OF_TWO, **settings)
         dist.barrier()  # the files of the run before are there
         with suppress(Stop):
             train(config, FlowDenoiser(dit), batches, Callbacks(on_step))

@@ -23,7 +23,7 @@ from framepack_core.cli.training_arguments import cache_job, train_job
 from framepack_core.headless import models
 from framepack_core.headless import training as headless_training
 from framepack_core.lora.report import LORA_MODE
-from framepack_core.runtime.images import save_png
+from framepack_core.runtime.images import load_image, save_png
 from framepack_core.runtime.memory import GIB
 from framepack_core.runtime.video import read_video
 from framepack_core.toyworld import OPPOSITE_LORA, SNAPSHOT
@@ -331,8 +331,13 @@ def test_a_run_of_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed")
 def test_two_processes_of_a_launcher(clips: Path, tmp_path: Path) -> None:
-    """They agree on a seed that nobody has given."""
+    """They agree on a seed that nobody has given, share the weights and make samples together."""
     assert main(cache(clips)) == 0
+    save_png(tmp_path / "start.png", np.zeros((32, 32, 3), np.uint8))
+    line = f"a ball --i {tmp_path / 'start.png'} --w 32 --h 32 --f 1 --s 1 --d 7"
+    (tmp_path / "prompts.txt").write_text(line)
+    given = ["--sample_prompts", str(tmp_path / "prompts.txt"), "--sample_every_n_steps", "2"]
+    given += ["--fp8_base", "--fp8_scaled", "--gradient_checkpointing"]
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
@@ -340,7 +345,7 @@ def test_two_processes_of_a_launcher(clips: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", *launch, "-m", "framepack_core.cli"]
     root = str(Path(__file__).resolve().parents[1])
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": root}
-    _, *options = train(clips, tmp_path / "two")
+    _, *options = train(clips, tmp_path / "two", *given, "--shard_weights")
     at = options.index("--seed")
     done = subprocess.run(
         [*command, "fpack_train_network", *options[:at], *options[at + 2 :]],
@@ -352,13 +357,17 @@ def test_two_processes_of_a_launcher(clips: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("x.safetensors") == 1
     seed = open_weights(tmp_path / "two" / "x.safetensors").metadata["ss_seed"]
-    _, *options = train(clips, tmp_path / "one", "--gradient_accumulation_steps", "2")
+    _, *options = train(clips, tmp_path / "one", *given, "--gradient_accumulation_steps", "2")
     assert main(["fpack_train_network", *options, "--seed", seed]) == 0
     one, two = (
         [json.loads(s)["loss"] for s in (tmp_path / n / "x-log.jsonl").read_text().splitlines()]
         for n in ("one", "two")
     )
     assert two == pytest.approx(one, rel=1e-5)
+    names = ["x_000002_00_7.png", "x_000003_00_7.png"]
+    assert sorted(path.name for path in (tmp_path / "two" / "sample").iterdir()) == names
+    alone, together = (load_image(tmp_path / n / "sample" / names[1]) for n in ("one", "two"))
+    assert np.abs(together.astype(int) - alone).max() <= 1
 
 
 # --- options --------------------------------------------------------------------------------------
@@ -449,6 +458,9 @@ def test_a_config_file_and_the_command_line(tmp_path: Path) -> None:
         ("--flash3", "attention flash3: its package is not installed; `pip install flash-attn-3`"),
         ("--keep_attention --xformers", "keep_attention: keeps PyTorch's own attention"),
         ("--compile_mode max-autotune", "compile_mode: needs compile; turn it on"),
+        ("--shard_weights", "shard_weights: one process has nobody to share with; start several"),
+        ("--shard_weights --blocks_to_swap 9", "cannot be combined with blocks_to_swap; choose"),
+        ("--shard_weights --gpu_memory 9", "shard_weights: cannot be combined with gpu_memory"),
         ("--sage_attn", "attention sageattn: it has no gradients; train with torch or f"),
         ("--config gone.toml", "gone.toml: cannot be read"),
         ("--optimizer_type quick", "optimizer: 'quick' is unknown; use adamw, "),

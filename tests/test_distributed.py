@@ -1,8 +1,9 @@
-"""Two processes on the CPU train as one that accumulates two batches."""
+"""Two processes on the CPU train as one that accumulates more batches, however weights are kept."""
 
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -12,13 +13,14 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from tiny_training import make_samples, run, tiny_config
+from sharded_training import FSDP2, OF_TWO, STEPS, STOP
+from tiny_training import make_samples, run, state_of, tiny_config
 
 from framepack_core.runtime.distributed import Workers
+from framepack_core.training.config import TrainConfig
 from framepack_core.weights.files import open_weights
 
-WORKER = Path(__file__).with_name("tiny_training.py")
-STEPS = 6
+WORKER = Path(__file__).with_name("sharded_training.py")
 
 
 def free_port() -> int:
@@ -40,18 +42,33 @@ def test_how_long_processes_wait_for_each_other(monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed")
 def test_two_processes(tmp_path: Path) -> None:
-    cache = tmp_path / "cache"
-    one = tiny_config(tmp_path / "one", steps=STEPS, gradient_accumulation_steps=2)
-    losses = run(one, make_samples(cache)).losses
+    """On whole weights, on sharded ones and by PyTorch's FSDP2, stopped, resumed, and one lost."""
+    one = tiny_config(tmp_path / "one", steps=STEPS, gradient_accumulation_steps=4)
+    samples = make_samples(tmp_path / "cache")
+    losses = run(one, samples).losses
     address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
-    command = [sys.executable, str(WORKER), str(tmp_path), str(STEPS), "0"]
-    workers = [
+    command = [sys.executable, str(WORKER), str(tmp_path)]
+    first, second = (
         subprocess.Popen(command, env={**os.environ, **address, "RANK": rank}) for rank in "01"
-    ]
-    assert [worker.wait(timeout=120) for worker in workers] == [0, 0]
-    two = tiny_config(tmp_path / "out", steps=STEPS)
-    state = torch.load(two.state_path, weights_only=True)
-    assert [entry["loss"] for entry in state["log"]] == pytest.approx(losses, rel=1e-5)
-    single, double = (open_weights(config.adapter_path) for config in (one, two))
-    for name in single:
-        torch.testing.assert_close(double[name], single[name], rtol=2e-2, atol=1e-3)  # bf16
+    )
+    assert second.wait(timeout=120) == -signal.SIGKILL
+    assert first.wait(timeout=30) not in (0, -signal.SIGKILL)
+
+    whole, single = (tiny_config(tmp_path / name, steps=STEPS) for name in ("whole", "one"))
+    assert log_of(whole) == pytest.approx(losses, rel=1e-5)
+    alone, trained = (dict(open_weights(config.adapter_path)) for config in (single, whole))
+    torch.testing.assert_close(trained, alone, rtol=2e-2, atol=1e-3)  # bf16
+    for name in ("sharded", "resumed", *["fsdp2"] * FSDP2):
+        other = tiny_config(tmp_path / name, steps=STEPS)
+        assert log_of(other) == log_of(whole)
+        same = dict(open_weights(other.adapter_path))
+        torch.testing.assert_close(same, trained, rtol=0, atol=0)
+
+    lost = tiny_config(tmp_path / "lost", **OF_TWO, resume=True)
+    assert STOP - 1 <= len(log_of(lost)) <= STOP
+    assert len(run(lost, samples).losses) == STEPS  # by one process
+
+
+def log_of(config: TrainConfig) -> list[float]:
+    """The losses that a state has."""
+    return [entry["loss"] for entry in state_of(config)["log"]]

@@ -60,10 +60,7 @@ def train_lora(job: TrainJob) -> TrainResult:
         _say(f"{found.describe()}\n{_plan(config, len(batches))}")
     with explain_out_of_memory(LESS_MEMORY), _progress(config) as on_step:
         with limited_memory(config.gpu_memory, models.device) as models.budget:
-            samples = [
-                replace(sample, seed=workers.agree(sample.seed))
-                for sample in _prepare(prompts, config, found, models)
-            ]
+            samples = _prepare(prompts, config, found, models)
         with _placed(models, config).dit() as dit:
             denoiser = FlowDenoiser(dit, models.dtype)
             write = sample_writer(
