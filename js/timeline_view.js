@@ -96,7 +96,7 @@ export class TimelineView {
   summaryText() {
     const { count, frames, size, kept } = this.shown;
     const parts = [
-      t("timeline.sections", { count }),
+      count === 1 ? t("timeline.oneSection") : t("timeline.sections", { count }),
       t("timeline.frames", { frames }),
       t("timeline.seconds", { seconds: seconds(frames) }),
       size ? `${size[0]}×${size[1]}` : t("timeline.startSize"),

@@ -11,6 +11,7 @@ import { TimelineView } from "./timeline_view.js";
 import { framePictures, servedSize, videoSize } from "./video_size.js";
 
 const HEIGHT = 345;
+const LINKED_HEIGHT = 24; // of the words in its place
 const OUTSIDE = "fpreel_timeline"; // the view on the node of a subgraph
 const OTHERS = ["mode", "length", "seconds", "sections", "window", "paddings"];
 
@@ -20,7 +21,8 @@ export function makeTimelineWidget(node, name, inputData) {
   const widget = addElement(node, name, "FPREEL_TIMELINE", timeline.view.element, {
     getValue: () => timeline.value,
     setValue: (value) => timeline.load(value),
-    getMinHeight: () => HEIGHT,
+    getMinHeight: () => (timeline.widgets.isLinked("timeline") ? LINKED_HEIGHT : HEIGHT),
+    getMaxHeight: () => (timeline.widgets.isLinked("timeline") ? LINKED_HEIGHT : undefined),
   });
   wordsWhereHidden(widget, () => timeline.widgets.isLinked("timeline") && t("timeline.linkedIn"));
   timeline.load(inputData?.[1]?.default ?? "");
@@ -45,6 +47,7 @@ function addOutside(host, plan) {
     getMinHeight: () => HEIGHT,
   });
   widget.serialize = false;
+  findWidget(...timeline.widgets.place("timeline")).hidden = true; // a row without a field
   timeline.watch(host);
   timeline.refresh();
   const [width, height] = host.computeSize();

@@ -13,12 +13,12 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 LOCALES = ROOT / "locales"
 SOURCES = [*(ROOT / "js").glob("*.js")]
-LANGUAGES = ("en", "ja", "zh", "zh-TW")
-WIDGETS_ONLY = ("ko", "ru")  # whose nodes are in English
+LANGUAGES = ("en", "ja", "zh", "zh-TW", "ko", "ru")
 FILES = ("main.json", "nodeDefs.json")
 ALL = [(language, file) for language in LANGUAGES for file in FILES]
-ALL += [(language, "main.json") for language in WIDGETS_ONLY]
 NAME = re.compile(r"\{\w+\}")
+# What is typed or chosen as it stands: names with "_", flags, syntax and file endings.
+CODE = re.compile(r"\b\w+_\w+\b|--[a-z]+|;;;|\[\[?\w+\]\]?|\.[a-z]{2,}\b(?<!\.txt)", re.ASCII)
 
 
 def words(language: str, file: str) -> dict[str, str]:
@@ -50,6 +50,14 @@ def test_sentences_are_translated(language: str) -> None:
     english, here = words("en", "nodeDefs.json"), words(language, "nodeDefs.json")
     same = [key for key, text in here.items() if " " in text and text == english[key]]
     assert [key for key in same if key.endswith(("tooltip", "description"))] == []
+
+
+@pytest.mark.parametrize("language", LANGUAGES[1:])
+def test_what_is_typed_stays_as_it_is(language: str) -> None:
+    english, here = words("en", "nodeDefs.json"), words(language, "nodeDefs.json")
+    prose = [key for key in english if key.endswith(("tooltip", "description"))]
+    lost = {key: set(CODE.findall(english[key])) - set(CODE.findall(here[key])) for key in prose}
+    assert {key: names for key, names in lost.items() if names} == {}
 
 
 def test_clips_of_frames_and_sections_have_words_of_their_own() -> None:

@@ -19,7 +19,7 @@ import make_help_tables
 from comfy_host import PACK, find_comfyui, make_base, serve
 
 FOLDER = PACK / "locales"
-LANGUAGES = ("en", "ja", "zh", "zh-TW")
+LANGUAGES = ("en", "ja", "zh", "zh-TW", "ko", "ru")
 SPECIAL = "{}@|$"  # of vue-i18n, which the interface puts every text through
 Words = dict[str, Any]
 

@@ -147,7 +147,8 @@ class Node:
         rows = len(self.widgets) - self.folded + texts + bool(self.folded)
         wide = 18 + slots + WIDE_ROW * rows + BADGE * self.type.startswith("FPReel")
         more = 3 * ROW * (self.type in SHOWS_TEXT) + PICTURE * (self.type in SHOWS_PICTURE)
-        return width, max(classic, wide) + more + TIMELINE * ("timeline" in self.widgets)
+        shown = "timeline" in self.widgets and "timeline" not in self.links
+        return width, max(classic, wide) + more + TIMELINE * shown
 
 
 def note_height(text: str, width: int) -> int:
