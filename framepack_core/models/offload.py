@@ -30,6 +30,12 @@ def blocks_of(dit: nn.Module) -> list[nn.Module]:
     return [*double, *single]
 
 
+def embedders_of(dit: nn.Module) -> list[nn.Module]:
+    """The largest modules besides the blocks, which run before them."""
+    found = (dit.time_text_embed, dit.context_embedder, dit.image_projection)
+    return [module for module in found if isinstance(module, nn.Module)]
+
+
 def streamed_counts(blocks_to_swap: int) -> tuple[int, int]:
     """How many (double, single) blocks are streamed, as musubi-tuner counts them.
 
@@ -208,13 +214,16 @@ def streamed_forwards(
 
 
 def visiting_forwards(
-    modules: Sequence[Plain], weights: Weights, compilation: Mapping[str, Any] | None = None
+    modules: Sequence[Plain],
+    weights: Weights,
+    compilation: Mapping[str, Any] | None = None,
+    ahead: bool = True,
 ) -> list[Callable[..., Any]]:
-    """The same for weights that are kept in any way."""
+    """The same for weights that are kept in any way; ahead: they come while others compute."""
     if compilation is not None:
         for module in modules:
             module.compile(**compilation)
-    copier = (_Prefetcher if weights.device.type == "cuda" else _Copier)(weights)
+    copier = (_Prefetcher if ahead and weights.device.type == "cuda" else _Copier)(weights)
 
     def forward_of(number: int) -> Callable[..., Any]:
         def forward(*inputs: Any, **options: Any) -> Any:

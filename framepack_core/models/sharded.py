@@ -23,14 +23,17 @@ def sharded_forwards(
     device: torch.device,
     team: Team,
     compilation: Mapping[str, Any] | None = None,
+    ahead: bool = True,
 ) -> list[Callable[..., Any]]:
     """For each block a forward on weights of which every process of a team keeps its part.
 
     The blocks' own parameters are given up: they become empty, on the meta device. compilation: as
-    for `streamed_forwards`.
+    for `streamed_forwards`. ahead: the parts come together while the block before computes, for
+    which there is room for two.
     """
     modules = [Plain(block) for block in blocks]
-    return visiting_forwards(modules, ShardedWeights(modules, device, team), compilation)
+    weights = ShardedWeights(modules, device, team)
+    return visiting_forwards(modules, weights, compilation, ahead)
 
 
 class ShardedWeights:

@@ -17,7 +17,7 @@ from torch.utils.checkpoint import (
 )
 
 from ..models.compiled_blocks import compiled_forward
-from ..models.offload import blocks_of, place, streamed_blocks, streamed_forwards
+from ..models.offload import blocks_of, embedders_of, place, streamed_blocks, streamed_forwards
 from ..models.sharded import sharded_forwards
 from ..runtime.distributed import Team
 from ..runtime.errors import FramePackError
@@ -41,7 +41,7 @@ def wrapped_blocks(
     keep_attention: it keeps the output of every attention too, which then is not computed again.
     compilation: options of torch.compile, for blocks that are to be compiled. With swapped, which
     is blocks_to_swap, above 0 all of the DiT is put where it belongs. team: processes of which each
-    keeps a part of every block, whose own weights are given up for good. Raises FramePackError for
+    keeps a part of the DiT, whose own weights are given up for good. Raises FramePackError for
     what needs checkpointing without it.
     """
     blocks, streamed = blocks_of(dit), streamed_blocks(dit, swapped)
@@ -54,10 +54,14 @@ def wrapped_blocks(
         )
     if swapped:
         place(dit, streamed, device, pin=True)
+    embedders = embedders_of(dit) if team is not None else []
     if team is not None:
         streamed = blocks
-        place(dit, blocks, device, pin=False)
+        place(dit, [*embedders, *blocks], device, pin=False)
         made = sharded_forwards(blocks, device, team, compilation)
+        first = sharded_forwards(embedders, device, team, ahead=False)
+        for module, forward in zip(embedders, first, strict=True):
+            module.forward = forward
     else:
         made = streamed_forwards(streamed, device, compilation)
     forwards = dict(zip(streamed, made, strict=True))
@@ -72,8 +76,8 @@ def wrapped_blocks(
     try:
         yield
     finally:
-        for block in blocks if wrapped else []:
-            del block.forward
+        for module in [*embedders, *(blocks if wrapped else [])]:
+            del module.forward
 
 
 def _checkpointed(

@@ -34,13 +34,13 @@ from framepack_core.models.build import load_dit
 from framepack_core.models.dit import FramePackDiT
 from framepack_core.models.offload import blocks_of
 from framepack_core.runtime.distributed import Workers, launched_rank
+from framepack_core.runtime.memory import GIB, limited_memory
 from framepack_core.sampling.flow import FlowDenoiser
 from framepack_core.training.batches import Batches, Sample
 from framepack_core.training.config import AdapterConfig, TrainConfig
 from framepack_core.training.loop import Callbacks, train
 
 RANK, WARMUP = 32, 2
-GIB = 2**30
 WHOLE, SHARDED, FSDP2 = "whole", "sharded", "fsdp2"
 
 Row = dict[str, Any]
@@ -122,8 +122,10 @@ def rows(args: argparse.Namespace, device: torch.device, count: int) -> Iterator
                 "gradient_checkpointing_cpu_offload": args.offload_activations,
                 "shard_weights": weights == SHARDED,
             }
-            found = measure(dit, size, sample, device, args.steps, **options)
-            yield {"precision": precision, "weights": weights, **found.row}
+            with limited_memory(args.limit, device):
+                found = measure(dit, size, sample, device, args.steps, **options)
+            about = {"precision": precision, "weights": weights, "limit": args.limit}
+            yield {**about, "offload_activations": args.offload_activations, **found.row}
             for limit in args.budgets if weights == WHOLE else ():
                 dit.to("cpu")
                 found = measure(dit, size, sample, device, args.steps, gpu_memory=limit)
@@ -158,6 +160,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--accumulation", type=int, default=1)
     parser.add_argument("--offload_activations", action="store_true")
+    parser.add_argument("--limit", type=float, help="GiB that PyTorch may take of each GPU")
     parser.add_argument("--minutes", type=float, default=30, help="after which no run begins")
     args = parser.parse_args()
     args.ends = time.perf_counter() + 60 * args.minutes
