@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -152,6 +153,13 @@ def test_damaged_files(tmp_path: Path, damage, message: str) -> None:
     with pytest.raises(FramePackError) as error:
         open_weights(path)
     assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_without_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = dit_file(tmp_path)
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    with pytest.raises(FramePackError, match=r"need the package gguf, .*`pip install -U gguf`"):
+        open_weights(path)
 
 
 def test_a_safetensors_file_of_another_name(tmp_path: Path) -> None:

@@ -11,7 +11,6 @@ import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -45,10 +44,12 @@ _LLAMA_NAMES = (
 
 
 def _package() -> Any:
-    if find_spec("gguf") is None:
-        raise FramePackError("GGUF files need the package gguf: `pip install gguf`")
-    import gguf
-
+    try:
+        import gguf
+    except ImportError as error:  # of its own, where it is older than 0.17.1
+        raise FramePackError(
+            f"GGUF files need the package gguf, 0.17.1 or newer ({error}): `pip install -U gguf`"
+        ) from error
     return gguf
 
 
