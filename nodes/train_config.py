@@ -70,7 +70,6 @@ def _base_precision() -> io.WidgetInput:
             default=AS_LOADED,
             optional=True,
             tooltip="Precision of the model below the LoRA: fp8_scaled needs two thirds of the "
-            "memory of bf16. float8_e4m3fn and int8 ones are also multiplied in their own numbers "
-            "where that is faster on this GPU; gradients are those of the dequantised weights.",
+            "memory of bf16.",
         )
     )

@@ -12,14 +12,10 @@ import torch
 from lora_dialects import differences
 from toyworld.evaluate import Toy
 from toyworld.evaluate_lora import measure, read
-from toyworld.train_lora import STEPS, make_samples, train_lora
+from toyworld.quantised import Base, effect
+from toyworld.train_lora import STEPS, train_lora
 
-from framepack_core.lora.apply import LoraUse, apply_loras
-from framepack_core.lora.files import load_lora
-from framepack_core.models.build import dit_shapes, load_dit, load_snapshot
-from framepack_core.sampling.flow import FlowDenoiser, Guided, x_at
 from framepack_core.toyworld import OPPOSITE_LORA, SNAPSHOT
-from framepack_core.training.batches import Batches
 from framepack_core.weights.files import open_weights
 
 
@@ -35,29 +31,21 @@ def test_shapes_go_the_opposite_way(toy: Toy) -> None:
     assert found[0.0].opposite == 0 and found[0.0].as_prompted == 1, found
 
 
-@torch.no_grad()
-def test_fp8_keeps_the_effect_on_whole_passes(tmp_path: Path) -> None:
-    """At least 99 % of its norm in bf16, over clips of the world at three levels of noise."""
-    batches = Batches(make_samples(load_snapshot(SNAPSHOT, dtype=torch.float32), tmp_path, 8))
-    norms = dict.fromkeys(("full", "fp8_scaled"), 0.0)
-    for precision in norms:
-        dit = load_dit(SNAPSHOT, dtype=torch.bfloat16, precision=precision)
-        denoiser = FlowDenoiser(dit, torch.bfloat16)
-        uses = [LoraUse(load_lora(OPPOSITE_LORA, dit_shapes(dit.config)))]
-        for number in range(len(batches)):
-            batch = batches.load(number)
-            noise = torch.randn(
-                batch.latents.shape, generator=torch.Generator().manual_seed(number)
-            )
-            inputs = Guided(batch.text, batch.image_embeds), batch.latent_indices, batch.context
-            for level in (0.95, 0.6, 0.2):
-                sigma = torch.full((len(noise),), level)
-                x = x_at(sigma, batch.latents.float(), noise)
-                plain = denoiser.velocity(x, sigma, *inputs)
-                applied = apply_loras(dit, uses)
-                norms[precision] += float((denoiser.velocity(x, sigma, *inputs) - plain).norm())
-                applied.remove()
-    assert norms["fp8_scaled"] >= 0.99 * norms["full"], norms
+@pytest.mark.parametrize(
+    "base",
+    [
+        Base("float8_e4m3fn", own_numbers=True),
+        Base("int8_convrot", own_numbers=True),
+        Base("fp8_scaled"),
+        Base("nvfp4"),
+        Base("gguf_q4_k"),
+    ],
+    ids=lambda base: base.name,
+)
+def test_quantised_models_keep_the_effect_on_whole_passes(base: Base) -> None:
+    """At least 99 % of its norm without quantising, nearly all of it in the same direction."""
+    found = effect(base, torch.device("cpu"), clips=2)
+    assert found["norm"] >= 0.99 and found["along"] >= 0.94, found
 
 
 def test_every_dialect_gives_the_same_latents(toy: Toy, tmp_path: Path) -> None:

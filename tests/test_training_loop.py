@@ -116,24 +116,32 @@ def test_it_learns_on_weights_in_their_own_numbers(
     (tmp_path / "config.json").write_text(json.dumps(CONFIG.to_dict()))
     samples, losses, multiplied = make_samples(tmp_path / "cache"), {}, []
 
-    def choose(model: torch.nn.Module, *_: object) -> None:
+    def choose(model: torch.nn.Module, *_: object) -> bool:
         """As on a GPU where they are the fastest."""
         for layer in model.modules():
             if isinstance(layer, QuantisedLinear):
                 layer.product = next((p for p in products.PRODUCTS if p.takes(layer)), None)
                 multiplied.append(layer.product is not None)
+        return True
 
     monkeypatch.setattr(loop, "choose_products", choose)
     monkeypatch.setattr(products, "FEWEST", 1)
     for kept in ("full", precision):
         dit = load_dit(tmp_path / "dit.safetensors", dtype=torch.float32, precision=kept)
         before = {name: x.clone() for name, x in dit.state_dict().items()}
-        config = tiny_config(tmp_path / kept, steps=8, learning_rate=3e-2, caption_dropout=0.0)
+        config = tiny_config(
+            tmp_path / kept, steps=8, learning_rate=3e-2, caption_dropout=0.0, own_numbers=True
+        )
         losses[kept] = train(config, FlowDenoiser(dit), Batches(samples, 1), Callbacks()).losses
         assert all(torch.equal(x, before[name]) for name, x in dit.state_dict().items())
     assert any(multiplied)
     for whole, own in zip(losses["full"], losses[precision], strict=True):
         assert whole != own and own == pytest.approx(whole, rel=lost)
+
+
+def test_own_numbers_of_a_model_that_is_not_quantised(tmp_path: Path, caplog) -> None:
+    run(tiny_config(tmp_path, steps=1, own_numbers=True), make_samples(tmp_path / "cache", clips=1))
+    assert "own_numbers: no effect" in caplog.text
 
 
 def test_an_exception_keeps_what_was_reached(tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ def train_models(job: TrainJob, samples: bool) -> Models:
         ("dit", *ENCODERS) if samples else ("dit",),
         f1=job.data.mode == "f1",
         fp8=job.fp8,
-        execution=ExecutionOptions(dequantise=True),  # until the loop chooses, for its device
+        execution=ExecutionOptions(dequantise=True),  # the loop chooses, where it is to
         loras=base,
         decoding=job.decoding,
     )

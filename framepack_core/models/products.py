@@ -214,10 +214,11 @@ def choose_products(
     dtype: torch.dtype,
     products: Sequence[Product] = PRODUCTS,
     clock: Callable[[Callable[[], object]], float] | None = None,
-) -> None:
+) -> bool:
     """Let the quantised layers of a model multiply in the way that is the fastest on this device.
 
-    Each format is timed once on its widest layer; clock: as for `fastest`.
+    Each format is timed once on its widest layer; clock: as for `fastest`. Returns whether there
+    are any such layers.
     """
     kinds: dict[tuple[Any, ...], list[QuantisedLinear]] = {}
     for layer in model.modules():
@@ -232,6 +233,7 @@ def choose_products(
         product = chosen[key]
         for layer in layers:
             layer.product = product if product is not None and product.takes(layer) else None
+    return bool(kinds)
 
 
 def _kind(layer: QuantisedLinear) -> tuple[Any, ...]:

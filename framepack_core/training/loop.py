@@ -17,7 +17,7 @@ from ..models.attention import use_attention
 from ..models.attention_kernels import training_attention
 from ..models.compiling import prepare_compiling
 from ..models.products import choose_products
-from ..runtime.display import Display, say
+from ..runtime.display import Display, say, warn
 from ..runtime.distributed import Team, Workers, launched_count
 from ..runtime.errors import FramePackError
 from ..runtime.fingerprint import fingerprint
@@ -127,7 +127,8 @@ def train(
     ):
         objective = Objective(config, denoiser, batches, place)
         run = _Run(objective, validation, metadata or {}, base, budget)
-        choose_products(denoiser.dit, place, denoiser.dtype)
+        if config.own_numbers and not choose_products(denoiser.dit, place, denoiser.dtype):
+            warn("own_numbers: no effect, as no weight of the model is quantised")
         blocks = wrapped_blocks(
             denoiser.dit,
             place,

@@ -60,7 +60,8 @@ def train_lora(folder: Path, steps: int = STEPS, clips: int = CLIPS) -> Path:
         keep_last=1,
     )
     with tempfile.TemporaryDirectory() as cache:
-        batches = Batches(make_samples(models, Path(cache), clips), config.seed)
+        samples = make_samples(models, Path(cache), make_clips(clips))
+        batches = Batches(samples, config.seed)
         return train(config, FlowDenoiser(models.dit), batches, Callbacks(_print_step)).path
 
 
@@ -93,14 +94,14 @@ def _clips(numbers: range, sections: int) -> list[Clip]:
     ]
 
 
-def make_samples(models: Snapshot, folder: Path, count: int) -> list[Sample]:
-    """Cache files of the clips, a sample a section."""
+def make_samples(models: Snapshot, folder: Path, clips: Sequence[Clip]) -> list[Sample]:
+    """Cache files of clips, a sample a section."""
     latent = latent_encoders(models.vae, models.image_encoder, NAME)
     text = text_encoder(models.text_encoders, NAME)
     empty = _cache_text(folder, "empty", "", text)
     return [
         Sample(folder / clip.name, path, words, empty, BATCH)
-        for clip in make_clips(count)
+        for clip in clips
         for words in [_cache_text(folder, clip.name, clip.caption, text)]
         for path in _cache_sections(folder, clip, latent)
     ]
