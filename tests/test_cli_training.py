@@ -23,6 +23,7 @@ from framepack_core.cli.training_arguments import cache_job, train_job
 from framepack_core.headless import models
 from framepack_core.headless import training as headless_training
 from framepack_core.lora.report import LORA_MODE
+from framepack_core.models.dit import FramePackDiT
 from framepack_core.runtime.images import load_image, save_png
 from framepack_core.runtime.memory import GIB
 from framepack_core.runtime.video import read_video
@@ -239,6 +240,36 @@ def test_loras_below_the_new_one(
     spared = ("--blocks_to_swap", "3", "--gradient_checkpointing_cpu_offload")
     swapped = losses("swapped", "--fp8_scaled", *spared)
     assert swapped == losses("scaled", "--fp8_base", "--fp8_scaled") != plain
+
+
+def test_network_weights_of_another_rank_are_told_before_the_model(
+    clips: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    request: pytest.FixtureRequest,
+) -> None:
+    assert main(cache(clips)) == 0
+    capsys.readouterr()
+    request.getfixturevalue("no_models")
+    weights = ["--network_weights", str(OPPOSITE_LORA), "--network_dim", "3"]
+    assert "in the file and [3, 128] in this run" in failure(
+        train(clips, tmp_path, *weights), capsys
+    )
+
+
+def test_a_run_that_ends_before_its_first_update_takes_no_name(
+    clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main(cache(clips)) == 0
+
+    def fails(*_: object) -> None:
+        raise RuntimeError("no kernel")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(FramePackDiT, "forward", fails)
+        with pytest.raises(RuntimeError, match="no kernel"):
+            main(train(clips, tmp_path))
+    assert main(train(clips, tmp_path)) == 0
 
 
 def test_loggers_are_asked_for_before_the_model(
@@ -498,9 +529,9 @@ def test_options_that_change_nothing_here(tmp_path: Path, caplog: pytest.LogCapt
     ]
     caplog.clear()
     command = ["fpack_cache_text_encoder_outputs", "--dataset_config", "x", "--batch_size", "16"]
-    assert cache_job(parse(command)).data.batch_size == 16
+    assert cache_job(parse([*command, "--vae", "v", "--text_encoder1", "t"])).data.batch_size == 16
     assert caplog.messages == [
-        "--batch_size (captions are encoded alone): not needed here, ignored"
+        "--vae, --batch_size (captions are encoded alone): not needed here, ignored"
     ]
 
 

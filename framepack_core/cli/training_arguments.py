@@ -27,8 +27,7 @@ def add_train_arguments(parser: ArgumentParser, reference: bool = False) -> None
 def cache_job(args: Namespace) -> CacheJob:
     """What a command line asks for."""
     job = read_options(CacheJob, args)
-    alone = job.cache.only == "text" and "batch_size" in job.data.model_fields_set
-    settle(args, CACHING, more=["--batch_size (captions are encoded alone)"] * alone)
+    settle(args, CACHING, more=job.needless())
     return job
 
 

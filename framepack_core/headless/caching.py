@@ -19,7 +19,6 @@ from ..training.dataset import TrainingSet
 from ..training.stale import caches_of_gone_clips
 from .models import Models, explain_out_of_memory
 from .training_models import (
-    NEEDED,
     cache_models,
     latent_encoders_of,
     open_dataset,
@@ -32,23 +31,22 @@ SMALLER_ENCODE = "add --vae_chunk_size 16, then --vae_spatial_tile_sample_min_si
 
 def cache(job: CacheJob) -> None:
     """Encode what is not cached yet; a run that was stopped resumes where it was."""
-    kinds = [job.cache.only] if job.cache.only else list(NEEDED)
     found = open_dataset(job.data, job.models)
     check_cached(found, job.data.mode, overwritten=not job.cache.skip_existing)
     with Display("summary of the data set"):
         say(found.describe())
-    models = cache_models(job, kinds)
-    if "latents" in kinds:
+    models = cache_models(job)
+    if "latents" in job.kinds:
         plain = job.cache.disable_cudnn_backend
         with torch.backends.cudnn.flags(enabled=False) if plain else nullcontext():
             _cache_latents(job, found, models)
-    if "text" in kinds:
+    if "text" in job.kinds:
         with text_encoder_of(models) as encoder, _bar("captions") as on_item:
             skip = job.cache.skip_existing
             done = cache_text(found, encoder, skip_existing=skip, on_item=on_item)
         say(f"captions: {done.encoded} encoded, {done.total - done.encoded} were cached")
     if not job.cache.keep_cache:
-        for kind in kinds:
+        for kind in job.kinds:
             _remove_gone(found, kind)
 
 

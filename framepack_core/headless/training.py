@@ -19,7 +19,7 @@ from ..runtime.memory import limited_memory
 from ..runtime.options import leaves
 from ..sampling.flow import FlowDenoiser
 from ..sampling.sections import sections_to_hold
-from ..training.adapters import select_layers, with_dim_of_weights
+from ..training.adapters import check_layers, with_dim_of_weights
 from ..training.batches import open_batches
 from ..training.checkpoint import seed_of_state
 from ..training.config import LESS_MEMORY, MAX_TRAINING_SEED, TrainConfig
@@ -51,7 +51,7 @@ def train_lora(job: TrainJob) -> TrainResult:
     models = train_models(job, samples=bool(prompts))
     check_mode_of_file(models.paths["dit"], config.mode)
     skeleton = FramePackDiT(dit_config(models.paths["dit"]), device="meta")
-    select_layers(skeleton, config.adapter.include, config.adapter.exclude)
+    check_layers(skeleton, config)
     workers = Workers.join(models.device, config.ddp_timeout)
     if job.draws_seed:
         config = config.model_copy(update={"seed": _drawn_seed(config, workers)})

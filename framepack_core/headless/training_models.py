@@ -25,12 +25,8 @@ from ..weights.layouts import Component, find_component
 from .model_files import find_models
 from .models import Models, open_models
 from .options import ExecutionOptions, LoraOptions, ModelOptions
-from .training_options import CacheJob, TrainJob
+from .training_options import NEEDED, CacheJob, TrainJob
 
-NEEDED: dict[str, tuple[Component, ...]] = {
-    "latents": ("vae", "image_encoder"),
-    "text": ("llama", "clip"),
-}
 ENCODERS: tuple[Component, ...] = tuple(
     component for needed in NEEDED.values() for component in needed
 )
@@ -54,9 +50,9 @@ def open_dataset(data: DataOptions, models: ModelOptions) -> TrainingSet:
     return found
 
 
-def cache_models(job: CacheJob, kinds: list[str]) -> Models:
+def cache_models(job: CacheJob) -> Models:
     """What encodes latents, text or both."""
-    needed: list[Component] = [c for kind in kinds for c in NEEDED[kind]]
+    needed: list[Component] = [c for kind in job.kinds for c in NEEDED[kind]]
     return open_models(job.models, needed, decoding=job.decoding)
 
 

@@ -6,12 +6,21 @@ Nothing here needs torch, so that `--help` stays instant.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from ..runtime.options import Settings, option
 from ..training.config import CacheOptions, TrainConfig
 from ..training.dataset_config import DataOptions
-from .options import AttentionMode, DecodingOptions, Fp8Options, ModelOptions
+from .options import FLAGS, AttentionMode, DecodingOptions, Fp8Options, ModelOptions
+
+if TYPE_CHECKING:
+    from ..weights.layouts import Component
+
+# What makes the caches of each kind.
+NEEDED: dict[str, tuple[Component, ...]] = {
+    "latents": ("vae", "image_encoder"),
+    "text": ("llama", "clip"),
+}
 
 
 class BaseOptions(Settings):
@@ -42,6 +51,19 @@ class CacheJob(Settings):
     cache: CacheOptions = CacheOptions()
     models: ModelOptions = ModelOptions()
     decoding: DecodingOptions = DecodingOptions()
+
+    @property
+    def kinds(self) -> list[str]:
+        """What is cached, of latents and text."""
+        return [self.cache.only] if self.cache.only else list(NEEDED)
+
+    def needless(self) -> list[str]:
+        """Options that were given and change nothing, and why."""
+        needed = {component for kind in self.kinds for component in NEEDED[kind]}
+        found = [f"--{FLAGS[c]}" for c in self.models.named if c not in needed]
+        if self.cache.only == "text" and "batch_size" in self.data.model_fields_set:
+            found.append("--batch_size (captions are encoded alone)")
+        return found
 
 
 class TrainJob(Settings):

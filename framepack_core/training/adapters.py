@@ -241,6 +241,17 @@ def select_layers(
     return {name: layer for name, layer in layers.items() if name in kept}
 
 
+def check_layers(dit: nn.Module, config: TrainConfig) -> None:
+    """Refuse patterns and network weights that do not fit a DiT, which may be on the meta device.
+
+    Raises FramePackError.
+    """
+    adapter = config.adapter
+    select_layers(dit, adapter.include, adapter.exclude)
+    if config.network_weights is not None and not config.resume:
+        Adapters.create(dit, adapter).load_tensors(open_weights(config.network_weights))
+
+
 def factorize(size: int, factor: int = -1) -> tuple[int, int]:
     """The most even (small, large) divisors of a size; with a factor, small or large is it.
 

@@ -57,7 +57,7 @@ class RunFiles:
             progress = Progress()
             if config.network_weights is not None:
                 self.adapters.load_tensors(open_weights(config.network_weights))
-        if self.writes:
+        if self.writes and config.resume:
             write_log(config.log_path, progress.log)
         return progress
 

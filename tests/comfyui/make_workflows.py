@@ -634,9 +634,9 @@ def framepack_train(new: NewGraph) -> Graph:
         f"## Train a FramePack LoRA\n{files()}Put 10 to 50 clips of at least 37 frames into a "
         "folder, each with a text file of its name that says what it shows, and name the folder in "
         "*FramePack Dataset*. The caches are written once. Where the GPU's memory is short, set "
-        "*base_precision* to fp8_scaled and *blocks_to_swap* in *FramePack Train Config*. Cancel "
-        "it at any time: the LoRA so far is saved, and the next run resumes there. *FramePack "
-        "Apply LoRA* uses it.",
+        "*base_precision* to fp8_scaled, or *gpu_memory* to how much of it may be used, in "
+        "*FramePack Train Config*. Cancel it at any time: the LoRA so far is saved, and the next "
+        "run resumes there. *FramePack Apply LoRA* uses it.",
     )
     world = real_world(graph)
     (image,) = pictures(graph, "Start of the samples")
