@@ -13,7 +13,7 @@ from checks_lora import MODELS, OPPOSITE, apply
 from inside import difference, pack, run, sample
 from safetensors.torch import load_file, save_file
 
-TO_Q = "transformer_blocks.0.attn.to_q"
+TO_Q, PROJ_OUT = "transformer_blocks.0.attn.to_q", "single_transformer_blocks.0.proj_out"
 # Whole-video distances of Toy World from bf16 (norms), each with room for other machines.
 NATIVE = {
     "float8_e4m3fn": 0.35,
@@ -25,6 +25,7 @@ NATIVE = {
     "nvfp4": 0.6,
     "mxfp8": 0.35,
 }
+BLOCKS = {"gguf_q8_0": 0.1, "gguf_q6_k": 0.15, "gguf_q5_k": 0.25, "gguf_q4_k": 0.4}
 
 
 @cache
@@ -61,22 +62,25 @@ def check_files_of_every_format_load_into_comfyui_s_own_layers() -> Any:
 
 
 def check_gguf_files_are_listed_and_dequantised_as_in_the_core() -> Any:
-    made("gguf_q8_0")
+    listed = made("gguf_q8_0")
     inputs = pack("nodes.load").LoadModel.GET_SCHEMA().inputs
-    assert made("gguf_q8_0") in next(i.options for i in inputs if i.id == "model")
-    model = load("gguf_q8_0")
-    assert model.model.diffusion_model.get_submodule(TO_Q).weight.dtype == torch.uint8
+    assert listed in next(i.options for i in inputs if i.id == "model")
     build = pack("framepack_core.models.build")
-    core = build.load_dit(MODELS / made("gguf_q8_0"), dtype=torch.float32)
     full = pack("framepack_core.weights.quantised_linear").full_weight
     ours = pack("nodes.comfyui.quantised").layer_weight
-    for name in (TO_Q, "single_transformer_blocks.0.proj_out"):
-        layer = model.model.diffusion_model.get_submodule(name)
-        expected = full(core.get_submodule(name), torch.float32)
-        assert torch.equal(ours(layer, torch.device("cpu")), expected)
-    distance = relative(sample(model), sample())
-    assert 0 < distance < 0.1, distance
-    return distance
+    plain, measured = sample(), {}
+    for precision, bound in BLOCKS.items():
+        name, model = made(precision), load(precision)
+        core = build.load_dit(MODELS / name, dtype=torch.float32)
+        for path in (TO_Q, PROJ_OUT):
+            layer = model.model.diffusion_model.get_submodule(path)
+            fits = path == PROJ_OUT or precision == "gguf_q8_0"  # rows of 512 and of 128 numbers
+            assert (layer.weight.dtype == torch.uint8) == fits, precision
+            expected = full(core.get_submodule(path), torch.float32)
+            assert torch.equal(ours(layer, torch.device("cpu")), expected)
+        measured[precision] = relative(sample(model), plain)
+        assert 0 < measured[precision] < bound, measured
+    return measured
 
 
 def check_loras_on_every_format_keep_their_effect() -> Any:
