@@ -21,9 +21,9 @@ from framepack_core.weights.formats import (
     PARTS,
     Encoding,
     Gguf,
-    Precision,
     encoding_of,
 )
+from framepack_core.weights.precisions import Precision
 from framepack_core.weights.quantised_files import QuantisedFiles
 
 SHAPE = (160, 512)
