@@ -15,7 +15,7 @@ if __name__ == "__main__":
 import torch
 
 from framepack_core.cli import main
-from framepack_core.headless import jobs
+from framepack_core.headless import crew
 from framepack_core.sampling.generate import unipc_sampler
 
 
@@ -37,6 +37,6 @@ def logged_sampler(log: Path) -> Callable:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    jobs.unipc_sampler = logged_sampler(Path(sys.argv[1]))
+    crew.unipc_sampler = logged_sampler(Path(sys.argv[1]))
     print("begins", flush=True)
     sys.exit(main(sys.argv[2:]))

@@ -10,7 +10,7 @@ import torch
 from cli_runs import failure, files, latents, paths, picture, small
 
 from framepack_core.cli import main
-from framepack_core.headless import jobs
+from framepack_core.headless import crew
 from framepack_core.models.vae import AutoencoderKL
 from framepack_core.runtime import files as runtime_files
 from framepack_core.runtime.video import read_video
@@ -39,7 +39,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
         return begin
 
-    monkeypatch.setattr(jobs, "unipc_sampler", logged)
+    monkeypatch.setattr(crew, "unipc_sampler", logged)
     return orders
 
 
@@ -63,7 +63,7 @@ def stop_in(order: int, error: BaseException, monkeypatch: pytest.MonkeyPatch) -
 
         return begin
 
-    monkeypatch.setattr(jobs, "unipc_sampler", stopping)
+    monkeypatch.setattr(crew, "unipc_sampler", stopping)
 
 
 def test_a_stopped_run_says_how_to_go_on_and_does(

@@ -11,7 +11,7 @@ from cli_runs import failure, files, latents, paths, picture, small
 from safetensors.torch import load_file, save_file
 
 from framepack_core.cli import main
-from framepack_core.headless import jobs
+from framepack_core.headless import crew
 from framepack_core.headless.model_files import read_loras
 from framepack_core.headless.models import Models
 from framepack_core.headless.options import LoraOptions
@@ -126,13 +126,13 @@ def test_a_batch_begins_every_line_with_whole_strengths(
 def test_another_strength_of_a_section_keeps_those_made_before_it(
     generate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sample, orders = jobs.unipc_sampler, []
+    sample, orders = crew.unipc_sampler, []
 
     def logged(*args):
         make = sample(*args)
         return lambda task: (orders.append(task.order), make(task))[1]
 
-    monkeypatch.setattr(jobs, "unipc_sampler", logged)
+    monkeypatch.setattr(crew, "unipc_sampler", logged)
     made = {}
     for strengths in ("0-2:1", "0:0;;;1-2:1", "0:1;;;1:0;;;2:1", "0-2:1", "0-2:0"):
         orders.clear()

@@ -13,7 +13,7 @@ from killing import FULL, check_whole, final_files, kill_after, moments, start
 from logged_command import logged_sampler
 
 from framepack_core.cli import main
-from framepack_core.headless import jobs
+from framepack_core.headless import crew
 from framepack_core.sampling.latents import load_latents
 
 SECTIONS = 6
@@ -39,7 +39,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     image, log = picture(tmp_path / "a.png"), tmp_path / "begun"
-    monkeypatch.setattr(jobs, "unipc_sampler", logged_sampler(log))
+    monkeypatch.setattr(crew, "unipc_sampler", logged_sampler(log))
     begun_at = time.monotonic()
     assert main(command(tmp_path / "whole", image)) == 0
     duration = time.monotonic() - begun_at

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+from ..headless.crew import together
 from ..headless.encodings import Encodings
 from ..headless.job import parse_prompt_line
 from ..headless.jobs import Job, make, timestamp
@@ -18,16 +19,24 @@ from .commands import Batch, Generate
 
 
 def run(command: Batch | Generate) -> None:
-    """Make this process's share of the lines; a line that fails does not stop the others."""
+    """Make this process's share of the lines; a line that fails does not stop the others.
+
+    Together, all processes make each line.
+    """
     assert command.from_file is not None  # or it would not be a batch
     lines = read_prompt_file(command.from_file)
+    if command.processes.together:
+        together(command, lambda models: _make(lines, command, models))
+        return
     models = open_job_models(command)
     with launched_together() as (rank, processes):
-        share = lines[rank::processes]
-        failed = make_lines(share, command, models)
-    if failed:
+        _make(lines[rank::processes], command, models)
+
+
+def _make(lines: Sequence[tuple[int, str]], command: Batch | Generate, models: Models) -> None:
+    if failed := make_lines(lines, command, models):
         raise FramePackError(
-            f"{command.from_file}: {len(failed)} of {len(share)} lines failed: {', '.join(failed)}"
+            f"{command.from_file}: {len(failed)} of {len(lines)} lines failed: {', '.join(failed)}"
         )
 
 

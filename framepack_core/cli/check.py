@@ -11,8 +11,13 @@ from pathlib import Path
 
 import torch
 
-from ..headless.jobs import SMALLER_VIDEO, Job, pass_of
-from ..headless.models import Models, explain_out_of_memory, open_job_models
+from ..headless.jobs import Job, pass_of
+from ..headless.models import (
+    SMALLER_VIDEO,
+    Models,
+    explain_out_of_memory,
+    open_job_models,
+)
 from ..headless.options import FLAGS
 from ..headless.request import decide
 from ..headless.scenes import OneFrameEdit

@@ -71,15 +71,28 @@ class Make(AnyJob):
     merged: MergedModelOptions = MergedModelOptions()
 
 
+class ProcessOptions(Settings):
+    """How several processes share a prompt file."""
+
+    together: bool = option(
+        False,
+        "Together: all processes of torchrun make each video of a prompt file. Without it each "
+        "makes its share of them.",
+    )
+
+
 class Generate(Make):
     """One of each, or what other commands do."""
 
     latent_path: tuple[Path, ...] = option((), "Latent files: only decode these.", metavar="FILE")
     from_file: Path | None = option(None, "Prompt file, as for `framepack batch`.", metavar="FILE")
     interactive: bool = option(False, "Interactive, as `framepack interactive`.")
+    processes: ProcessOptions = ProcessOptions()
 
     @model_validator(mode="after")
     def _one_source(self) -> Generate:
+        if self.processes.together and self.from_file is None:
+            raise ValueError("--together: it needs --from_file; one video is always made together")
         chosen = ("latent_path", "from_file", "interactive")
         return _at_most_one(self, *chosen)
 
@@ -93,6 +106,7 @@ class Batch(Make):
         "--d 42. What a line leaves out is taken from this command line.",
         metavar="FILE",
     )
+    processes: ProcessOptions = ProcessOptions()
 
 
 class Extend(VideoJob):

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ..headless.jobs import SMALLER_DECODE, shown
-from ..headless.models import explain_out_of_memory, open_models
+from ..headless.crew import follow, joined
+from ..headless.jobs import shown
+from ..headless.models import SMALLER_DECODE, explain_out_of_memory, open_models
 from ..headless.options import DecodingOptions
 from ..headless.output import LATENT_SUFFIX, Output
 from ..runtime.errors import FramePackError
@@ -83,7 +84,11 @@ def run(command: Generate) -> None:
         output = output.unused([other.name for _, other in todo])
         output.check(latent_bytes=0)
         todo.append((file, output))
-    models = open_models(command.models, ["vae"], decoding=command.decoding)
-    with models.decoder() as decoder, explain_out_of_memory(SMALLER_DECODE):
-        for file, output in todo:
-            shown(file.write(output, decoder, command.decoding))
+    with joined(command.models.device) as crew:
+        models = open_models(command.models, ["vae"], decoding=command.decoding, crew=crew)
+        if crew is not None and not crew.leads:
+            follow(models, crew)
+            return
+        with models.decoder() as decoder, explain_out_of_memory(SMALLER_DECODE):
+            for file, output in todo:
+                shown(file.write(output, decoder, command.decoding))

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 from torch import Tensor
 
+from ..headless.crew import together
 from ..headless.encodings import Encodings
 from ..headless.job import AnyJob
 from ..headless.jobs import Job, make
-from ..headless.models import Models, open_job_models
+from ..headless.models import Models
 from ..headless.pictures import Picture, load_start_mask
 from ..headless.request import (
     decide,
@@ -35,7 +38,10 @@ def run(command: Extend) -> None:
     require_prompt(command)
     if command.prompt.image_path is None:
         _refuse_without_image(command)
-    models = open_job_models(command)
+    together(command, partial(_extend, command))
+
+
+def _extend(command: Extend, models: Models) -> None:
     options, command = decide(AnyJob.of(command)), command.without_ignored()
     if command.latent_path:
         scene, fps = _from_latents(command, models)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
+
+from ..headless.crew import together
 from ..headless.encodings import Encodings
 from ..headless.jobs import Job, make
-from ..headless.models import open_job_models
+from ..headless.models import Models
 from ..headless.request import decide
 from . import batch, decode, interactive
 from .commands import Generate
@@ -19,6 +22,9 @@ def run(command: Generate) -> None:
     elif command.interactive:
         interactive.run(command)
     else:
-        models = open_job_models(command)
-        encodings = Encodings(models.device, command.prompt.custom_system_prompt)
-        make([Job.prepare(decide(command))], models, encodings)
+        together(command, partial(_make, command))
+
+
+def _make(command: Generate, models: Models) -> None:
+    encodings = Encodings(models.device, command.prompt.custom_system_prompt)
+    make([Job.prepare(decide(command))], models, encodings)

@@ -12,6 +12,7 @@ from ..headless.jobs import Job, make
 from ..headless.models import open_job_models
 from ..headless.request import decide
 from ..runtime.display import say, say_error
+from ..runtime.distributed import launched_count
 from ..runtime.errors import FramePackError
 from .commands import Make
 
@@ -23,6 +24,11 @@ GREETING = (
 
 def run(command: Make) -> None:
     """Make what each line asks for; an error costs its line only."""
+    if launched_count() > 1:
+        raise FramePackError(
+            "interactive: several processes cannot read what is typed; launch one, or make a file "
+            "of prompts with `framepack batch`"
+        )
     models = open_job_models(command, keep=True)
     encodings = Encodings(models.device, command.prompt.custom_system_prompt)
     read = line_reader()

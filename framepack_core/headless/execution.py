@@ -18,7 +18,9 @@ from ..models.offload import (
     streamed_blocks,
     streamed_forwards,
 )
+from ..models.sharded import sharded_forwards
 from ..runtime.display import say
+from ..runtime.distributed import Team
 from ..runtime.errors import FramePackError
 from ..runtime.memory import GIB
 from .options import ExecutionOptions
@@ -28,7 +30,8 @@ from .options import ExecutionOptions
 class Execution:
     """blocks_to_swap, whether from pinned memory; torch.compile's options, if any.
 
-    dequantise: never multiply quantised weights in their own numbers.
+    dequantise: never multiply quantised weights in their own numbers. shard: each of several
+    processes keeps a part of the blocks' weights.
     """
 
     swapped: int = 0
@@ -37,6 +40,7 @@ class Execution:
     cache_size_limit: int | None = None
     dequantise: bool = False
     gpu_memory: float | None = None  # GiB
+    shard: bool = False
 
     @classmethod
     def of(cls, options: ExecutionOptions) -> Execution:
@@ -46,6 +50,9 @@ class Execution:
         swaps = options.blocks_to_swap or options.gpu_memory
         if options.use_pinned_memory_for_block_swap and not swaps:
             raise FramePackError("--use_pinned_memory_for_block_swap: it needs --blocks_to_swap")
+        if options.shard_weights and swaps:
+            other = "gpu_memory" if options.gpu_memory else "blocks_to_swap"
+            raise FramePackError(f"--shard_weights and --{other} cannot be combined; choose one")
         if options.changed and not options.compile:
             raise FramePackError(f"--{options.changed}: it needs --compile")
         return cls(
@@ -55,7 +62,13 @@ class Execution:
             options.compile_cache_size_limit,
             options.dequantise,
             options.gpu_memory,
+            options.shard_weights,
         )
+
+    @property
+    def visited(self) -> bool:
+        """Whether weights come to the device for each pass."""
+        return self.shard or self.swapped > 0
 
     def within(self, free: int, sizes: WeightSizes) -> Execution:
         """The same with the fewest blocks to swap with which weights take no more than `free`.
@@ -71,15 +84,23 @@ class Execution:
             )
         return replace(self, swapped=swapped)
 
-    def prepare(self, dit: nn.Module, device: torch.device) -> None:
-        """Make a DiT run this way; `place` puts its weights where they belong."""
+    def prepare(self, dit: nn.Module, device: torch.device, team: Team | None = None) -> None:
+        """Make a DiT run this way; `place` puts its weights where they belong.
+
+        team: the processes that keep a part of the weights each.
+        """
         if self.compilation is not None:
             prepare_compiling(self.cache_size_limit)
             say(COMPILING)
         for block in blocks_of(dit):
             vars(block).pop("forward", None)  # of an earlier way
-        streamed = streamed_blocks(dit, self.swapped)
-        forwards = streamed_forwards(streamed, device, self.compilation)
+        if self.shard:
+            assert team is not None  # `open_models` refuses it otherwise
+            streamed = blocks_of(dit)
+            forwards = sharded_forwards(streamed, device, team, self.compilation)
+        else:
+            streamed = streamed_blocks(dit, self.swapped)
+            forwards = streamed_forwards(streamed, device, self.compilation)
         for block, forward in zip(streamed, forwards, strict=True):
             block.forward = forward
         if self.compilation is not None:

@@ -17,28 +17,28 @@ from ..models.dit import FramePackDiT
 from ..models.fastest import remember_choices
 from ..models.quantise import precision_of
 from ..runtime.display import Bar, Display, say, warn
+from ..runtime.distributed import Crew
 from ..runtime.errors import FramePackError
 from ..runtime.memory import limited_memory
 from ..sampling.decode import Decode
 from ..sampling.estimate import latent_bytes, pass_memory, start_shape
-from ..sampling.flow import CFG, FlowDenoiser, Guided
-from ..sampling.generate import SectionDone, StepInfo, unipc_sampler
+from ..sampling.flow import CFG, Guided
+from ..sampling.generate import SectionDone, StepInfo
 from ..sampling.latents import load_latents, save_latents
 from ..sampling.ledger import CHOICES, Ledger, LedgerRun, OpenLedger
 from ..sampling.plan import FPS, Plan
 from ..sampling.sanity_checks import Drift
 from ..sampling.step_cache import Calibration
+from .crew import Sampling
 from .encodings import Encodings
 from .job import JobOptions
-from .models import Models, explain_out_of_memory
+from .models import SMALLER_DECODE, SMALLER_VIDEO, Models, explain_out_of_memory
 from .options import DecodingOptions
 from .output import Output
 from .request import Request
 from .scenes import OneFrameEdit, SampleContext, Scene, Video
 
 FREE_MEMORY = "the encoders need about 16 GB in one piece: close what else uses it"
-SMALLER_VIDEO = "make the video smaller (--video_size) or the window shorter (--latent_window_size)"
-SMALLER_DECODE = "add --vae_chunk_size 16, then --vae_spatial_tile_sample_min_size 128"
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,6 @@ def pass_of(job: Job, models: Models) -> tuple[Any, ...]:
 
 def _sample(job: Job, dit: FramePackDiT, models: Models, encodings: Encodings) -> Tensor:
     request, scene = job.request, job.request.scene
-    denoiser = FlowDenoiser(dit, models.dtype, request.rope_scaling)
     embeds = encodings.embeds(scene.image)
     positive = request.guided(encodings.text(scene.prompt), embeds)
     cfg = None
@@ -162,10 +161,9 @@ def _sample(job: Job, dit: FramePackDiT, models: Models, encodings: Encodings) -
         negative = positive._replace(text=encodings.text(request.negative_prompt))
         cfg = request.cfg(negative)
     open_ledger = _ledger(job, models, positive, cfg)
-    with explain_out_of_memory(SMALLER_VIDEO), _followed(job) as progress:
-        sampler = unipc_sampler(
-            denoiser, positive, request.sampler, cfg, progress.on_step, models.applied
-        )
+    sampling = Sampling(positive, request.sampler, cfg, request.rope_scaling)
+    with explain_out_of_memory(SMALLER_VIDEO), _followed(job, models.crew) as progress:
+        sampler = sampling.sampler(dit, models, progress.on_step)
         context = SampleContext(sampler, request.seed, open_ledger, progress.on_section)
         latents = scene.make(encodings, context).cpu()
     if isinstance(request.step_cache, Calibration):
@@ -254,22 +252,28 @@ class _Progress:
 
 
 @contextmanager
-def _followed(job: Job) -> Iterator[_Progress]:
+def _followed(job: Job, crew: Crew | None) -> Iterator[_Progress]:
     """Show the progress of a job; if it ends early, say what of it is kept."""
     sections, steps = job.request.scene.sections, job.request.sampler.steps
     title = job.named("section")
     with Bar(f"{title} 1/{sections}", sections * steps) as bar:
         progress = _Progress(bar, title, sections, steps)
-        try:
-            yield progress
-        except BaseException:
-            if progress.finished and job.output.ledger is not None:
-                warn(
-                    f"{progress.finished} of {sections} sections are kept in "
-                    f"{job.output.ledger}; "
-                    f"the same command with --seed {job.request.seed} resumes after them"
-                )
-            raise
+
+        def kept() -> str:
+            if not progress.finished or job.output.ledger is None:
+                return ""
+            return (
+                f"{progress.finished} of {sections} sections are kept in {job.output.ledger}; "
+                f"the same command with --seed {job.request.seed} resumes after them"
+            )
+
+        with nullcontext() if crew is None else crew.watch.noting(kept):
+            try:
+                yield progress
+            except BaseException:
+                if note := kept():
+                    warn(note)
+                raise
     if progress.drifts:
         with Display("note on drift"):
             say(job.named(progress.describe_drift()))
@@ -287,14 +291,19 @@ def _latents_named(job: Job, models: Models) -> Iterator[None]:
 @contextmanager
 def _latents_kept(waiting: Sequence[Job], models: Models) -> Iterator[None]:
     """Whatever ends the run, say where the latents are that still wait to be decoded."""
-    try:
-        yield
-    except FramePackError:
-        raise
-    except BaseException:
-        if waiting:
-            warn(_advice(waiting, models))
-        raise
+
+    def kept() -> str:
+        return _advice(waiting, models) if waiting else ""
+
+    with nullcontext() if models.crew is None else models.crew.watch.noting(kept):
+        try:
+            yield
+        except FramePackError:
+            raise
+        except BaseException:
+            if note := kept():
+                warn(note)
+            raise
 
 
 def _advice(jobs: Sequence[Job], models: Models) -> str:

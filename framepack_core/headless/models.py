@@ -26,10 +26,11 @@ from ..models.vae import AutoencoderKL
 from ..models.vae_tiling import tiled_decode, tiled_encode
 from ..runtime.device import default_device, parse_device, parse_dtype
 from ..runtime.display import say, warn
+from ..runtime.distributed import Crew
 from ..runtime.errors import FramePackError
 from ..runtime.images import Pixels, to_tensor
 from ..runtime.memory import GIB
-from ..sampling.decode import Decode, DecodeMemory, RetryingDecode
+from ..sampling.decode import DecodeMemory, RetryingDecode, SharedDecode
 from ..sampling.estimate import OTHER_MEMORY
 from ..weights.layouts import Component, find_component
 from ..weights.precisions import Precision
@@ -45,6 +46,9 @@ from .options import (
     ModelOptions,
 )
 
+SMALLER_VIDEO = "make the video smaller (--video_size) or the window shorter (--latent_window_size)"
+SMALLER_DECODE = "add --vae_chunk_size 16, then --vae_spatial_tile_sample_min_size 128"
+TRANSFORMER, DECODER = "transformer", "decoder"  # what other processes of a crew are told to hold
 HUGGING_FACE = ("text_encoders", "image_encoder")  # models that are transformers' own
 NEEDED_TWICE = ("vae",)  # it encodes before and decodes after, and is small
 
@@ -53,7 +57,8 @@ NEEDED_TWICE = ("vae",)  # it encodes before and decodes after, and is small
 class Models:
     """The models of a run by path; what is not in use takes no memory on the device.
 
-    keep: all models that were used wait in main memory for the next time, not only the VAE.
+    keep: all models that were used wait in main memory for the next time, not only the VAE. crew:
+    the processes that make each result together.
     """
 
     paths: dict[Component, Path]
@@ -66,6 +71,7 @@ class Models:
     precision: Precision = "auto"
     llama_precision: Precision = "auto"
     loras: Sequence[LoraUse] = ()
+    crew: Crew | None = None
     applied: AppliedLoras | None = field(default=None, init=False)  # to the transformer in use
     budget: int | None = field(default=None, init=False)  # bytes of the device, if there is a limit
     _working: int = field(default=0, init=False, repr=False)
@@ -82,6 +88,7 @@ class Models:
             "attention": getattr(self.attention, "name", self.attention),
             "compile": self.execution.compilation,
             **({"dequantise": True} if self.execution.dequantise else {}),
+            **({} if self.crew is None else {"processes": self.crew.count}),
         }
 
     @property
@@ -95,15 +102,25 @@ class Models:
     def dit(self, working: int = 0) -> Iterator[FramePackDiT]:
         """The transformer; working: bytes that a pass takes besides weights, for the budget."""
         self._working = working
-        with self._use("dit", self._load_dit) as dit:
+        with self._led(TRANSFORMER, working), self._use("dit", self._load_dit) as dit:
             yield dit
+
+    @contextmanager
+    def _led(self, *what: Any) -> Iterator[None]:
+        """Meanwhile the processes that follow this one, if it leads any, hold the same model."""
+        if self.crew is None or not self.crew.leads:
+            yield
+            return
+        self.crew.send(what)
+        yield
+        self.crew.send(None)
 
     def _load_dit(self) -> FramePackDiT:
         """With its LoRAs beside the layers, so that they lose nothing to the weights' rounding."""
         dit = load_dit(
             self.paths["dit"],
             dtype=self.dtype,
-            device="cpu" if self.execution.swapped or self.budget else self.device,
+            device="cpu" if self.execution.visited or self.budget else self.device,
             attention=self.attention,
             precision=self.precision,
         )
@@ -119,7 +136,7 @@ class Models:
             self.execution = before.within(free, WeightSizes.of_model(dit))
             say(f"within {self.budget / GIB:.1f} GiB: blocks_to_swap {self.execution.swapped}")
         if new or self.execution != before:
-            self.execution.prepare(dit, self.device)
+            self.execution.prepare(dit, self.device, self.crew and self.crew.weights)
         self.execution.place(dit, self.device)
         return dit
 
@@ -173,19 +190,20 @@ class Models:
             yield encode
 
     @contextmanager
-    def decoder(self) -> Iterator[Decode]:
+    def decoder(self) -> Iterator[SharedDecode]:
         """The VAE's decoder; its pixels come back in fp32 on the CPU."""
-        with self.vae() as vae:
+        with self._led(DECODER), self.vae() as vae:
 
             @torch.no_grad()
             def decode(latents: Tensor, memory: DecodeMemory) -> Tensor:
                 latents, vae.chunk_size = latents.to(**self._encoder), memory.chunk
                 if memory.tile is None:
-                    return vae.decode(latents).float().cpu()
-                return tiled_decode(vae, latents, memory.tile).float().cpu()
+                    return vae.decode(latents)
+                return tiled_decode(vae, latents, memory.tile)
 
             first = DecodeMemory(self.decoding.vae_chunk_size, self.decoding.tile)
-            yield RetryingDecode(decode, first, say=warn)
+            retrying = RetryingDecode(decode, first, say=warn)
+            yield SharedDecode(retrying, self.crew, self._encoder["dtype"])
 
     @contextmanager
     def vae(self) -> Iterator[AutoencoderKL]:
@@ -235,11 +253,20 @@ def open_models(
     loras: LoraOptions | None = None,
     decoding: DecodingOptions | None = None,
     keep: bool = False,
+    crew: Crew | None = None,
 ) -> Models:
     """The models of a run, found and checked by their headers; f1: as for `find_models`."""
     if options.disable_numpy_memmap:
         warn("--disable_numpy_memmap changes nothing: NumPy reads no weights here")
-    device = _device(options.device)
+    way = Execution.of(execution or ExecutionOptions())
+    if way.shard:
+        if crew is None:
+            raise FramePackError(
+                "--shard_weights: no other process makes the same; launch several with torchrun, "
+                "a batch with --together"
+            )
+        crew = crew.in_turn()  # the weights come for all at once
+    device = job_device(options.device)
     dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
     paths = find_models(options, needed, f1)
     check_tokenizers(paths, options.offline)
@@ -250,15 +277,16 @@ def open_models(
         attention_of(options.attn_mode),
         decoding or DecodingOptions(),
         keep,
-        Execution.of(execution or ExecutionOptions()),
+        way,
         (fp8 or Fp8Options()).precision,
         "fp8" if options.fp8_llm else "auto",
         read_loras(loras or LoraOptions(), paths["dit"]) if "dit" in paths else (),
+        crew,
     )
 
 
-def open_job_models(job: JobOptions, keep: bool = False) -> Models:
-    """All models of a job."""
+def open_job_models(job: JobOptions, keep: bool = False, crew: Crew | None = None) -> Models:
+    """All models of a job; crew: the processes that make it together."""
     return open_models(
         job.models,
         list(FLAGS),
@@ -268,10 +296,11 @@ def open_job_models(job: JobOptions, keep: bool = False) -> Models:
         loras=job.loras,
         decoding=job.decoding,
         keep=keep,
+        crew=crew,
     )
 
 
-def _device(name: str | None) -> torch.device:
+def job_device(name: str | None) -> torch.device:
     """The device asked for, or the best here; each process of a launcher has a GPU of its own."""
     device = parse_device(name) if name else default_device()
     rank = os.environ.get("LOCAL_RANK")

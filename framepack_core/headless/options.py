@@ -148,6 +148,12 @@ class ExecutionOptions(CompileOptions):
     use_pinned_memory_for_block_swap: bool = option(
         False, "Pinned memory for swapped blocks: faster, but takes their size of main memory."
     )
+    shard_weights: bool = option(
+        False,
+        "Shard weights: each of several processes keeps a part of the blocks' weights, and gets "
+        "the rest of a block while the one before computes. For cards that cannot hold the model.",
+        node="",
+    )
     compile: bool = option(False, "Compile with torch.compile: slow at first, then faster.")
 
 

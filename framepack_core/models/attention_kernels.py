@@ -215,17 +215,25 @@ class AutoAttention(Traceable):
         self.more, self.name = tuple(more), AUTO
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None) -> Tensor:
-        if key_mask is not None or q.device.type != "cuda" or q.shape[2] < SHORT:
+        if not self.measures(q, key_mask):
             return sdpa(q, k, v, key_mask)
         return self.kernel(q, k, v).run(q, k, v)
+
+    def measures(self, q: Tensor, key_mask: Tensor | None) -> bool:
+        """Whether there is a choice of kernels for tensors like q."""
+        return key_mask is None and q.device.type == "cuda" and q.shape[2] >= SHORT
+
+    @property
+    def kernels(self) -> list[AttentionKernel]:
+        """Those that it chooses from."""
+        return [*(k for k in KERNELS if k.exact and k.installed()), *self.more]
 
     def kernel(self, q: Tensor, k: Tensor, v: Tensor) -> AttentionKernel:
         """The kernel for tensors like these, measured on them the first time."""
         names = tuple(kernel.name for kernel in self.more)
         key = (q.device, q.dtype, q.shape[1], q.shape[3], q.shape[2].bit_length(), names)
         if key not in chosen:
-            kernels = [k for k in KERNELS if k.exact and k.installed()]
-            chosen[key] = choose([*kernels, *self.more], q, k, v)
+            chosen[key] = choose(self.kernels, q, k, v)
         return chosen[key]  # type: ignore[no-any-return]
 
 

@@ -114,7 +114,8 @@ def place(
     """
     kept = {id(x) for block in streamed for x in _tensors(block)}
     for tensor in _tensors(dit):
-        tensor.data = tensor.data.to("cpu" if id(tensor) in kept else device)
+        if not tensor.is_meta:  # else it is kept in another way
+            tensor.data = tensor.data.to("cpu" if id(tensor) in kept else device)
     if pin and device.type == "cuda":
         for block in streamed:
             _pin(_tensors(block), device)

@@ -17,7 +17,7 @@ from torch.compiler import is_compiling
 
 from ..runtime.distributed import Team, shares
 from .attention import Attention
-from .attention_kernels import Traceable
+from .attention_kernels import AttentionKernel, AutoAttention, Traceable
 from .dit import FramePackDiT, Tokens
 from .offload import blocks_of
 from .rope import Rope
@@ -75,6 +75,7 @@ class SharedAttention(Traceable):
         super().__init__()
         self.inner, self.team = inner, team
         self.lengths: list[int] = []
+        self._agreed: dict[int, Attention] = {}
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None) -> Tensor:
         return self._begin(q, k, v, key_mask)()
@@ -108,15 +109,28 @@ class SharedAttention(Traceable):
 
         def finish() -> Tensor:
             joint = arriving().view(tokens, 3, batch, own, size).permute(1, 2, 3, 0, 4)
-            if own:
-                q, k, v = joint.unbind()
-                attended = self.inner(q, k, v, key_mask)
-            else:
-                attended = joint.new_empty(batch, tokens, 0)
-            back = attended.transpose(0, 1).reshape(-1)
+            q, k, v = joint.unbind()
+            back = self._attended(q, k, v, key_mask).transpose(0, 1).reshape(-1)
             pieces = [batch * length * size * len(some) for some in of_heads]
             found = self.team.exchange(back, [width * n for n in self.lengths], pieces)()
             parts = [part.view(length, batch, -1) for part in found.split(pieces) if part.numel()]
             return torch.cat(parts, dim=-1).transpose(0, 1)
 
         return finish
+
+    def _attended(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None) -> Tensor:
+        """The attention of this process's heads, by the kernel that the first process chose."""
+        batch, heads, tokens, _ = q.shape
+        attention = self.inner
+        if isinstance(attention, AutoAttention) and attention.measures(q, key_mask):
+            kernels = attention.kernels
+            if tokens not in self._agreed:
+                number = kernels.index(attention.kernel(q, k, v)) if heads else 0
+                self._agreed[tokens] = _unmasked(kernels[self.team.agree(number)])
+            attention = self._agreed[tokens]
+        # with more processes than heads some have none
+        return attention(q, k, v, key_mask) if heads else q.new_empty(batch, tokens, 0)
+
+
+def _unmasked(kernel: AttentionKernel) -> Attention:
+    return lambda q, k, v, _mask: kernel.run(q, k, v)

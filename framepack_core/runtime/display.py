@@ -38,6 +38,7 @@ class _Host:
     def __init__(self) -> None:
         self.stopping: tuple[type[BaseException], ...] = ()
         self.run: Callable[[], object] = lambda: None
+        self.silent = False
         self._run: object = None
         self._reported: set[tuple[str, type[BaseException]]] = set()
 
@@ -66,6 +67,11 @@ def hosted(
     another one all failures are reported again.
     """
     _host.stopping, _host.run = stopping, run
+
+
+def silence() -> None:
+    """Show nothing from now on, in a process whose work another one shows."""
+    _host.silent = True
 
 
 class Display:
@@ -104,8 +110,9 @@ class Display:
 
 def warn(message: str) -> None:
     """A warning in the host's log, or a line on stderr."""
-    with suppress(Exception):  # where the log itself fails, nobody can be told
-        logger.warning(message)
+    if not _host.silent:
+        with suppress(Exception):  # where the log itself fails, nobody can be told
+            logger.warning(message)
 
 
 # --- lines and bars -------------------------------------------------------------------------------
@@ -119,7 +126,7 @@ def say(text: str, stream: TextIO | None = None) -> None:
     stream: stdout by default. Where nobody reads it any more the line is lost, not the run.
     """
     stream = sys.stdout if stream is None else stream
-    if stream is None:  # pythonw.exe has none
+    if stream is None or _host.silent:  # pythonw.exe has none
         return
     for bar in list(_bars):
         bar.clear()
@@ -158,7 +165,7 @@ class Bar:
     ) -> None:
         self._display = Display(f"progress bar {title!r}", "progress bars")
         self._bar: tqdm | None = None
-        if disable or sys.stderr is None:
+        if disable or sys.stderr is None or _host.silent:
             return
         with self._display:
             self._bar = tqdm(desc=title, total=total, unit=unit, initial=done)

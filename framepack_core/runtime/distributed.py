@@ -10,7 +10,7 @@ import io
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from itertools import pairwise
 from typing import Any
@@ -19,6 +19,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.nn.functional import pad
+
+from .errors import FramePackError
+from .watch import Watch, connect
 
 PATIENCE = timedelta(days=30)
 # its name since PyTorch 2.13, and before
@@ -106,13 +109,19 @@ class Team:
         """Fill a flat tensor with the parts of all processes, which are of one size."""
         _all_gather(whole, part, group=self.group)
 
-    def agree(self, value: bool) -> bool:
+    def agree(self, value: int) -> int:
         """The value of the team's first process."""
         if self.count == 1:
             return value
-        told = torch.tensor([value])
+        told = torch.tensor([int(value)])
         dist.broadcast(told, self.first, self.group)
-        return bool(told)
+        return int(told)
+
+
+def _travel(operation: Callable[..., Any], tensor: Tensor, process: int) -> None:
+    """Send or receive; as a batch of one, for which NCCL needs no further connection."""
+    for work in dist.batch_isend_irecv([dist.P2POp(operation, tensor, process)]):
+        work.wait()
 
 
 @dataclass(frozen=True)
@@ -127,34 +136,61 @@ class Crew:
     whole: Team
     half: Team
     weights: Team
+    watch: Watch
 
     @classmethod
-    def join(cls, device: torch.device) -> Crew | None:
-        """Meet the other processes; None for a process that was launched alone."""
-        if launched_count() == 1:
-            return None
+    def join(cls, device: torch.device) -> Crew:
+        """Meet the other processes, and watch them from then on."""
         backend = "gloo"
         if device.type == "cuda":
             torch.cuda.set_device(device)
             backend = "cpu:gloo,cuda:nccl"
         dist.init_process_group(backend, timeout=PATIENCE)
         rank, count = dist.get_rank(), dist.get_world_size()
+        watch = Watch(connect(), rank, count)
         weights = Team(rank, count, dist.new_group(timeout=PATIENCE))
         half = Team(rank, count)
         if count % 2 == 0:
             size = count // 2
             groups = [dist.new_group(range(n, n + size), timeout=PATIENCE) for n in (0, size)]
             half = Team(rank % size, size, groups[rank // size], rank // size * size)
-        return cls(device, Team(rank, count), half, weights)
+        crew = cls(device, Team(rank, count), half, weights, watch)
+        crew.meet()
+        watch.start()
+        return crew
 
     def leave(self) -> None:
         """Part once all are done."""
+        self.watch.leave()
         self.meet()
         dist.destroy_process_group()
+
+    @contextmanager
+    def connected(self) -> Iterator[None]:
+        """Around work with the others: where one of them is gone, the watch says which.
+
+        Any other error ends the others too, which wait in the middle of it.
+        """
+        try:
+            yield
+        except BaseException as error:
+            self.blame(error)
+            if self.leads:
+                self.watch.fail()
+            raise
+
+    def blame(self, error: BaseException) -> None:
+        """Of an error that shows only that the others are out of reach: let the watch tell more."""
+        if isinstance(error, dist.DistError) or "Connection" in str(error):
+            self.watch.wait_to_end()
 
     def meet(self) -> None:
         """Wait until all have come so far."""
         dist.all_reduce(torch.zeros(1))  # on the CPU, so that no GPU is kept busy by waiting
+
+    def in_turn(self) -> Crew:
+        """The same, whose two passes are computed by all, one after the other."""
+        return replace(self, half=self.whole)
 
     @property
     def rank(self) -> int:
@@ -171,6 +207,8 @@ class Crew:
 
     def send(self, message: Any) -> None:
         """Give the followers a value, with its tensors."""
+        if self.watch.failed:
+            raise FramePackError("the other processes have ended by an earlier error; run it again")
         file = io.BytesIO()
         torch.save(message, file)
         data = torch.frombuffer(bytearray(file.getbuffer()), dtype=torch.uint8)
@@ -189,27 +227,30 @@ class Crew:
         )
 
     def _placed(self, storage: Any, location: str) -> Any:
-        return None if location == "cpu" else storage.cuda(self.device)
+        place = location if location == "cpu" else str(self.device)
+        return torch.serialization.default_restore_location(storage, place)
 
     def give(self, tensor: Tensor) -> None:
         """Let the leader have a tensor that it waits for."""
-        dist.send(tensor.contiguous(), 0)
+        _travel(dist.isend, tensor.contiguous(), 0)
 
     def take(self, process: int, like: Tensor) -> Tensor:
         """The tensor that a process gives, into one of its type and shape."""
-        dist.recv(like, process)
+        _travel(dist.irecv, like, process)
         return like
 
-    def deal(self, run: Callable[[Any], Tensor], passes: Sequence[Any]) -> list[Tensor]:
-        """The results of passes, computed by all processes or two by half of them each.
+    def team(self, passes: int) -> Team:
+        """Those that compute one of so many passes with this process."""
+        return self.half if passes == 2 else self.whole
 
-        All processes get the same bits.
-        """
-        if len(passes) == 2 and self.half.count < self.count:
-            mine = self.rank // self.half.count
+    def deal(self, run: Callable[[Any], Tensor], passes: Sequence[Any]) -> list[Tensor]:
+        """The results of passes, each computed by its team; all processes get the same bits."""
+        size = self.team(len(passes)).count
+        if size < self.count:
+            mine = self.rank // size
             own = run(passes[mine])
-            found = [own if number == mine else torch.empty_like(own) for number in (0, 1)]
-            sources = [0, self.half.count]
+            found = [own if n == mine else torch.empty_like(own) for n in range(len(passes))]
+            sources = [n * size for n in range(len(passes))]
         else:
             found, sources = [run(each) for each in passes], [0] * len(passes)
         for result, source in zip(found, sources, strict=True):

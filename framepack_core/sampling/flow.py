@@ -15,6 +15,8 @@ from torch.nn.functional import mse_loss
 from ..models.dit import DiTInputs, FramePackDiT
 from ..models.packing import Context
 from ..models.prompt import TextCondition
+from ..models.shared import share_blocks
+from ..runtime.distributed import Crew
 from .plan import GUIDANCE, TIME_SCALE
 from .step_cache import StepCache, transform_with
 
@@ -69,7 +71,8 @@ def combine_cfg(positive: Tensor, negative: Tensor, scale: float, rescale: float
 class FlowDenoiser:
     """A FramePackDiT as a denoiser and as a loss.
 
-    Inputs are cast to `dtype`, the dtype that the model computes in; results are fp32.
+    Inputs are cast to `dtype`, the dtype that the model computes in; results are fp32. crew: of
+    processes that denoise the same together.
     """
 
     def __init__(
@@ -77,8 +80,18 @@ class FlowDenoiser:
         dit: FramePackDiT,
         dtype: torch.dtype = torch.float32,
         rope_scaling: RopeScaling | None = None,
+        crew: Crew | None = None,
     ) -> None:
-        self.dit, self.dtype, self.rope_scaling = dit, dtype, rope_scaling
+        self.dit, self.dtype, self.rope_scaling, self.crew = dit, dtype, rope_scaling, crew
+
+    def begin(self, cfg: CFG | None, step_cache: StepCache | None) -> None:
+        """Before the steps of a section: who computes which pass with whom."""
+        if self.crew is None:
+            return
+        team = self.crew.team(1 if cfg is None else 2)
+        share_blocks(self.dit, team)
+        if step_cache is not None:
+            step_cache.agree = team.agree
 
     def denoise(
         self,
@@ -93,12 +106,19 @@ class FlowDenoiser:
     ) -> Tensor:
         """x0 [B, C, T, h, w] from noised x of the same shape at sigma [B]."""
 
-        def velocity(guided: Guided, name: str) -> Tensor:
-            return self.velocity(x, sigma, guided, latent_indices, context, step_cache, name)
+        def velocity(one: tuple[Guided, str]) -> Tensor:
+            return self.velocity(x, sigma, one[0], latent_indices, context, step_cache, one[1])
 
-        v = velocity(guided, "positive")
+        passes = [(guided, "positive")]
         if cfg is not None:
-            v = combine_cfg(v, velocity(cfg.negative, "negative"), cfg.scale, cfg.rescale)
+            passes.append((cfg.negative, "negative"))
+        if self.crew is None:
+            found = [velocity(one) for one in passes]
+        else:
+            found = self.crew.deal(velocity, passes)
+        v = found[0]
+        if cfg is not None:
+            v = combine_cfg(v, found[1], cfg.scale, cfg.rescale)
         return x.float() - _per_sample(sigma, x) * v
 
     def loss(

@@ -217,6 +217,7 @@ def unipc_sampler(
         sigmas = config.sigmas(task.noise.shape)
         step_cache = config.step_cache(sigmas) if config.step_cache else None
         section_guided, section_cfg = guide_section(task.section, guided, cfg)
+        denoiser.begin(section_cfg, step_cache)
 
         def denoise(x: Tensor, sigma: Tensor) -> Tensor:
             return denoiser.denoise(

@@ -41,8 +41,14 @@ MAGCACHE_RATIOS = (
 EASYCACHE_RETENTION = 0.15  # the share of steps at the start that are never skipped, as in ComfyUI
 
 
+Agree = Callable[[int], int]
+"""A number of one of the processes that compute a pass together, for all of them."""
+
+
 class StepCache(Protocol):
     """Stands in for `dit.transform` over the steps of one section."""
+
+    agree: Agree
 
     def transform(self, dit: FramePackDiT, tokens: Tokens, sigma: float, pass_name: str) -> Tensor:
         """Latent tokens after the blocks, computed or approximated."""
@@ -66,6 +72,10 @@ def _step_index(sigmas: Sequence[float], sigma: float) -> int:
     return min(range(len(sigmas) - 1), key=lambda i: abs(sigmas[i] - sigma))
 
 
+class _Deciding:
+    agree: Agree = staticmethod(bool)
+
+
 @dataclass
 class _TeaState:
     previous_input: Tensor | None = None
@@ -81,15 +91,17 @@ class TeaCache:
             raise FramePackError(f"teacache: threshold {threshold} must be above 0")
         self.sigmas, self.threshold = sigmas.tolist(), threshold
         self.computed: list[bool] = []
+        self.agree: Agree = int
         self._states: dict[str, _TeaState] = defaultdict(_TeaState)
 
     def transform(self, dit: FramePackDiT, tokens: Tokens, sigma: float, pass_name: str) -> Tensor:
         state = self._states[pass_name]
         first = cast("DoubleBlock", dit.transformer_blocks[0])
         modulated = first.modulated_input(tokens.latent, tokens.condition)
-        compute = self._must_compute(state, modulated, _step_index(self.sigmas, sigma))
+        step = _step_index(self.sigmas, sigma)
+        compute = self.agree(self._must_compute(state, modulated, step))
         state.previous_input = modulated
-        self.computed.append(compute)
+        self.computed.append(bool(compute))
         if not compute:
             assert state.residual is not None  # of the first step, which is always computed
             return tokens.latent + state.residual
@@ -153,12 +165,13 @@ class MagCache:
         self.sigmas, self.config = sigmas.tolist(), config or MagCacheConfig()
         self.ratios = resample_nearest(self.config.ratios, len(self.sigmas) - 1)
         self.computed: list[bool] = []
+        self.agree: Agree = int
         self._states: dict[str, _MagState] = defaultdict(_MagState)
 
     def transform(self, dit: FramePackDiT, tokens: Tokens, sigma: float, pass_name: str) -> Tensor:
         state = self._states[pass_name]
-        compute = self._must_compute(state, _step_index(self.sigmas, sigma))
-        self.computed.append(compute)
+        compute = self.agree(self._must_compute(state, _step_index(self.sigmas, sigma)))
+        self.computed.append(bool(compute))
         if not compute:
             assert state.residual is not None  # of the first step, which is always computed
             return tokens.latent + state.residual
@@ -198,13 +211,15 @@ class EasyCache:
             raise FramePackError(f"easycache: threshold {threshold} must be above 0")
         self.sigmas, self.threshold = sigmas.tolist(), threshold
         self.computed: list[bool] = []
+        self.agree: Agree = int
         self._states: dict[str, _EasyState] = defaultdict(_EasyState)
 
     def transform(self, dit: FramePackDiT, tokens: Tokens, sigma: float, pass_name: str) -> Tensor:
         state, latent = self._states[pass_name], tokens.latent
-        compute = self._must_compute(state, latent, _step_index(self.sigmas, sigma))
+        step = _step_index(self.sigmas, sigma)
+        compute = self.agree(self._must_compute(state, latent, step))
         state.previous_input = latent
-        self.computed.append(compute)
+        self.computed.append(bool(compute))
         if not compute:
             assert state.residual is not None  # of the first step, which is always computed
             return latent + state.residual
@@ -235,6 +250,7 @@ class MagCalibration:
     """Computes every step and records what MagCache needs: `norm_ratio`, `norm_std`, `cos_dis`."""
 
     def __init__(self, sigmas: Tensor) -> None:
+        self.agree: Agree = int
         self.norm_ratio: list[float] = []
         self.norm_std: list[float] = []
         self.cos_dis: list[float] = []

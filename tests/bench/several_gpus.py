@@ -37,7 +37,7 @@ from framepack_core.models.prompt import TextCondition
 from framepack_core.models.sharded import sharded_forwards
 from framepack_core.models.shared import share_blocks
 from framepack_core.models.vae import AutoencoderKL, VAEConfig
-from framepack_core.runtime.distributed import Crew, Team
+from framepack_core.runtime.distributed import Crew, Team, launched_count
 from framepack_core.sampling.decode import SharedDecode, decode_sections
 from framepack_core.sampling.schedule import dynamic_shift, flow_sigmas
 from framepack_core.sampling.unipc import sample_unipc
@@ -356,9 +356,9 @@ def main() -> None:
     parser.add_argument("--no_video", action="store_true", help="only passes")
     args = parser.parse_args()
     device = "cpu" if args.tiny else f"cuda:{os.environ['LOCAL_RANK']}"
-    crew = Crew.join(torch.device(device))
-    if crew is None:
+    if launched_count() == 1:
         raise SystemExit("launch it with torchrun --nproc_per_node 2")
+    crew = Crew.join(torch.device(device))
     run(args, crew)
     crew.leave()
 
