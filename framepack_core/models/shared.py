@@ -101,9 +101,9 @@ class SharedAttention(Traceable):
         sent = q.new_empty(3 * q.numel())
         pieces = [3 * batch * length * size * len(some) for some in of_heads]
         for piece, some in zip(sent.split(pieces), of_heads, strict=True):
-            target = piece.view(length, 3, batch, len(some), size)
+            target = _wide(piece.view(length, 3, batch, len(some), size))
             for place, x in enumerate((q, k, v)):
-                target[:, place] = x[:, some.start : some.stop].permute(2, 0, 1, 3)
+                target[:, place] = _wide(x[:, some.start : some.stop].permute(2, 0, 1, 3))
         width = batch * size * own
         arriving = self.team.exchange(sent, pieces, [3 * width * n for n in self.lengths])
 
@@ -130,6 +130,11 @@ class SharedAttention(Traceable):
             attention = self._agreed[tokens]
         # with more processes than heads some have none
         return attention(q, k, v, key_mask) if heads else q.new_empty(batch, tokens, 0)
+
+
+def _wide(x: Tensor) -> Tensor:
+    """The same bytes as larger numbers, which a GPU copies faster."""
+    return x.view(torch.int64) if x.shape[-1] * x.element_size() % 8 == 0 else x
 
 
 def _unmasked(kernel: AttentionKernel) -> Attention:

@@ -15,6 +15,7 @@ import argparse
 import gc
 import json
 import os
+import signal
 import statistics
 import sys
 import time
@@ -349,17 +350,30 @@ def run(args: argparse.Namespace, crew: Crew) -> None:
         together(bench, one, f"a pass of {crew.count} GPUs with sharded weights")
 
 
+def end_one(crew: Crew) -> None:
+    """Process 1 ends without a word, amid work together; the others have to end with one."""
+    with crew.connected():
+        for number in range(10**6):
+            if crew.rank == 1 and number == 1000:
+                print(json.dumps({"what": "process 1 dies", "time": time.time()}), flush=True)
+                os.kill(os.getpid(), signal.SIGKILL)
+            crew.whole.gather(torch.ones((1, 8, 8), device=crew.device), [8] * crew.count)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=540, help="to stop after")
     parser.add_argument("--tiny", action="store_true", help="on the CPU")
     parser.add_argument("--no_video", action="store_true", help="only passes")
+    parser.add_argument("--die", action="store_true", help="at last let process 1 die")
     args = parser.parse_args()
     device = "cpu" if args.tiny else f"cuda:{os.environ['LOCAL_RANK']}"
     if launched_count() == 1:
         raise SystemExit("launch it with torchrun --nproc_per_node 2")
     crew = Crew.join(torch.device(device))
     run(args, crew)
+    if args.die:
+        end_one(crew)
     crew.leave()
 
 
