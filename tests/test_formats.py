@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import get_args
 
@@ -23,8 +24,8 @@ from framepack_core.weights.formats import (
     Gguf,
     encoding_of,
 )
-from framepack_core.weights.precisions import Precision
-from framepack_core.weights.quantised_files import QuantisedFiles
+from framepack_core.weights.precisions import STATED, Precision
+from framepack_core.weights.quantised_files import METADATA, QuantisedFiles
 
 SHAPE = (160, 512)
 # The norm of the error of normally distributed weights over their own.
@@ -206,6 +207,62 @@ def _cut(name: str, part: str) -> Tensor:
     return made(name, randn(*SHAPE))[1][part][:-1].clone()
 
 
+STATED_HERE = [name for name in STATED if not name.startswith("gguf")]
+
+
+def stored_as(name: str, **changed: Tensor | None) -> dict[str, Tensor]:
+    """The tensors of a layer x in a format, some of them changed or left out."""
+    parts = {**made(name, randn(*SHAPE))[1], **changed}
+    return {f"x.{part}": tensor for part, tensor in parts.items() if tensor is not None}
+
+
+def message_of(folder: Path, tensors: dict[str, Tensor], metadata: dict | None = None) -> str:
+    with pytest.raises(FramePackError) as error:
+        saved(folder, tensors, metadata)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+@pytest.mark.parametrize("name", STATED_HERE)
+def test_a_damaged_file_of_each_format(tmp_path: Path, name: str) -> None:
+    """Cut anywhere, a part lost, of another shape or type, in a format that is not there."""
+    parts, format = made(name, randn(*SHAPE))[1], MADE[name]
+    file = saved(tmp_path, stored_as(name)).paths[0]
+    os.truncate(file, file.stat().st_size - 1)
+    with pytest.raises(FramePackError, match=r"model.safetensors .*download it again"):
+        open_weights(file)
+    for part in set(format.parts) - set(format.optional):
+        lost = message_of(tmp_path, stored_as(name, **{part: None}))
+        assert f"says that x.weight is {format.name}, but has no x.{part}" in lost
+        odd = torch.ones(7, 3).to(parts[part].dtype)
+        misfit = message_of(tmp_path, stored_as(name, **{part: odd}))
+        assert f"x.{part} is [7, 3], which does not fit a weight" in misfit
+        if parts[part].dtype.itemsize == 1:
+            wide = parts[part].view(torch.uint8).half()
+            mistyped = message_of(tmp_path, stored_as(name, **{part: wide}))
+            assert f"says that x.weight is {format.name}, but x.{part} is stored as" in mistyped
+    unknown = message_of(tmp_path, stored_as(name, comfy_quant=config(format="int3")))
+    assert "is quantised as int3 (x), which is not supported: use a file in one of" in unknown
+    layers = json.dumps({"layers": {"x": {"format": "int3"}}})
+    unknown = message_of(tmp_path, stored_as(name, comfy_quant=None), {METADATA: layers})
+    assert "is quantised as int3 (x), which is not supported" in unknown
+
+
+@pytest.mark.parametrize("name", STATED_HERE)
+@pytest.mark.parametrize("claimed", sorted({MADE[name].name for name in STATED_HERE}))
+def test_metadata_that_lie(tmp_path: Path, name: str, claimed: str) -> None:
+    """What is stored in one format is taken for no other, or for a weight of another shape."""
+    if claimed == MADE[name].name:
+        return
+    lie = config(format=claimed, **(FORMATS[claimed].options(SHAPE) or {}))
+    if {claimed, MADE[name].name} == {"int8_tensorwise", "convrot_w4a4"}:
+        files = saved(tmp_path, stored_as(name, comfy_quant=lie))
+        assert files.info("x.weight").shape not in (SHAPE, SHAPE[::-1])  # which models refuse
+        return
+    message = message_of(tmp_path, stored_as(name, comfy_quant=lie))
+    assert claimed in message and "x." in message and "download" in message
+
+
 BAD = {
     "no scale": ("nvfp4", {"weight_scale_2": None}, "but has no x.weight_scale_2"),
     "a block scale that is cut": (
@@ -246,10 +303,7 @@ BAD = {
 
 @pytest.mark.parametrize("case", BAD)
 def test_damaged_files(tmp_path: Path, case: str) -> None:
-    name, changed, message = BAD[case]
-    parts = {**made(name, randn(*SHAPE))[1], **changed}
-    tensors = {f"x.{part}": tensor for part, tensor in parts.items() if tensor is not None}
+    name, changed, expected = BAD[case]
     layers = {"layers": {"y": {"format": "mxfp8"}}} if case == "of nothing" else {"layers": {}}
-    with pytest.raises(FramePackError) as error:
-        saved(tmp_path, tensors, {"_quantization_metadata": json.dumps(layers)})
-    assert message in str(error.value) and "\n" not in str(error.value)
+    message = message_of(tmp_path, stored_as(name, **changed), {METADATA: json.dumps(layers)})
+    assert expected in message

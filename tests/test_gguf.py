@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from tiny import CONFIG, tiny_dit
+from tiny import CONFIG, randn, tiny_dit
 from torch import Tensor
 
 from framepack_core.models.build import load_dit, load_text_encoders
@@ -153,6 +154,43 @@ def test_damaged_files(tmp_path: Path, damage, message: str) -> None:
     with pytest.raises(FramePackError) as error:
         open_weights(path)
     assert message in str(error.value) and "\n" not in str(error.value)
+
+
+TYPES = {"Q8_0": 8, "Q4_K": 12, "Q5_K": 13, "Q6_K": 14}
+
+
+def in_blocks(path: Path, kind: str, number: int) -> None:
+    """Two weights in a block type, of which the file says that they are in this one."""
+    writer = gguf.GGUFWriter(path, "hyvid")
+    encoding = Encoding(MADE[f"gguf_{kind.lower()}"])
+    for name in ("x.weight", "y.weight"):
+        data = encoding.encode(randn(3, 512))["weight"].numpy()
+        writer.add_tensor(name, data, raw_dtype=gguf.GGMLQuantizationType(TYPES[kind]))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    content = bytearray(path.read_bytes())
+    for name in (b"x.weight", b"y.weight"):  # dimensions of 4 and 2 x 8 bytes, then the type
+        place = content.index(name) + len(name) + 4 + 16
+        assert content[place] == TYPES[kind]
+        content[place] = number
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_damaged_files_of_each_type(tmp_path: Path, kind: str) -> None:
+    """Cut by a byte, in a type that is not there, and in every type that it is not in."""
+    path = tmp_path / "x.gguf"
+    in_blocks(path, kind, TYPES[kind])
+    assert {"x.weight", "y.weight"} <= set(open_weights(path))
+    os.truncate(path, path.stat().st_size - 40)
+    with pytest.raises(FramePackError, match=r"is a damaged GGUF file .*download it again"):
+        open_weights(path)
+    for number in {*TYPES.values(), 99} - {TYPES[kind]}:
+        in_blocks(path, kind, number)
+        with pytest.raises(FramePackError, match=r"is a damaged GGUF file .*download it again"):
+            open_weights(path)
 
 
 def test_without_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -61,6 +61,7 @@ class GgufFile:
         gguf = _package()
         try:
             reader = gguf.GGUFReader(path)
+            _check_places(reader, path.stat().st_size)
             texts = {n: field.contents() for n, field in reader.fields.items() if _is_text(field)}
             self._views = dict(self._read(reader, texts))
         except FramePackError:
@@ -114,6 +115,17 @@ class GgufFile:
         for pattern, replacement in _LLAMA_NAMES:
             name = re.sub(f"^{pattern}", replacement, name)
         return stored, name
+
+
+def _check_places(reader: Any, size: int) -> None:
+    """Refuse tensors that do not lie one behind the other, as where one is of another type."""
+    end = reader.data_offset
+    for tensor in sorted(reader.tensors, key=lambda tensor: tensor.data_offset):
+        if tensor.data_offset != end:
+            raise ValueError(f"{tensor.name} is not behind the tensor before it")
+        end += tensor.n_bytes + -tensor.n_bytes % reader.alignment
+    if not 0 <= end - size < reader.alignment:
+        raise ValueError(f"{size} bytes in place of {end}")
 
 
 def _is_text(field: Any) -> bool:

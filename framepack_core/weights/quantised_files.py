@@ -29,6 +29,7 @@ from .fp8 import E4M3, FP8, SCALE
 METADATA = "_quantization_metadata"
 _SCALES = (SCALE, "weight_scale")  # musubi-tuner and older ComfyUI, newer ComfyUI
 _INPUT = "scale_input"
+_EXPONENTS = tuple(filter(None, [getattr(torch, "float8_e8m0fnu", None)]))  # PyTorch 2.7 and later
 _MARKER = "scaled_fp8"  # an empty tensor in ComfyUI's older files
 
 
@@ -167,9 +168,12 @@ class QuantisedFiles:
         base, _, kind = name.rpartition(".")
         config = stated.get(base) if kind == WEIGHT else None
         encoding = self._implied(name) if config is None else stated_encoding(config)
-        if encoding is not None and encoding.format.stated:
-            encoding = self._fine(name, encoding) or self._checked(name, encoding)
-        return encoding
+        if encoding is None or not encoding.format.stated:
+            return encoding
+        stored = self._files.info(name)
+        if not _holds(stored.dtype, encoding.format.dtype) or len(stored.shape) < 2:
+            raise self._mistyped(name, name, encoding.format.name)
+        return self._fine(name, encoding) or self._checked(name, encoding)
 
     def _implied(self, name: str) -> Encoding | None:
         """fp8 of files that do not state a format, told by what they hold."""
@@ -183,7 +187,7 @@ class QuantisedFiles:
         if math.prod(scale.shape) == 1:
             name = {E4M3: "float8_e4m3fn"}.get(info.dtype, "float8_e5m2")
             return Encoding(FORMATS[name])
-        return self._finely_scaled(name, key, info.dtype)
+        return self._finely_scaled(name, key, info.dtype, "fp8")
 
     def _fine(self, name: str, encoding: Encoding) -> Encoding | None:
         """fp8 under more scales than the one of ComfyUI's own format."""
@@ -192,24 +196,18 @@ class QuantisedFiles:
             return None
         if math.prod(self._files.info(key).shape) == 1:
             return None
-        return self._finely_scaled(name, key, encoding.format.dtype)
+        return self._finely_scaled(name, key, encoding.format.dtype, encoding.format.name)
 
-    def _finely_scaled(self, name: str, key: str, dtype: torch.dtype) -> Encoding:
+    def _finely_scaled(self, name: str, key: str, dtype: torch.dtype, format: str) -> Encoding:
         scale, shape = self._files.info(key), self._files.info(name).shape
         form = _scale_form(scale.shape, shape)
         if form is None:
-            raise self._misfit(key, scale.shape, shape, "fp8")
+            raise self._misfit(key, scale.shape, shape, format)
         return Encoding(FINE[dtype], {"scale": form, "scale_dtype": scale.dtype})
 
     def _checked(self, name: str, encoding: Encoding) -> Encoding:
         """The encoding, if all that is stored fits it."""
         format, stored = encoding.format, self._files.info(name)
-        if stored.dtype.itemsize != 1 or len(stored.shape) < 2:
-            raise FramePackError(
-                f"{self.paths[0]} says that {name} is {format.name}, but it is stored as "
-                f"{str(stored.dtype).removeprefix('torch.')} {list(stored.shape)}: "
-                "download it again"
-            )
         shape = format.logical(stored.shape, encoding.options)
         if fault := format.fault(shape, encoding.options):
             raise FramePackError(
@@ -217,7 +215,7 @@ class QuantisedFiles:
                 f"weight stored as {list(stored.shape)}: download it again"
             )
         layout = format.layout(shape, encoding.options)
-        for part, (_, shapes) in layout.items():
+        for part, (dtype, shapes) in layout.items():
             key = self._key(name, part)
             if key not in self._files:
                 if part in format.optional:
@@ -228,7 +226,16 @@ class QuantisedFiles:
                 )
             if self._files.info(key).shape not in shapes:
                 raise self._misfit(key, self._files.info(key).shape, shape, format.name)
+            if not _holds(self._files.info(key).dtype, dtype):
+                raise self._mistyped(name, key, format.name)
         return encoding
+
+    def _mistyped(self, name: str, key: str, format: str) -> FramePackError:
+        info, which = self._files.info(key), "it" if key == name else key
+        return FramePackError(
+            f"{self.paths[0]} says that {name} is {format}, but {which} is stored as "
+            f"{str(info.dtype).removeprefix('torch.')} {list(info.shape)}: download it again"
+        )
 
     def _misfit(
         self, key: str, scale: tuple[int, ...], weight: tuple[int, ...], format: str
@@ -237,6 +244,14 @@ class QuantisedFiles:
             f"{self.paths[0]}: the scale {key} is {list(scale)}, which does not fit a weight "
             f"{list(weight)} in {format}: download the file again"
         )
+
+
+def _holds(stored: torch.dtype, meant: torch.dtype) -> bool:
+    """Whether a tensor of one type can hold numbers of another: as they are, or as their bytes."""
+    if meant.itemsize > 1:
+        return stored.is_floating_point
+    raw = (torch.uint8, torch.int8) if meant in (torch.uint8, torch.int8) else (torch.uint8,)
+    return stored in (meant, *raw) or (meant == torch.uint8 and stored in _EXPONENTS)
 
 
 def _scale_form(scale: tuple[int, ...], weight: tuple[int, ...]) -> tuple[int, ...] | None:
