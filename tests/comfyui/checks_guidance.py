@@ -6,9 +6,11 @@ import logging
 import shutil
 from collections.abc import Callable
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import SkipTest
 
 import folder_paths
 import torch
@@ -166,6 +168,31 @@ def check_flux_guidance_of_a_guides_prompt_counts_unless_it_gives_a_guidance() -
     both = sample(plan=guide(conditioning=fluxed, guidance=5.0))
     assert torch.equal(both, sample(plan=guide(**plain, guidance=5.0)))
     assert not torch.equal(both, by_prompt)
+
+
+def check_cfg_is_split_over_devices_by_comfyuis_own_node() -> None:
+    """A CPU under two names stands for two GPUs."""
+    if find_spec("comfy.multigpu") is None:
+        raise SkipTest("this ComfyUI has no MultiGPU CFG Split")
+    import comfy.model_management as mm
+    import comfy.multigpu as multigpu
+
+    devices, pool = [torch.device("cpu"), torch.device("cpu", 0)], multigpu.MultiGPUThreadPool
+    asked, submit, used = mm.get_all_torch_devices, pool.submit, set()
+
+    def noted(self: Any, device: torch.device, *work: Any, **options: Any) -> Any:
+        used.add(device)
+        return submit(self, device, *work, **options)
+
+    settings = {"plan": plan(), "cfg": 2.0, "negative": text(""), "steps": 2}
+    alone = sample(**settings)
+    mm.get_all_torch_devices, pool.submit = lambda exclude_current=False: devices, noted
+    try:
+        split = sample(multigpu.create_multigpu_deepclones(toy().model, 2), **settings)
+    finally:
+        mm.get_all_torch_devices, pool.submit = asked, submit
+    assert used == {*devices}
+    assert torch.equal(split, alone)
 
 
 def check_rope_scaling_is_that_of_the_core() -> float:
