@@ -464,5 +464,5 @@ def test_memory_of_loading(big_dit: Path) -> None:
     found = json.loads(result.stdout)
     for peaks in found.values():
         assert peaks["size"] > 300e6
-        assert peaks["used"] < 1.1 * peaks["size"]
-    assert found["torch.bfloat16"]["loaded"] < 0.05 * found["torch.bfloat16"]["size"]
+        assert peaks["used"] < 1.2 * peaks["size"]  # up to 35 MB are older PyTorch's own
+    assert found["torch.bfloat16"]["loaded"] < 0.15 * found["torch.bfloat16"]["size"]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import randn
+from tiny import multiply_in_fp8, randn
 from torch.nn.functional import linear
 
 from framepack_core.models import fastest, products
@@ -57,6 +57,8 @@ def test_the_product_is_that_of_the_dequantised_weight(product: Product, name: s
 
 @pytest.mark.parametrize("name", ["float8_e4m3fn", "int8_convrot"])
 def test_gradients_are_those_of_the_dequantised_product(name: str) -> None:
+    if name == "float8_e4m3fn":
+        multiply_in_fp8()
     layer = layer_of(name)
     layer.product = next(p for p in PRODUCTS if p.takes(layer))
     x = randn(ROWS, WIDE).requires_grad_()
@@ -69,6 +71,8 @@ def test_gradients_are_those_of_the_dequantised_product(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["float8_e4m3fn", "int8_convrot"])
 def test_compiled_code_computes_the_same(name: str) -> None:
+    if name == "float8_e4m3fn":
+        multiply_in_fp8()
     layer = layer_of(name)
     layer.product = next(p for p in PRODUCTS if p.takes(layer))
     compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)

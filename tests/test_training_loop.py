@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import CONFIG, context, guided, randn, tiny_dit
+from tiny import CONFIG, context, guided, multiply_in_fp8, randn, tiny_dit
 from tiny_training import make_samples, run, state_of, tiny_config
 from torch import Tensor
 
@@ -112,6 +112,8 @@ def test_it_learns_on_weights_in_their_own_numbers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str, lost: float
 ) -> None:
     """The losses are those on whole weights, within what the numbers lose."""
+    if precision == "float8_e4m3fn":
+        multiply_in_fp8()
     save_weights(tmp_path / "dit.safetensors", tiny_dit().state_dict())
     (tmp_path / "config.json").write_text(json.dumps(CONFIG.to_dict()))
     samples, losses, multiplied = make_samples(tmp_path / "cache"), {}, []

@@ -7,6 +7,7 @@ our own networks in plain PyTorch: nothing fused, attention in fp32.
 from __future__ import annotations
 
 import importlib
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -343,9 +344,10 @@ def reference_encoder(component: Component, path: Path) -> ReferenceModel:
     with torch.device("meta"):
         model = kind(config_kind.from_dict(dict(values)))
     twin = kind(config_kind.from_dict({**values, **small, "num_hidden_layers": 1}))
-    for name, buffer in twin.named_buffers():
+    for name, _ in [*model.named_buffers()]:
         module, _, leaf = name.rpartition(".")
-        model.get_submodule(module)._buffers[leaf] = buffer
+        of_twin = re.sub(r"layers\.\d+", "layers.0", name)  # transformers 4.46 has some in each
+        model.get_submodule(module)._buffers[leaf] = twin.get_buffer(of_twin)
     return ReferenceModel(component, model, list(_layers(component, model)))
 
 
