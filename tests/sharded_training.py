@@ -24,6 +24,7 @@ from tiny_training import make_samples, tiny_config
 
 from framepack_core.models.dit import FramePackDiT
 from framepack_core.models.offload import blocks_of
+from framepack_core.runtime.distributed import Workers
 from framepack_core.sampling.flow import FlowDenoiser
 from framepack_core.training.batches import Batches
 from framepack_core.training.loop import Callbacks, StepReport, train
@@ -39,8 +40,12 @@ class Stop(Exception):
 
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo")
-    rank = dist.get_rank()
+    with Workers.joined(torch.device("cpu"), note="note") as workers:
+        train_all(folder, workers.rank)
+
+
+def train_all(folder: Path, rank: int) -> None:
+    """One run after the other."""
     batches = Batches(make_samples(folder / f"cache{rank}"), 42)
 
     def trained(name: str, dit: FramePackDiT, stop: int = 0, **settings: object) -> None:

@@ -17,6 +17,7 @@ from sharded_training import FSDP2, OF_TWO, STEPS, STOP
 from tiny_training import make_samples, run, state_of, tiny_config
 
 from framepack_core.runtime.distributed import Workers
+from framepack_core.runtime.watch import ERROR
 from framepack_core.training.config import TrainConfig
 from framepack_core.weights.files import open_weights
 
@@ -31,12 +32,20 @@ def free_port() -> int:
 
 def test_how_long_processes_wait_for_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
     met: list[timedelta | None] = []
+
+    def meet(_kind: str, timeout: timedelta | None) -> None:
+        met.append(timeout)
+        raise InterruptedError
+
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr(dist, "is_initialized", lambda: False)
-    monkeypatch.setattr(dist, "init_process_group", lambda _kind, timeout: met.append(timeout))
-    monkeypatch.setattr(dist, "get_rank", lambda: 1)
+    monkeypatch.setattr(dist, "init_process_group", meet)
     for minutes in (None, 90):
-        assert Workers.join(torch.device("cpu"), minutes) == Workers(1, 2, True)
+        with (
+            pytest.raises(InterruptedError),
+            Workers.joined(torch.device("cpu"), minutes),
+        ):
+            pass
     assert met == [None, timedelta(minutes=90)]
 
 
@@ -49,10 +58,18 @@ def test_two_processes(tmp_path: Path) -> None:
     address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
     command = [sys.executable, str(WORKER), str(tmp_path)]
     first, second = (
-        subprocess.Popen(command, env={**os.environ, **address, "RANK": rank}) for rank in "01"
+        subprocess.Popen(
+            command,
+            env={**os.environ, **address, "RANK": rank},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in "01"
     )
     assert second.wait(timeout=120) == -signal.SIGKILL
-    assert first.wait(timeout=30) not in (0, -signal.SIGKILL)
+    _, said = first.communicate(timeout=30)
+    assert first.returncode == ERROR
+    assert said == "error: process 1 of 2 was killed or has crashed; note\n"
 
     whole, single = (tiny_config(tmp_path / name, steps=STEPS) for name in ("whole", "one"))
     assert log_of(whole) == pytest.approx(losses, rel=1e-5)

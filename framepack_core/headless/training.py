@@ -26,7 +26,7 @@ from ..training.config import LESS_MEMORY, MAX_TRAINING_SEED, TrainConfig
 from ..training.dataset import TrainingSet
 from ..training.encoders import base_identity, check_mode_of_file
 from ..training.logs import open_log
-from ..training.loop import Callbacks, StepReport, TrainResult, check_run, train
+from ..training.loop import RESUMABLE, Callbacks, StepReport, TrainResult, check_run, train
 from ..training.metadata import dataset_metadata
 from ..training.samples import PreparedSample, check_prompts, prepare_samples, sample_writer
 from ..training.schedules import unused_options
@@ -52,39 +52,41 @@ def train_lora(job: TrainJob) -> TrainResult:
     check_mode_of_file(models.paths["dit"], config.mode)
     skeleton = FramePackDiT(dit_config(models.paths["dit"]), device="meta")
     check_layers(skeleton, config)
-    workers = Workers.join(models.device, config.ddp_timeout)
-    if job.draws_seed:
-        config = config.model_copy(update={"seed": _drawn_seed(config, workers)})
-    batches, validation = open_batches(found, config, known_models(job))
-    with Display("summary of the run"):
-        _say(f"{found.describe()}\n{_plan(config, len(batches))}")
-    with explain_out_of_memory(LESS_MEMORY), _progress(config) as on_step:
-        with limited_memory(config.gpu_memory, models.device) as models.budget:
-            samples = _prepare(prompts, config, found, models)
-        with _placed(models, config).dit() as dit:
-            denoiser = FlowDenoiser(dit, models.dtype)
-            write = sample_writer(
-                samples,
-                denoiser,
-                models.decoder,
-                config.output_dir,
-                config.output_name,
-                device=models.device,
-                bulk=job.decoding.bulk_decode,
-                together=config.shard_weights,
-                on_file=_shown,
-            )
-            result = train(
-                config,
-                denoiser,
-                batches,
-                Callbacks(on_step, on_sample=write if samples else None),
-                validation=validation,
-                device=models.device,
-                metadata={**dataset_metadata(found), "ss_sd_model_name": models.paths["dit"].name},
-                base=base_identity(models.paths["dit"], models.loras),
-            )
-    workers.leave()
+    with Workers.joined(models.device, config.ddp_timeout, RESUMABLE) as workers:
+        if job.draws_seed:
+            config = config.model_copy(update={"seed": _drawn_seed(config, workers)})
+        batches, validation = open_batches(found, config, known_models(job))
+        with Display("summary of the run"):
+            _say(f"{found.describe()}\n{_plan(config, len(batches))}")
+        with explain_out_of_memory(LESS_MEMORY), _progress(config) as on_step:
+            with limited_memory(config.gpu_memory, models.device) as models.budget:
+                samples = _prepare(prompts, config, found, models)
+            with _placed(models, config).dit() as dit:
+                denoiser = FlowDenoiser(dit, models.dtype)
+                write = sample_writer(
+                    samples,
+                    denoiser,
+                    models.decoder,
+                    config.output_dir,
+                    config.output_name,
+                    device=models.device,
+                    bulk=job.decoding.bulk_decode,
+                    together=config.shard_weights,
+                    on_file=_shown,
+                )
+                result = train(
+                    config,
+                    denoiser,
+                    batches,
+                    Callbacks(on_step, on_sample=write if samples else None),
+                    validation=validation,
+                    device=models.device,
+                    metadata={
+                        **dataset_metadata(found),
+                        "ss_sd_model_name": models.paths["dit"].name,
+                    },
+                    base=base_identity(models.paths["dit"], models.loras),
+                )
     _say(str(result.path))
     return result
 

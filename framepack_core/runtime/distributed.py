@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -24,6 +25,7 @@ from .errors import FramePackError
 from .watch import Watch, connect
 
 PATIENCE = timedelta(days=30)
+SAVING = 15.0  # seconds that the first process has to save what all have reached by an error
 # its name since PyTorch 2.13, and before
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 
@@ -264,30 +266,45 @@ class Workers:
 
     rank: int = 0
     count: int = 1
-    joined: bool = False  # here, and so to be left here
 
     @classmethod
-    def join(cls, device: torch.device, minutes: int | None = None) -> Workers:
-        """Meet the other processes, if this one was launched with others.
+    @contextmanager
+    def joined(
+        cls, device: torch.device, minutes: int | None = None, note: str = ""
+    ) -> Iterator[Workers]:
+        """Meet the other processes, if this one was launched with others, and watch them meanwhile.
 
-        minutes: how long they wait for each other, PyTorch's own time by default.
+        minutes: how long they wait for each other, PyTorch's own time by default. note: what the
+        sentence about one that died adds.
         """
         count = launched_count()
         if count == 1:
-            return cls()
+            yield cls()
+            return
         if device.type == "cuda":
             torch.cuda.set_device(device)  # where NCCL works what comes without a device
-        joining = not dist.is_initialized()
-        if joining:
-            timeout = None if minutes is None else timedelta(minutes=minutes)
-            dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timeout)
-        return cls(dist.get_rank(), count, joining)
-
-    def leave(self) -> None:
-        """Part from the other processes once all are done: a process that only exits may abort."""
-        if self.joined:
-            dist.barrier()
-            dist.destroy_process_group()
+        if dist.is_initialized():  # by one that leaves it too
+            yield cls(dist.get_rank(), count)
+            return
+        timeout = None if minutes is None else timedelta(minutes=minutes)
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timeout)
+        workers = cls(dist.get_rank(), count)
+        watch = Watch(connect(), workers.rank, count)
+        _meet(device)
+        watch.start()
+        with watch.noting(lambda: note):
+            try:
+                yield workers
+            except BaseException as error:
+                if isinstance(error, dist.DistError) or "Connection" in str(error):
+                    watch.wait_to_end()  # which finds out who is gone
+                if not workers.is_main:
+                    time.sleep(SAVING)
+                watch.fail()
+                raise
+        watch.leave()
+        _meet(device)  # a process that only exits may abort
+        dist.destroy_process_group()
 
     @property
     def is_main(self) -> bool:
@@ -310,3 +327,8 @@ class Workers:
         flat /= self.count
         for tensor, part in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
             tensor.copy_(part.view_as(tensor))
+
+
+def _meet(device: torch.device) -> None:
+    """Wait until all processes have come so far."""
+    dist.barrier(device_ids=[torch.cuda.current_device()] if device.type == "cuda" else None)

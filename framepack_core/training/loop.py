@@ -36,6 +36,7 @@ from .rng import draw_seed
 from .run_files import RunFiles
 from .schedules import learning_rates
 
+RESUMABLE = "the state that was saved last resumes the run"
 PACE = 0.9  # how much of the pace of updates is remembered
 
 
@@ -124,9 +125,10 @@ def train(
         torch.inference_mode(False),
         torch.enable_grad(),
         limited_memory(config.gpu_memory, place) as budget,
+        Workers.joined(place, config.ddp_timeout, RESUMABLE) as workers,
     ):
         objective = Objective(config, denoiser, batches, place)
-        run = _Run(objective, validation, metadata or {}, base, budget)
+        run = _Run(objective, validation, metadata or {}, base, budget, workers)
         if config.own_numbers and not choose_products(denoiser.dit, place, denoiser.dtype):
             warn("own_numbers: no effect, as no weight of the model is quantised")
         blocks = wrapped_blocks(
@@ -137,7 +139,7 @@ def train(
             inputs_to_cpu=run.fit.inputs_to_cpu,
             keep_attention=config.keep_attention,
             compilation=config.compilation if config.compile else None,
-            team=Team(run.workers.rank, run.workers.count) if config.shard_weights else None,
+            team=Team(workers.rank, workers.count) if config.shard_weights else None,
         )
         if config.compile:
             prepare_compiling(config.compile_cache_size_limit)
@@ -148,7 +150,6 @@ def train(
             except BaseException:
                 run.save_on_error()
                 raise
-    run.workers.leave()
     return TrainResult(
         config.adapter_path, run.adapters, [e["loss"] for e in run.files.progress.log]
     )
@@ -180,6 +181,7 @@ class _Run:
         metadata: Mapping[str, str],
         base: str,
         budget: int | None,
+        workers: Workers,
     ) -> None:
         self.objective, self.held_out = objective, held_out
         self.config, self.device = objective.config, objective.device
@@ -189,7 +191,7 @@ class _Run:
                 "end_frame: no end frames are cached; cache the latents with end_frames, or set it "
                 "to 0"
             )
-        self.workers = Workers.join(self.device, config.ddp_timeout)
+        self.workers = workers
         dit = objective.denoiser.dit
         self.adapters = Adapters.create(dit, config.adapter).to(self.device)
         self.parameters = list(self.adapters.named_tensors().values())

@@ -166,13 +166,12 @@ def main() -> None:
     args.ends = time.perf_counter() + 60 * args.minutes
     rank = launched_rank()
     device = torch.device("cuda", rank) if torch.cuda.is_available() else torch.device("cpu")
-    workers = Workers.join(device)
-    about = {"torch": torch.__version__, "processes": workers.count}
-    about["device"] = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
-    for row in rows(args, device, workers.count):
-        if rank == 0:
-            print(json.dumps({**about, **row}), flush=True)
-    workers.leave()
+    with Workers.joined(device) as workers:
+        about = {"torch": torch.__version__, "processes": workers.count}
+        about["device"] = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
+        for row in rows(args, device, workers.count):
+            if rank == 0:
+                print(json.dumps({**about, **row}), flush=True)
 
 
 if __name__ == "__main__":
