@@ -124,6 +124,7 @@ def write_log(path: Path, log: list[dict[str, float]]) -> None:
 
 
 def append_log(path: Path, entry: dict[str, float]) -> None:
-    """One more line."""
+    """One more line, the first of a folder's files if need be."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(entry) + "\n")
