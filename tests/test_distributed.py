@@ -9,6 +9,7 @@ import subprocess
 import sys
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -88,4 +89,5 @@ def test_two_processes(tmp_path: Path) -> None:
 
 def log_of(config: TrainConfig) -> list[float]:
     """The losses that a state has."""
-    return [entry["loss"] for entry in state_of(config)["log"]]
+    log: Any = state_of(config)["log"]
+    return [entry["loss"] for entry in log]
