@@ -18,11 +18,11 @@ WIDE, HIGH, ROWS = 512, 96, 40
 ADDED = {8: 0.045, 4: 0.2}  # what quantising normally distributed inputs adds, relative
 
 
-def layer_of(name: str) -> QuantisedLinear:
-    weight = randn(HIGH, WIDE, seed=3) * 0.02
-    options = MADE[name].options((HIGH, WIDE))
+def layer_of(name: str, wide: int = WIDE) -> QuantisedLinear:
+    weight = randn(HIGH, wide, seed=3) * 0.02
+    options = MADE[name].options((HIGH, wide))
     parts = Encoding(MADE[name], options or {}).encode(weight)
-    layer = QuantisedLinear(WIDE, HIGH, device="meta")
+    layer = QuantisedLinear(wide, HIGH, device="meta")
     layer.load_state_dict(parts | {"bias": randn(HIGH, seed=4)}, assign=True)
     return layer.requires_grad_(False)
 
@@ -115,27 +115,31 @@ def by_whole(x, parts, encoding, bias):
 def test_the_fastest_right_one_is_taken(monkeypatch, capsys, tmp_path: Path) -> None:
     """Times as they would be on a GPU: what is wrong or refuses is passed over, ties stay."""
     names = ("int8_tensorwise", "mxfp8")
-    model = torch.nn.ModuleList([*map(layer_of, names), torch.nn.Linear(2, 2)])
+    layers = [*map(layer_of, names), layer_of(names[0]), layer_of(names[0], HIGH)]
+    model = torch.nn.ModuleList([*layers, torch.nn.Linear(2, 2)])
     tried = [
         Product("wrong", names, wrong),
         Product("refusing", names, refusing),
         Product("slow", names, by_whole),
         Product("fast", names[:1], by_whole),
+        Product("for other cards", names, by_whole, capability=(99, 0)),
     ]
     times = {"slow": 0.99, "fast": 0.5}
     monkeypatch.setattr(products, "_needs_gpu", lambda device: False)
+    monkeypatch.setattr(products, "ROWS", 33)
     monkeypatch.setattr(fastest, "_file", None)
     fastest.remember_choices(tmp_path / "attention.json")
     turn = iter([1.0, times["slow"], times["fast"], 1.0, times["slow"]])
 
     def choose() -> list[str]:
         choose_products(model, torch.device("cpu"), torch.float32, tried, lambda run: next(turn))
-        assert model[0].product is tried[3] and model[1].product is None
+        assert [layer.product for layer in layers] == [tried[3], None, tried[3], tried[3]]
         return capsys.readouterr().out.splitlines()
 
     first, second = choose()
     assert first == (
-        f"int8_tensorwise: fast is the fastest for {products.ROWS} x {WIDE} by {HIGH} "
+        f"int8_tensorwise: fast is the fastest for 33 rows, 2 of {WIDE} by {HIGH}, 1 of {HIGH} by "
+        f"{HIGH} "
         f"({DEQUANTISING} 1.00 ms, error 0.000; wrong is wrong by 100%; refusing refuses (no such "
         "card); slow 0.99 ms, error 0.000; fast 0.50 ms, error 0.000)"
     )

@@ -7,6 +7,7 @@ Inputs are quantised by rows (arXiv 2208.07339). Gradients are those of the dequ
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -34,7 +35,7 @@ from ..weights.quantised_linear import QuantisedLinear
 from .fastest import Way, chosen, fastest
 from .fused import usable
 
-ROWS = 16384  # of the input that is timed: about the tokens of a pass, for shorter ones favour int8
+ROWS = 19257  # tokens of a pass at 640x640: fewer, or an even number, favour integers
 FEWEST = 32  # rows; below, integer products are not there, and nothing is gained
 ALIGNMENT = 16  # of both sides of a weight
 ERRORS = {8: 0.06, 4: 0.25}  # by bits of the numbers: what quantising the input may add, relative
@@ -46,13 +47,14 @@ Run = Callable[[Tensor, Parts, Encoding, "Tensor | None"], Tensor]
 
 @dataclass(frozen=True)
 class Product:
-    """A way to multiply by weights of some formats, and the package that it needs."""
+    """A way to multiply by weights of some formats, and the package and GPU that it needs."""
 
     name: str
     formats: tuple[str, ...]
     run: Run
     bits: int = 8
     module: str = ""
+    capability: tuple[int, int] = (0, 0)
 
     def takes(self, layer: QuantisedLinear) -> bool:
         """Whether a layer's weight can be multiplied this way, where its package is installed."""
@@ -197,11 +199,15 @@ def _kitchen(x: Tensor, parts: Parts, encoding: Encoding, bias: Tensor | None) -
 
 _FP8 = ("float8_e4m3fn", "float8_e5m2", "fp8", "fp8_e5m2", "fp8_scaled")
 _INT8 = ("int8_tensorwise", "asym_w4a8_int8")
+_BLACKWELL = (10, 0)
+_KITCHEN = partial(Product, "comfy-kitchen", run=_kitchen, module="comfy_kitchen")
 PRODUCTS = (
     Product("torch._scaled_mm", _FP8, _scaled_mm),
     Product("torch._int_mm", _INT8, _int_mm),
-    Product("comfy-kitchen", (*_FP8[:1], *_INT8, "mxfp8"), _kitchen, 8, "comfy_kitchen"),
-    Product("comfy-kitchen", ("nvfp4", "convrot_w4a4"), _kitchen, 4, "comfy_kitchen"),
+    _KITCHEN((*_FP8[:1], *_INT8)),
+    _KITCHEN(("convrot_w4a4",), bits=4),
+    _KITCHEN(("mxfp8",), capability=_BLACKWELL),
+    _KITCHEN(("nvfp4",), bits=4, capability=_BLACKWELL),
 )
 
 
@@ -217,19 +223,18 @@ def choose_products(
 ) -> bool:
     """Let the quantised layers of a model multiply in the way that is the fastest on this device.
 
-    Each format is timed once on its widest layer; clock: as for `fastest`. Returns whether there
-    are any such layers.
+    Each format is timed once on a layer of each shape, as often as there are such layers. clock: as
+    for `fastest`. Returns whether there are any such layers.
     """
     kinds: dict[tuple[Any, ...], list[QuantisedLinear]] = {}
     for layer in model.modules():
         if isinstance(layer, QuantisedLinear) and layer.encoding is not None:
             kinds.setdefault(_kind(layer), []).append(layer)
-    for layers in kinds.values():
-        widest = max(layers, key=lambda layer: layer.in_features * layer.out_features)
-        shape = widest.in_features, widest.out_features
-        key = device, dtype, _kind(widest), shape, tuple(products)
+    for kind, layers in kinds.items():
+        shapes = Counter((layer.in_features, layer.out_features) for layer in layers)
+        key = device, dtype, kind, frozenset(shapes.items()), tuple(products)
         if key not in chosen:
-            chosen[key] = _choose(widest, device, dtype, products, clock)
+            chosen[key] = _choose(layers, device, dtype, products, clock)
         product = chosen[key]
         for layer in layers:
             layer.product = product if product is not None and product.takes(layer) else None
@@ -252,31 +257,62 @@ def _needs_gpu(device: torch.device) -> bool:
 
 @torch.no_grad()
 def _choose(
-    layer: QuantisedLinear,
+    layers: Sequence[QuantisedLinear],
     device: torch.device,
     dtype: torch.dtype,
     products: Sequence[Product],
     clock: Callable[[Callable[[], object]], float] | None,
 ) -> Product | None:
-    """The fastest way for a layer, None for dequantising."""
-    assert layer.encoding is not None  # only such layers are asked
-    name = layer.encoding.format.name
+    """The fastest way for layers of one kind, None for dequantising."""
+    first = layers[0]
+    assert first.encoding is not None  # only such layers are asked
+    name = first.encoding.format.name
     if _needs_gpu(device):
         say(f"{name}: dequantised, then multiplied; only GPUs compute in its own numbers")
         return None
-    encoding, bias = layer.encoding, None if layer.bias is None else layer.bias.to(device, dtype)
-    parts = {part: x.to(device) for part, x in layer.parts().items() if part != CONFIG}
-    x = torch.randn(ROWS, layer.in_features, device=device, dtype=dtype)
-
-    def whole() -> Tensor:
-        return linear(x, encoding.decode(parts, dtype), bias)
+    trial = _Trial(layers, device, dtype)
+    have = torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)
+    able = [p for p in products if p.capability <= have and all(map(p.takes, trial.layers))]
+    expected = trial.run(_dequantised).float()
 
     def error(out: Tensor) -> float:
         return float((out.float() - expected).norm() / expected.norm())
 
-    expected, able = whole().float(), [p for p in products if p.takes(layer)]
-    ways = [Way(DEQUANTISING, whole, ERRORS[8])]
-    ways += [Way(p.name, partial(p.run, x, parts, encoding, bias), ERRORS[p.bits]) for p in able]
-    case = f"{ROWS} x {layer.in_features} by {layer.out_features}"
-    alike = f"{', '.join(map(str, _kind(layer)))}, {case}, {dtype}"
-    return [None, *able][fastest(name, case, ways, error, device, alike, clock)]
+    ways = [Way(DEQUANTISING, partial(trial.run, _dequantised), ERRORS[8])]
+    ways += [Way(p.name, partial(trial.run, p.run), ERRORS[p.bits]) for p in able]
+    alike = f"{', '.join(map(str, _kind(first)))}, {trial}, {dtype}"
+    return [None, *able][fastest(name, str(trial), ways, error, device, alike, clock)]
+
+
+def _dequantised(x: Tensor, parts: Parts, encoding: Encoding, bias: Tensor | None) -> Tensor:
+    return linear(x, encoding.decode(parts, x.dtype), bias)
+
+
+class _Trial:
+    """A layer of each shape, in proportion to how many there are."""
+
+    def __init__(
+        self, layers: Sequence[QuantisedLinear], device: torch.device, dtype: torch.dtype
+    ) -> None:
+        by_shape = {(layer.in_features, layer.out_features): layer for layer in layers}
+        counts = Counter((layer.in_features, layer.out_features) for layer in layers)
+        self.layers = list(by_shape.values())
+        self.shares = {shape: round(n / min(counts.values())) for shape, n in counts.items()}
+        x = torch.randn(ROWS, max(wide for wide, _ in counts), device=device, dtype=dtype)
+        self._given: list[tuple[Tensor, Parts, Encoding, Tensor | None]] = []
+        for shape, layer in by_shape.items():
+            assert layer.encoding is not None  # only such layers are asked
+            parts = {part: y.to(device) for part, y in layer.parts().items() if part != CONFIG}
+            bias = None if layer.bias is None else layer.bias.to(device, dtype)
+            given = x[:, : shape[0]].contiguous(), parts, layer.encoding, bias
+            self._given += [given] * self.shares[shape]
+
+    def run(self, product: Run) -> Tensor:
+        """The last layer's output."""
+        for given in self._given:
+            out = product(*given)
+        return out
+
+    def __str__(self) -> str:
+        shapes = (f"{n} of {wide} by {high}" for (wide, high), n in self.shares.items())
+        return f"{ROWS} rows, {', '.join(shapes)}"
