@@ -128,9 +128,13 @@ def _rows_to_int8(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _scaled_mm(x: Tensor, parts: Parts, encoding: Encoding, bias: Tensor | None) -> Tensor:
-    weight = parts[WEIGHT]
     stored = parts.get(SCALE, parts.get("weight_scale"))
     scale = torch.ones((), device=x.device) if stored is None else stored
+    return scaled_rows(x, parts[WEIGHT], scale, bias)
+
+
+def scaled_rows(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
+    """x [N, in], quantised by rows, by an fp8 weight under a scale for all or for each row."""
     columns = scale.float().reshape(1, -1).expand(1, len(weight)).contiguous()
     q, rows = _rows_to_fp8(x)
     out = torch._scaled_mm(  # pyright: ignore[reportPrivateImportUsage]

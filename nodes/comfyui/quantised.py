@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import comfy.float
@@ -12,8 +13,11 @@ import comfy.model_patcher
 import comfy.ops
 import torch
 from torch import Tensor, nn
+from torch.compiler import is_compiling
 from torch.nn.functional import linear
 
+from ...framepack_core.models.fastest import Way, chosen, fastest
+from ...framepack_core.models.products import ALIGNMENT, ERRORS, scaled_rows
 from ...framepack_core.runtime.display import say
 from ...framepack_core.runtime.errors import FramePackError
 from ...framepack_core.weights.formats import (
@@ -80,11 +84,62 @@ def _native_ops(dtype: torch.dtype, disabled: set[str]) -> Any:
             if kwargs.get("dtype") == torch.float32:  # or it would be rounded to `dtype`
                 self.factory_kwargs["dtype"] = torch.float32
 
+        def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+            theirs = super().forward
+            if not (_fp8_by_rows(self, x) and _rows_win(self, theirs, x)):
+                return theirs(x, *args, **kwargs)
+            comfy.ops.run_every_op()
+            return multiplied_by_rows(self, x)
+
     class NativeOps(base):
         pass
 
     NativeOps.Linear = Linear
     return NativeOps
+
+
+LONG = 1024  # rows; below, ComfyUI's own product is taken
+
+
+def _fp8_by_rows(layer: Any, x: Tensor) -> bool:
+    """Whether a product of ComfyUI's in fp8 could as well be ours, whose inputs have row scales."""
+    if getattr(layer, "quant_format", None) != "float8_e4m3fn" or is_compiling():
+        return False
+    if layer._full_precision_mm or getattr(layer, "comfy_force_cast_weights", False):
+        return False
+    stated = any(
+        getattr(layer, name, None) is not None for name in ("input_scale", "pre_quant_scale")
+    )
+    changed = layer.weight_function or layer.bias_function or x.requires_grad
+    fits = layer.in_features % ALIGNMENT == 0 and layer.out_features % ALIGNMENT == 0
+    new = hasattr(comfy.ops, "CastBiasWeightContext")
+    return new and fits and not stated and not changed and x[..., 0].numel() >= LONG
+
+
+def _rows_win(layer: Any, theirs: Callable[[Tensor], Tensor], x: Tensor) -> bool:
+    """Whether they are faster than ComfyUI's own product, measured the first time."""
+    what = "fp8 in ComfyUI"
+    key = what, x.device, x.dtype
+    if key not in chosen:
+        expected = theirs(x)
+        runs = {"ComfyUI's": theirs, "torch._scaled_mm": partial(multiplied_by_rows, layer)}
+        ways = [Way(name, partial(run, x), ERRORS[8]) for name, run in runs.items()]
+        case = f"{x[..., 0].numel()} x {layer.in_features} by {layer.out_features}"
+
+        def error(out: Tensor) -> float:
+            return float((out.float() - expected).norm() / expected.norm())
+
+        chosen[key] = fastest(what, case, ways, error, x.device, what) == 1
+    return bool(chosen[key])
+
+
+def multiplied_by_rows(layer: Any, x: Tensor) -> Tensor:
+    """What a layer of ComfyUI's with an fp8 weight makes of x, which is quantised by rows."""
+    kept = {"dtype": layer.weight.dtype, "device": x.device, "bias_dtype": x.dtype}
+    asked = {"offloadable": True, "compute_dtype": x.dtype, "want_requant": True}
+    with comfy.ops.CastBiasWeightContext(layer, None, **kept, **asked) as (weight, bias):
+        out = scaled_rows(x.flatten(0, -2), weight._qdata, weight._params.scale, bias)
+    return out.unflatten(0, x.shape[:-1])
 
 
 class EmulatingLinear(QuantisedWeight, comfy.ops.manual_cast.Linear):

@@ -6,6 +6,7 @@ from functools import cache
 from importlib.util import find_spec
 from typing import Any
 from unittest import SkipTest
+from unittest.mock import patch
 
 import comfy.ops
 import torch
@@ -59,6 +60,27 @@ def check_files_of_every_format_load_into_comfyui_s_own_layers() -> Any:
         measured[precision] = relative(sample(model), plain)
         assert 0 < measured[precision] < bound, measured
     return measured
+
+
+def check_fp8_is_multiplied_by_rows_where_that_is_faster() -> Any:
+    """As on a GPU, whose clock says which is."""
+    quantised = pack("nodes.comfyui.quantised")
+    fastest = pack("framepack_core.models.fastest")
+    layer = load("float8_e4m3fn").model.diffusion_model.get_submodule(TO_Q)
+    x = torch.randn(1, 40, 128, dtype=layer.weight.dtype)
+    assert not quantised._fp8_by_rows(layer, x)  # on a CPU
+    layer._full_precision_mm = False
+    weight = quantised.layer_weight(layer, x.device)
+    whole = torch.nn.functional.linear(x.float(), weight, layer.bias.float())
+    for times, ours in (((2.0, 1.0), True), ((1.0, 2.0), False)):
+        fastest.chosen.clear()
+        ticks = iter(times)
+        clock = patch.object(fastest, "milliseconds", lambda _run, ticks=ticks: next(ticks))
+        with clock, patch.object(quantised, "LONG", 1):
+            out = layer(x)
+            assert torch.equal(out, quantised.multiplied_by_rows(layer, x)) == ours
+            assert 0.001 < relative(out.float(), whole) < 0.06
+    return relative(quantised.multiplied_by_rows(layer, x).float(), whole)
 
 
 def check_gguf_files_are_listed_and_dequantised_as_in_the_core() -> Any:
