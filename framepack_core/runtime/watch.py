@@ -8,9 +8,8 @@ which is gone.
 from __future__ import annotations
 
 import os
-import select
+import platform
 import signal
-import socket
 import sys
 import threading
 import time
@@ -156,16 +155,22 @@ class _Signals:
     """
 
     def __init__(self) -> None:
-        self._read, self._write = socket.socketpair()
-        self._write.setblocking(False)
+        read, write = os.pipe()
+        if os.name == "posix":  # which Python asks for there
+            os.set_blocking(write, False)
+        self._came = threading.Event()
         self._before = signal.signal(signal.SIGTERM, _ignore)
-        self._woken_before = signal.set_wakeup_fd(self._write.fileno(), warn_on_full_buffer=False)
+        self._woken_before = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+        threading.Thread(target=self._listen, args=(read,), daemon=True).start()
+
+    def _listen(self, read: int) -> None:
+        while signal.SIGTERM not in os.read(read, 1024):
+            pass
+        self._came.set()
 
     def wait(self, seconds: float) -> bool:
         """Whether the signal came within some seconds."""
-        if not select.select([self._read], [], [], seconds)[0]:
-            return False
-        return signal.SIGTERM in self._read.recv(1024)
+        return self._came.wait(seconds)
 
     def release(self) -> None:
         """Leave the signal to what it did before."""
@@ -182,7 +187,7 @@ def _place() -> str:
     space = ""
     with suppress(OSError):
         space = os.readlink("/proc/self/ns/pid")
-    return f"{socket.gethostname()}/{space}".replace(" ", "")
+    return f"{platform.node()}/{space}".replace(" ", "")
 
 
 def _lives(process: int) -> bool:
