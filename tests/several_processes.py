@@ -101,11 +101,12 @@ def toy(crew: Crew, **execution: Any) -> float:
     config, draws = dit.config, partial(randn, seed=3)
     text = draws(1, 5, config.text_embed_dim), draws(1, config.pooled_projection_dim)
     inputs = Guided(TextCondition(*text), draws(1, 3, config.image_proj_dim))
-    alone = video(dit, None, inputs=inputs)
+    way: dict[str, Any] = {"cache": partial(TeaCache, threshold=0.3), "steps": 3}  # sees weights
+    alone = video(dit, None, inputs=inputs, **way)
     Execution(**execution).prepare(dit, CPU, crew.weights)
     emptied = {x.is_meta for block in blocks_of(dit) for x in block.state_dict().values()}
     assert emptied == {"shard" in execution}
-    return difference(video(dit, crew, inputs=inputs), alone)
+    return difference(video(dit, crew, inputs=inputs, **way), alone)
 
 
 def compiled(crew: Crew) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,6 +25,8 @@ from ..runtime.distributed import Team
 from ..runtime.errors import FramePackError
 from ..runtime.memory import GIB
 from .options import ExecutionOptions
+
+SEEN_BY_TEACACHE = "modulated_input"  # a method of double blocks, which needs their weights too
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,8 @@ class Execution:
             prepare_compiling(self.cache_size_limit)
             say(COMPILING)
         for block in blocks_of(dit):
-            vars(block).pop("forward", None)  # of an earlier way
+            for name in ("forward", SEEN_BY_TEACACHE):
+                vars(block).pop(name, None)  # of an earlier way
         if self.shard:
             assert team is not None  # `open_models` refuses it otherwise
             streamed = blocks_of(dit)
@@ -103,6 +107,8 @@ class Execution:
             forwards = streamed_forwards(streamed, device, self.compilation)
         for block, forward in zip(streamed, forwards, strict=True):
             block.forward = forward
+            if hasattr(block, SEEN_BY_TEACACHE):
+                setattr(block, SEEN_BY_TEACACHE, partial(forward, method=SEEN_BY_TEACACHE))
         if self.compilation is not None:
             for block in blocks_of(dit):
                 if block not in streamed:

@@ -152,14 +152,14 @@ def _pin(tensors: Sequence[Tensor], device: torch.device) -> None:
 
 
 class Plain(nn.Module):
-    """A block by its class's forward, so that a replaced one does not call itself."""
+    """A block by its class's methods, so that a replaced forward does not call itself."""
 
     def __init__(self, block: nn.Module) -> None:
         super().__init__()
         self.block = block
 
-    def forward(self, *inputs: Any, **options: Any) -> Any:
-        return type(self.block).forward(self.block, *inputs, **options)
+    def forward(self, *inputs: Any, method: str = "forward", **options: Any) -> Any:
+        return getattr(type(self.block), method)(self.block, *inputs, **options)
 
 
 @dataclass(frozen=True)
