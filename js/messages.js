@@ -1,6 +1,7 @@
 // Words of the widgets, from locales/*/main.json by way of the server.
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
+import { clock } from "./lib/chart.js";
 
 const SECTION = "fpreel";
 let tables = null;
@@ -25,3 +26,7 @@ export function t(key, values = {}) {
   const words = (tables ?? []).map(find).find((found) => typeof found === "string") ?? key;
   return words.replace(/\{(\w+)\}/g, (all, name) => values[name] ?? all);
 }
+
+/** A time in words: seconds, or from a minute on "1:15". */
+export const duration = (seconds) =>
+  clock(seconds) ?? t("timeline.mark", { second: Math.round(seconds) });

@@ -1,8 +1,7 @@
 // What FPReelSampler shows of its run: the section in progress, and the video so far.
-import { duration } from "./lib/chart.js";
 import { clipsOf, sectionStates } from "./lib/reports.js";
 import { h, setAttributes } from "./dom.js";
-import { t } from "./messages.js";
+import { duration, t } from "./messages.js";
 import { fileUrl } from "./node_bridge.js";
 
 export class SectionResult {
@@ -41,7 +40,15 @@ export class SectionResult {
     this.showCells();
     this.showPicture();
     this.showClips();
-    this.log.textContent = (report.log ?? []).join("\n");
+    this.log.textContent = this.logLines().join("\n");
+  }
+
+  /** At the end: what the ledger said, and how far each section is from the start image. */
+  logLines() {
+    const { state, log = [], done = [] } = this.report;
+    if (state === "sampling") return [];
+    const drifts = done.filter(({ drift }) => drift);
+    return [...log, ...drifts.map(({ section, drift }) => t("result.drift", { section, ...drift }))];
   }
 
   words() {

@@ -42,6 +42,7 @@ export class TimelineView {
     });
     this.start = h("div", { class: "fpreel-end", role: "img" });
     this.end = h("div", { class: "fpreel-end", role: "img" });
+    new ResizeObserver(() => this.shown && this.showRuler()).observe(this.ruler);
     this.options = [];
     const time = h("div", { class: "fpreel-time" }, this.ruler, this.strip);
     const film = h("div", { class: "fpreel-film" }, this.start, time, this.end);
@@ -214,6 +215,7 @@ export class TimelineView {
     });
     const words = [place.index, made, own.prompt ?? "", `${place.first}–${place.last}`];
     words.forEach((text, i) => (option.children[i].textContent = text));
+    option.children[1].dataset.short = `${place.order + 1}/${count}`;
     option.style.backgroundImage = own.image ? `url("${imageUrl(own.image)}")` : "";
     option.classList.toggle("fpreel-has-image", Boolean(own.image));
   }

@@ -11,6 +11,8 @@ import { TimelineView } from "./timeline_view.js";
 import { framePictures, servedSize, videoSize } from "./video_size.js";
 
 const HEIGHT = 345;
+const NARROW = 400; // pixels of a node whose fields wrap, which takes more height
+const WRAPPED = 75;
 const LINKED_HEIGHT = 24; // of the words in its place
 const OUTSIDE = "fpreel_timeline"; // the view on the node of a subgraph
 const OTHERS = ["mode", "length", "seconds", "sections", "window", "paddings"];
@@ -21,7 +23,7 @@ export function makeTimelineWidget(node, name, inputData) {
   const widget = addElement(node, name, "FPREEL_TIMELINE", timeline.view.element, {
     getValue: () => timeline.value,
     setValue: (value) => timeline.load(value),
-    getMinHeight: () => (timeline.widgets.isLinked("timeline") ? LINKED_HEIGHT : HEIGHT),
+    getMinHeight: () => (timeline.widgets.isLinked("timeline") ? LINKED_HEIGHT : heightOn(node)),
     getMaxHeight: () => (timeline.widgets.isLinked("timeline") ? LINKED_HEIGHT : undefined),
   });
   wordsWhereHidden(widget, () => timeline.widgets.isLinked("timeline") && t("timeline.linkedIn"));
@@ -29,6 +31,8 @@ export function makeTimelineWidget(node, name, inputData) {
   timeline.watch(node);
   return { widget, minWidth: 260, minHeight: HEIGHT };
 }
+
+const heightOn = (node) => HEIGHT + (node.size?.[0] < NARROW ? WRAPPED : 0);
 
 /** Show the timelines of plans on the outside of their subgraphs, of all nodes of a graph. */
 export function showOutside(graph) {
@@ -44,7 +48,7 @@ function addOutside(host, plan) {
   const timeline = new TimelineState(new PlanWidgets(plan, host));
   const widget = addElement(host, OUTSIDE, "FPREEL_TIMELINE_VIEW", timeline.view.element, {
     serialize: false,
-    getMinHeight: () => HEIGHT,
+    getMinHeight: () => heightOn(host),
   });
   widget.serialize = false;
   findWidget(...timeline.widgets.place("timeline")).hidden = true; // a row without a field

@@ -1,7 +1,7 @@
 // What FPReelTrainLora shows of its run: the loss, how far it is, and the newest samples.
-import { duration, extent, scale, smooth, thinned, ticks, within, zoomed } from "./lib/chart.js";
+import { extent, scale, smooth, thinned, ticks, within, zoomed } from "./lib/chart.js";
 import { h, setAttributes } from "./dom.js";
-import { t } from "./messages.js";
+import { duration, t } from "./messages.js";
 import { fileUrl } from "./node_bridge.js";
 
 const SMOOTHING = 0.95;
@@ -69,7 +69,7 @@ export class TrainingChart {
   }
 
   detailWords() {
-    const { state, lr, speed, remaining, elapsed, message } = this.report;
+    const { state, lr, speed, remaining, elapsed, saved } = this.report;
     const parts = [];
     if (lr !== undefined) parts.push(t("training.rate", { rate: lr.toExponential(1) }));
     if (speed) parts.push(paceWords(speed));
@@ -77,7 +77,7 @@ export class TrainingChart {
     if (remaining !== undefined && !["finished", "interrupted"].includes(state)) {
       parts.push(t("result.left", { time: duration(remaining) }));
     }
-    if (message) parts.push(message);
+    if (saved) parts.push(t("training.saved", { name: saved }));
     return parts.join(" · ");
   }
 

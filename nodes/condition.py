@@ -136,7 +136,7 @@ class Canvas(io.ComfyNode):
         elif fit == AREA:
             width, height = size_for_area(image.shape[2], image.shape[1], resolution**2)
         check_size(width, height)
-        text = f"{width}x{height}" + (f", {len(image)} pictures" if len(image) > 1 else "")
+        text = f"{width}x{height}" + (f", all {len(image)} pictures" if len(image) > 1 else "")
         show_text(cls.hidden.unique_id, text)
         images = (None if x is None else _fitted(x, width, height) for x in (image, end_image))
         return io.NodeOutput(*images, width, height, ui=ui.PreviewText(text))

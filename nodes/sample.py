@@ -134,7 +134,7 @@ class Sampler(io.ComfyNode):
         if video is not None:
             plan = plan.extending(video.shape[2], direction)
         log = RunLog()
-        report = SectionReport(cls.hidden, plan, start, vae, ledger, log.lines)
+        report = SectionReport(cls.hidden, plan, start, vae, ledger, log.notes)
         progress = partial(ReportedProgress, report)
         shape = (plan.window, *start.shape[3:])
         run = run_of("FramePack Sampler", model, positive, shape, progress, inputs)
@@ -174,21 +174,26 @@ class RunLog:
     """What a run has to say: what the ledger found, and how far each section has drifted."""
 
     def __init__(self) -> None:
-        self.lines: list[str] = []
+        self.notes: list[str] = []  # the ledger's
+        self._lines: list[str] = []
         self._display = Display("log of the run")
 
-    def say(self, line: str) -> None:
-        with self._display:
-            logger.info(line)
-            self.lines.append(line)
+    def say(self, note: str) -> None:
+        self.notes.append(note)
+        self._tell(note)
 
     def on_section(self, done: SectionDone) -> None:
         if done.drift is not None:
-            self.say(f"section {done.section.index}: drift from the start image: {done.drift}")
+            self._tell(f"section {done.section.index}: drift from the start image: {done.drift}")
+
+    def _tell(self, line: str) -> None:
+        with self._display:
+            logger.info(line)
+            self._lines.append(line)
 
     @property
     def text(self) -> str:
-        return "\n".join(self.lines)
+        return "\n".join(self._lines)
 
 
 def encoded(plan: Plan, model: Any, start: Tensor) -> Plan:

@@ -14,7 +14,6 @@ from ..framepack_core.sampling.options import LengthOptions, PaddingOption, Wind
 from ..framepack_core.sampling.plan import Mode
 from ..framepack_core.sampling.sections import parse_paddings, plan_video, sections_for_seconds
 from .comfyui.paths import input_path
-from .guide import show_plan
 from .option_inputs import option_inputs
 from .timeline import encode_timeline
 from .types import CATEGORY, PlanSocket, schema, shown_as
@@ -84,7 +83,6 @@ class PlanVideo(io.ComfyNode):
                 PlanSocket.Output(display_name="plan"),
                 io.Int.Output(display_name="frames"),
             ],
-            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
@@ -106,7 +104,7 @@ class PlanVideo(io.ComfyNode):
         given = parse_paddings(paddings, "paddings") if paddings.strip() else None
         plan = plan_video(mode, sections, window, given).with_timeline(parse_timeline(timeline))
         plan = encode_timeline(plan, clip, vae, clip_vision)
-        return show_plan(plan, cls.hidden.unique_id, plan.frames)
+        return io.NodeOutput(plan, plan.frames)
 
     @classmethod
     def validate_inputs(cls, timeline: str | None = "") -> bool | str:

@@ -63,8 +63,13 @@ class Drift:
     colour: float
     contrast: float
 
+    @property
+    def rounded(self) -> dict[str, str]:
+        """Both as they are shown."""
+        return {"colour": f"{self.colour:.2f}", "contrast": f"{self.contrast:.2f}"}
+
     def __str__(self) -> str:
-        return f"colour {self.colour:.2f}, contrast x{self.contrast:.2f}"
+        return "colour {colour}, contrast x{contrast}".format(**self.rounded)
 
 
 def measure_drift(latents: Tensor, start: Tensor) -> Drift:

@@ -74,9 +74,9 @@ export function zoomed([low, high], whole, around, factor) {
 }
 
 /** Seconds as 45 s, 3:05 or 1:02:03. */
-export function duration(seconds) {
+export function clock(seconds) {
   const whole = Math.round(seconds);
-  if (whole < 60) return `${whole} s`;
+  if (whole < 60) return null;
   const parts = [Math.floor(whole / 3600), Math.floor(whole / 60) % 60, whole % 60];
   const shown = parts[0] ? parts : parts.slice(1);
   return shown.map((part, i) => (i ? String(part).padStart(2, "0") : part)).join(":");

@@ -32,7 +32,7 @@ class SectionReport:
 
     start [B, C, 1, h, w] sets the size. With a vae every finished section becomes a clip, decoded
     once and alone: without its neighbours its first frame stands for four. ledger: whether finished
-    sections are kept when the run is stopped. log: its lines are shown at the end.
+    sections are kept when the run is stopped. log: notes that are shown at the end.
     """
 
     def __init__(
@@ -98,6 +98,7 @@ class SectionReport:
         entry = {
             "section": done.section.index,
             "stored": done.stored,
+            "drift": None if done.drift is None else done.drift.rounded,
             "seconds": time.monotonic() - self._section_began,
             "clip": clip,
         }

@@ -112,7 +112,7 @@ class TrainingDisplay:
         return {"step": step, "prompt": prompt, **file}
 
     def on_save(self, path: Path) -> None:
-        self._send("saving", message=f"saved {path.name}")
+        self._send("saving", saved=path.name)
 
     def sampling(self, write: Callable[[int], None]) -> Callable[[int], None]:
         """A writer of samples that says when it is at work."""

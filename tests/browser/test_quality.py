@@ -87,7 +87,7 @@ def test_training_is_accessible(themed_page: ComfyPage, server: Server) -> None:
         {"state": "saving", "losses": []},
         progress | {"state": "training", "losses": [[n, 1 / (n + 1)] for n in range(1, 31)]},
         {"state": "sampling", "samples": made_samples(server)},
-        {"state": "saving", "message": "saved demo-step00000030.safetensors"},
+        {"state": "saving", "saved": "demo-step00000030.safetensors"},
         {"state": "interrupted"},
         {"state": "finished"},
     ]

@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 from unittest import mock
 
 import comfy.model_management
@@ -143,6 +143,26 @@ def check_a_cancel_in_a_display_ends_the_run() -> None:
                 assert not said, said
                 continue
             raise AssertionError(f"{kind} did not end the run")
+
+
+def check_a_batch_of_pictures_says_which_of_them_are_used() -> None:
+    class Listener(Server):
+        heard: ClassVar[list[str]] = []
+
+        def send_progress_text(self, text: str, _node: str) -> None:
+            self.heard.append(text)
+
+    pictures = torch.rand(3, 80, 64, 3)
+    models = {"vae": toy().vae, "clip_vision": toy().vision}
+    server = SimpleNamespace(instance=Listener())
+    with mock.patch.object(*part("nodes.comfyui.progress", "PromptServer"), server):
+        fitted, *_ = run(
+            "FPReelCanvas", image=pictures, fit="exact", resolution=64, width=64, height=64
+        )
+        start, _ = run("FPReelStartFrame", image=fitted, **models)
+    assert Listener.heard == ["64x64, all 3 pictures", "the first of 3 pictures"]
+    first, _ = run("FPReelStartFrame", image=fitted[:1], **models)
+    assert len(fitted) == 3 and torch.equal(start["samples"], first["samples"])
 
 
 @contextmanager
