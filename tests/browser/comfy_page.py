@@ -50,7 +50,7 @@ class ComfyPage:
         self.page = context.new_page()
         self.errors: list[PageError] = []
         self.page.on("pageerror", self._keep_error)
-        self.page.set_default_timeout(20_000)
+        self.page.set_default_timeout(60_000)  # on a busy machine
         self.page.goto(url)
         self.wait_until_ready()
 
