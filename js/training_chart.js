@@ -69,13 +69,16 @@ export class TrainingChart {
   }
 
   detailWords() {
-    const { state, lr, speed, remaining, elapsed, saved } = this.report;
+    const { state, lr, speed, remaining, elapsed, saved, validation } = this.report;
     const parts = [];
     if (lr !== undefined) parts.push(t("training.rate", { rate: lr.toExponential(1) }));
     if (speed) parts.push(paceWords(speed));
     if (elapsed !== undefined) parts.push(duration(elapsed));
     if (remaining !== undefined && !["finished", "interrupted"].includes(state)) {
       parts.push(t("result.left", { time: duration(remaining) }));
+    }
+    if (Number.isFinite(validation)) {
+      parts.push(t("training.validation", { loss: validation.toPrecision(3) }));
     }
     if (saved) parts.push(t("training.saved", { name: saved }));
     return parts.join(" · ");

@@ -6,7 +6,6 @@ import json
 import math
 import re
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,24 +24,23 @@ from ...framepack_core.training.loop import StepReport
 from ...framepack_core.training.samples import SAMPLES_FOLDER, PreparedSample
 from .live import Report
 from .paths import output_folder
-from .progress import NodeBar, NodeText, duration
+from .progress import NodeBar
 
 INTERVAL = 0.2  # seconds between messages to the interface
-SMOOTHED = 50  # updates whose mean loss is shown
 FRAMES, SIDE = 4, 512  # of a sample's preview: how many, and the largest side in pixels
 
 
 class TrainingDisplay:
-    """Text, bar, losses and samples; of a run that is resumed also those of before."""
+    """Bar, losses and samples; of a run that is resumed also those of before."""
 
     def __init__(self, hidden: Any, config: TrainConfig) -> None:
         self.config, self._past = config, Display("losses and samples of before")
         self.report = Report("fpreel.training", hidden, gathered=("losses", "samples"))
         self.root = output_folder() / "loras"
-        self._text, self._bar = NodeText(hidden.unique_id), NodeBar()
+        self._bar = NodeBar()
         self._preview = Display("preview of a sample")
         self._step, self._steps = 0, 1
-        self._recent: deque[float] = deque(maxlen=SMOOTHED)
+        self._validation: float | None = None
         self._unsent: list[tuple[int, float]] = []
         self._started, self._last_sent = time.monotonic(), -math.inf
         self._samples: list[dict[str, Any]] = []
@@ -51,15 +49,13 @@ class TrainingDisplay:
     @contextmanager
     def run(self) -> Iterator[None]:
         """Around the whole run: says how it ended."""
-        self._text.show("loading the model")
+        self._send("loading")
         try:
             yield
         except BaseException:
             self._send("interrupted")
-            self._text.show(f"stopped after step {self._step}; run again to resume")
             raise
         self._send("finished")
-        self._text.show("finished")
 
     def on_step(self, report: StepReport) -> None:
         """After an update; raises to stop the run."""
@@ -68,15 +64,10 @@ class TrainingDisplay:
             with self._past:
                 self._tell_past(report.step)
         self._step, self._steps = report.step, report.total
-        self._recent.append(report.loss)
         self._unsent.append((report.step, report.loss))
-        mean = sum(self._recent) / len(self._recent)
-        left, pace = duration(report.seconds_left), _pace(report.seconds_a_step)
-        text = f"step {report.step} of {report.total}, loss {mean:.4f}\n{pace}, {left} left"
         if report.validation is not None:
-            text += f"\nvalidation loss {report.validation:.4f}"
+            self._validation = report.validation
         if time.monotonic() - self._last_sent >= INTERVAL or report.step == report.total:
-            self._text.show(text)
             self._send(
                 "training",
                 step=report.step,
@@ -84,6 +75,7 @@ class TrainingDisplay:
                 lr=report.rate,
                 speed=1 / max(report.seconds_a_step, 1e-6),
                 remaining=report.seconds_left,
+                validation=self._validation,
             )
             self._bar.move_to(report.step, report.total)
         comfy.model_management.throw_exception_if_processing_interrupted()
@@ -120,7 +112,6 @@ class TrainingDisplay:
         def sample(step: int) -> None:
             self._step = step
             self._send("sampling")
-            self._text.show(f"step {step}: making samples")
             try:
                 write(step)
             finally:  # or the VAE would stay beside the training
@@ -149,10 +140,6 @@ class TrainingDisplay:
         elapsed, self._last_sent = time.monotonic() - self._started, time.monotonic()
         losses, self._unsent = self._unsent, []
         self.report.send(state=state, elapsed=elapsed, losses=losses, **news)
-
-
-def _pace(seconds: float) -> str:
-    return f"{seconds:.2f} s a step" if seconds >= 1 else f"{1 / max(seconds, 1e-6):.1f} steps a s"
 
 
 def _strip(path: Path) -> Image.Image:

@@ -84,7 +84,7 @@ def test_training_is_accessible(themed_page: ComfyPage, server: Server) -> None:
     page.load(workflow)
     progress = {"step": 30, "steps": 40, "lr": 1e-4, "speed": 0.4, "remaining": 25}
     told: list[dict[str, Any]] = [
-        {"state": "saving", "losses": []},
+        {"state": "loading", "losses": []},
         progress | {"state": "training", "losses": [[n, 1 / (n + 1)] for n in range(1, 31)]},
         {"state": "sampling", "samples": made_samples(server)},
         {"state": "saving", "saved": "demo-step00000030.safetensors"},

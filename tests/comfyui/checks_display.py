@@ -94,11 +94,10 @@ def check_a_preview_that_fails_does_not_end_a_training() -> None:
 def check_no_display_ends_a_training() -> int:
     samples = pack("framepack_core.training.samples")
     displays = {
-        "text on the node": (Server, "send_progress_text", broken),
         "messages of fpreel.training to the page": (Server, "send_sync", broken),
         "progress bar": (comfy.utils, "PROGRESS_BAR_HOOK", broken),
         "preview of a sample": (*part("nodes.comfyui.train_display", "_strip"), broken),
-        "log of losses": (*part("framepack_core.training.loop", "append_log"), broken),
+        "log of losses": (*part("framepack_core.training.run_files", "append_log"), broken),
         "sample decoded": (pack("nodes.comfyui.train_samples").Samples, "decode", out_of_memory),
         "sample made": (samples.PreparedSample, "make", out_of_memory),
         "sample written": (samples, "VideoWriter", broken),

@@ -6,7 +6,6 @@ import json
 import shutil
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import comfy.model_management
 import folder_paths
@@ -163,11 +162,7 @@ def check_samples_come_while_training() -> list[str]:
         sections=1,
         image=scene().image,
     )
-    shown: list[str] = []
-    label = pack("nodes.comfyui.progress").NodeText
-    with mock.patch.object(label, "show", lambda _self, text: shown.append(text)):
-        small_train("sampled", samples=samples, folder="output/loras")
-    assert "step 4: making samples" in shown and shown[-1] == "finished"
+    small_train("sampled", samples=samples, folder="output/loras")
     folder = BASE / "output" / "loras"
     made = sorted(path.name for path in (folder / "sample").glob("sampled_*.mp4"))
     assert made == ["sampled_000000_00_3.mp4", "sampled_000004_00_3.mp4"]
