@@ -108,6 +108,14 @@ def test_what_is_refused(
     assert message in failure([*command, *options.split()], capsys)
 
 
+def test_processes_that_nobody_brings_together(
+    command: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    assert "2 processes were launched, which could not meet" in failure(command, capsys)
+
+
 def test_typed_prompts_are_for_one_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,7 +1,7 @@
 """Several processes that share work: how many there are, and which of them this one is.
 
-`accelerate launch` and `torchrun` set the variables that are read here. Processes that make videos
-take turns in a list of them; those that train one adapter average its gradients.
+`accelerate launch` and `torchrun` set the variables that are read here. Processes make each video
+together or take turns in a list of them; those that train one adapter average its gradients.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from torch.nn.functional import pad
 from .errors import FramePackError
 from .watch import Watch, connect
 
-PATIENCE = timedelta(days=30)
+PATIENCE = timedelta(days=30)  # for processes that are watched
+MEETING = timedelta(minutes=10)  # in which all have to come
 SAVING = 15.0  # seconds that the first process has to save what all have reached by an error
 # its name since PyTorch 2.13, and before
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
@@ -120,6 +121,11 @@ class Team:
         return int(told)
 
 
+def _tells_of_loss(error: BaseException) -> bool:
+    """Whether an error is that of an operation with a process that is gone."""
+    return isinstance(error, dist.DistError) or "Connection" in str(error)
+
+
 def _travel(operation: Callable[..., Any], tensor: Tensor, process: int) -> None:
     """Send or receive; as a batch of one, for which NCCL needs no further connection."""
     for work in dist.batch_isend_irecv([dist.P2POp(operation, tensor, process)]):
@@ -147,8 +153,15 @@ class Crew:
         if device.type == "cuda":
             torch.cuda.set_device(device)
             backend = "cpu:gloo,cuda:nccl"
-        dist.init_process_group(backend, timeout=PATIENCE)
-        rank, count = dist.get_rank(), dist.get_world_size()
+        try:
+            store, rank, count = next(dist.rendezvous("env://", timeout=MEETING))
+        except (ValueError, dist.DistError) as error:
+            raise FramePackError(
+                f"{launched_count()} processes were launched, which could not meet ({error}); "
+                "launch them with torchrun, or unset WORLD_SIZE for one alone"
+            ) from error
+        named = {"store": store, "rank": rank, "world_size": count}
+        dist.init_process_group(backend, timeout=PATIENCE, **named)
         watch = Watch(connect(), rank, count)
         weights = Team(rank, count, dist.new_group(timeout=PATIENCE))
         half = Team(rank, count)
@@ -183,7 +196,7 @@ class Crew:
 
     def blame(self, error: BaseException) -> None:
         """Of an error that shows only that the others are out of reach: let the watch tell more."""
-        if isinstance(error, dist.DistError) or "Connection" in str(error):
+        if _tells_of_loss(error):
             self.watch.wait_to_end()
 
     def meet(self) -> None:
@@ -296,7 +309,7 @@ class Workers:
             try:
                 yield workers
             except BaseException as error:
-                if isinstance(error, dist.DistError) or "Connection" in str(error):
+                if _tells_of_loss(error):
                     watch.wait_to_end()  # which finds out who is gone
                 if not workers.is_main:
                     time.sleep(SAVING)
