@@ -19,6 +19,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.functional import pad
 
 from .errors import FramePackError
@@ -154,7 +155,7 @@ class Crew:
             torch.cuda.set_device(device)
             backend = "cpu:gloo,cuda:nccl"
         try:
-            store, rank, count = next(dist.rendezvous("env://", timeout=MEETING))
+            store, rank, count = next(rendezvous("env://", timeout=MEETING))
         except (ValueError, dist.DistError) as error:
             raise FramePackError(
                 f"{launched_count()} processes were launched, which could not meet ({error}); "
