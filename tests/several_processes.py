@@ -94,9 +94,9 @@ def cached(crew: Crew, kind: type[Any], *ways: Any) -> float:
 
 
 def toy(crew: Crew, **execution: Any) -> float:
-    """Toy World's model in fp8 with a LoRA beside its layers, run in a way of its own."""
+    """Toy World's model with a LoRA, its layers sharing a table of values, run in its own way."""
 
-    dit = load_dit(SNAPSHOT / "transformer", dtype=torch.float32, precision="fp8_scaled")
+    dit = load_dit(SNAPSHOT / "transformer", dtype=torch.float32, precision="asym_w4a8_int8")
     apply_loras(dit, open_loras([OPPOSITE_LORA], dit_shapes(dit.config)))
     config, draws = dit.config, partial(randn, seed=3)
     text = draws(1, 5, config.text_embed_dim), draws(1, config.pooled_projection_dim)

@@ -90,8 +90,9 @@ class _Layout:
 
 
 def _named(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    yield from module.named_parameters()
-    yield from module.named_buffers()
+    """All tensors, also those that layers have in common, as formats' tables of values."""
+    yield from module.named_parameters(remove_duplicate=False)
+    yield from module.named_buffers(remove_duplicate=False)
 
 
 def _padded(size: int, unit: int) -> int:
