@@ -10,7 +10,8 @@ import torch
 from cli_runs import failure, files, latents, paths, picture, small
 
 from framepack_core.cli import main
-from framepack_core.headless import crew
+from framepack_core.headless import crew, models
+from framepack_core.models import fastest
 from framepack_core.models.vae import AutoencoderKL
 from framepack_core.runtime import files as runtime_files
 from framepack_core.runtime.video import read_video
@@ -70,6 +71,8 @@ def test_a_stopped_run_says_how_to_go_on_and_does(
     image: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     expected = latents(command(image, tmp_path / "whole", "--no_ledger"), capsys)
+    noted = []  # when the products are chosen that a resumed run has to choose again
+    monkeypatch.setattr(models, "choose_products", lambda *_: noted.append(fastest._file))
     with monkeypatch.context() as patch:
         stop_in(1, KeyboardInterrupt(), patch)
         assert main(command(image, tmp_path / "out")) == 130
@@ -82,6 +85,7 @@ def test_a_stopped_run_says_how_to_go_on_and_does(
     out = capsys.readouterr().out
     assert "ledger: 1 of 3 sections are there already; resuming after them" in out
     assert torch.equal(load_latents(paths(out)[-1])[0], expected)
+    assert noted == 2 * [ledger / "attention.json"]
 
 
 def test_other_settings_start_afresh_and_no_ledger_keeps_nothing(
