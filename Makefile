@@ -12,7 +12,7 @@ BIN := $(VENV)/Scripts
 endif
 STAMP := $(VENV)/.installed-$(PYTHON_VERSION)
 
-.PHONY: demo test test-comfyui goldens lint clean
+.PHONY: demo test test-all test-comfyui goldens lint clean
 
 demo: $(STAMP)
 	$(BIN)/python -m framepack_core.cli demo --out demo
@@ -20,8 +20,13 @@ demo: $(STAMP)
 # ComfyUI is fetched where there is none; what is said where it cannot be is in pytest's summary.
 PYTEST = COMFYUI_MISSING="$$($(BIN)/python tests/comfyui/fetch.py)" $(BIN)/python -m pytest
 
+SPREAD = -n logical --maxprocesses 6 --dist loadfile --max-worker-restart 0
+
 test: $(STAMP)
-	$(PYTEST) -n logical --maxprocesses 6 --dist loadfile --max-worker-restart 0
+	$(PYTEST) $(SPREAD)
+
+test-all: $(STAMP)
+	$(PYTEST) $(SPREAD) -m "slow or not slow"
 
 test-comfyui: $(STAMP)
 	$(PYTEST) -m comfy tests/comfyui

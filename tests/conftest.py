@@ -20,3 +20,11 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))
 def pytest_itemcollected(item: pytest.Item) -> None:
     if os.environ.get("FRAMEPACK_FULL") == "1":
         item.add_marker(pytest.mark.timeout(FULL_TIMEOUT), append=False)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if any(word in config.getoption("markexpr") for word in ("slow", "comfy")):
+        return
+    for item in items:
+        if item.get_closest_marker("slow"):
+            item.add_marker(pytest.mark.skip(reason="slow: make test-all"))

@@ -7,9 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
+@pytest.mark.slow
 def test_a_row_of_the_table_is_measured_on_the_cpu() -> None:
     command = [sys.executable, "-m", "tests.bench.speed", "--tiny", "--rows", "vae"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)

@@ -415,11 +415,9 @@ def run(
     )
 
 
-@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
-def test_outputs_that_are_not_utf8(
-    encoding: str, command: Callable[..., list[str]], tmp_path: Path
-) -> None:
+def test_an_output_that_is_not_utf8(command: Callable[..., list[str]], tmp_path: Path) -> None:
     """Emoji in prompts, a folder with Japanese letters, and a line that fails."""
+    encoding = "ascii"
     (tmp_path / "p.txt").write_text("a cat 🎉\na dog --i 🎉.png\nein Bär", encoding="utf-8")
     lines = ("--from_file", str(tmp_path / "p.txt"), "--video_sections", "1")
     done = run(command("batch", "データ", *lines), encoding)

@@ -37,6 +37,7 @@ def peak(sections: int, window: int, image: str, out: Path) -> int:
     return usage.ru_maxrss
 
 
+@pytest.mark.slow
 def test_a_long_video_needs_no_more_memory_than_a_short_one(tmp_path: Path) -> None:
     image = picture(tmp_path / "a.png")
     window = 9 if FULL else 2

@@ -24,6 +24,7 @@ def toy() -> Toy:
     return Toy.load(SNAPSHOT, torch.device("cpu"))
 
 
+@pytest.mark.slow
 def test_shapes_go_the_opposite_way(toy: Toy) -> None:
     lora = read(toy, OPPOSITE_LORA)
     found = {x: measure(toy, lora, x, cases=4, steps=8) for x in (1.0, 0.5, 0.0)}

@@ -151,11 +151,15 @@ def test_the_trial_sees_a_wrong_kernel() -> None:
     assert trial_error(PLAIN, device) == 0 and trial_error(wrong, device) > 0.01
 
 
+# The interpreter takes seconds for a window: those that grow in all directions say the most.
+SOME = "not window or growth2"
+
+
 @pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="this is the inner run")
 def test_tritons_kernels_pass_the_same_tests() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", __file__, "-q", "-p", "no:cacheprovider"],
+        [sys.executable, "-m", "pytest", __file__, "-q", "-p", "no:cacheprovider", "-k", SOME],
         cwd=ROOT,
         env=os.environ | {"TRITON_INTERPRET": "1"},
         capture_output=True,

@@ -35,18 +35,6 @@ def pytest_itemcollected(item: pytest.Item) -> None:
         item.add_marker(pytest.mark.timeout(CHECKS_TIMEOUT + 60))
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if _all_are_wanted(config):
-        return
-    for item in items:
-        if item.get_closest_marker("slow"):
-            item.add_marker(pytest.mark.skip(reason="slow: make test-comfyui"))
-
-
-def _all_are_wanted(config: pytest.Config) -> bool:
-    return "comfy" in config.getoption("markexpr")
-
-
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Where there is no ComfyUI pytest's summary says so in one line, not in one for each test."""

@@ -29,7 +29,7 @@ def lines(folder: Path) -> list[str]:
     return made
 
 
-@pytest.mark.parametrize("encoding", ["utf-8", "cp932", "ascii"])
+@pytest.mark.parametrize("encoding", ["utf-8", "cp932"])
 def test_five_bad_lines_of_twenty(encoding: str, tmp_path: Path) -> None:
     (tmp_path / "lines.txt").write_text("\n".join(lines(tmp_path)), encoding="utf-8")
     out = tmp_path / "出力😀"
@@ -51,20 +51,3 @@ def test_five_bad_lines_of_twenty(encoding: str, tmp_path: Path) -> None:
     for number, error in zip((3, 7, 11, 15, 19), errors, strict=False):
         assert f"line {number}: " in error
     assert "5 of 20 lines failed: line 3, line 7, line 11, line 15, line 19" in errors[-1]
-
-
-def test_a_reader_that_goes_away(tmp_path: Path) -> None:
-    """framepack batch ... | head -1"""
-    image = picture(tmp_path / "a.png")
-    (tmp_path / "lines.txt").write_text("\n".join(f"a ball {i} --i {image}" for i in range(5)))
-    command = small("batch", tmp_path / "out", "--from_file", str(tmp_path / "lines.txt"))
-    with subprocess.Popen(
-        [sys.executable, "-c", RUN, *command, "--video_sections", "1"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-    ) as process:
-        assert process.stdout is not None
-        process.stdout.close()
-        assert process.wait(timeout=300) == 0
-    assert len(list((tmp_path / "out").glob("*_latent.safetensors"))) == 5
