@@ -180,6 +180,19 @@ def test_memory_that_cannot_be_locked(
     assert [x.data_ptr() for x in block.parameters()] == addresses
 
 
+@pytest.mark.parametrize(("free", "said"), [(200, "copied into pinned"), (99, "stay in pageable")])
+def test_swapped_blocks_are_pinned_where_there_is_room(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], free: int, said: str
+) -> None:
+    monkeypatch.setattr(torch.Tensor, "is_pinned", lambda _tensor: False)
+    blocks = [Block(n) for n in range(2)]
+    size = sum(x.nbytes for block in blocks for x in block.parameters())
+    monkeypatch.setattr(offload, "free_main_memory", lambda: offload.SPARE + size * free // 100)
+    assert offload._can_pin(blocks) == (free >= 100)
+    assert said in capsys.readouterr().out
+    assert not offload._can_pin([])
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 @pytest.mark.parametrize("pin", [False, True])

@@ -31,7 +31,7 @@ SEEN_BY_TEACACHE = "modulated_input"  # a method of double blocks, which needs t
 
 @dataclass(frozen=True)
 class Execution:
-    """blocks_to_swap, whether from pinned memory; torch.compile's options, if any.
+    """blocks_to_swap, whether from pinned memory at any rate; torch.compile's options, if any.
 
     dequantise: never multiply quantised weights in their own numbers. shard: each of several
     processes keeps a part of the blocks' weights.
@@ -116,4 +116,4 @@ class Execution:
 
     def place(self, dit: nn.Module, device: torch.device) -> None:
         """Put a DiT on the device, but for its streamed blocks."""
-        place(dit, streamed_blocks(dit, self.swapped), device, pin=self.pinned)
+        place(dit, streamed_blocks(dit, self.swapped), device, pin=self.pinned or None)

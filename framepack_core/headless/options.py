@@ -146,7 +146,9 @@ class ExecutionOptions(CompileOptions):
         gt=0,
     )
     use_pinned_memory_for_block_swap: bool = option(
-        False, "Pinned memory for swapped blocks: faster, but takes their size of main memory."
+        False,
+        "Pinned memory for swapped blocks, however little main memory is free. Without it they are "
+        "pinned where there is room, which is faster and said.",
     )
     shard_weights: bool = option(
         False,

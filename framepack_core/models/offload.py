@@ -17,10 +17,13 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from ..runtime.display import warn
+from ..runtime.display import say, warn
+from ..runtime.files import size_text
+from ..runtime.memory import GIB, free_main_memory
 
 Copies = dict[str, Tensor]
 ALIGNMENT = 512  # bytes
+SPARE = 4 * GIB  # of main memory, left when weights are pinned
 MOST_TO_SWAP = 40  # with which all blocks of the released model are streamed
 
 
@@ -105,20 +108,38 @@ class WeightSizes:
 
 
 def place(
-    dit: nn.Module, streamed: Sequence[nn.Module], device: torch.device, *, pin: bool
+    dit: nn.Module, streamed: Sequence[nn.Module], device: torch.device, *, pin: bool | None = None
 ) -> None:
     """Put the streamed blocks into main memory and the rest on the device.
 
-    pin: copy them into memory that a GPU reads faster and that cannot be swapped to disk. Else
-    weights that are views of a file stay views.
+    pin: copy them into memory that a GPU reads faster and that cannot be swapped to disk; by
+    default where that much is free, which a line says. Else weights that are views of a file stay
+    views.
     """
     kept = {id(x) for block in streamed for x in _tensors(block)}
     for tensor in _tensors(dit):
         if not tensor.is_meta:  # else it is kept in another way
             tensor.data = tensor.data.to("cpu" if id(tensor) in kept else device)
-    if pin and device.type == "cuda":
+    if device.type == "cuda" and (_can_pin(streamed) if pin is None else pin):
         for block in streamed:
             _pin(_tensors(block), device)
+
+
+def _can_pin(blocks: Sequence[nn.Module]) -> bool:
+    """Whether what is not pinned of blocks fits into main memory a second time."""
+    tensors = [x for block in blocks for x in _tensors(block) if not x.is_pinned()]
+    size, free = sum(x.nbytes for x in tensors), free_main_memory()
+    if not size:
+        return False
+    fits = size + SPARE <= free
+    if fits:
+        say(f"swapped blocks: {size_text(size)} are copied into pinned memory")
+    else:
+        say(
+            f"swapped blocks stay in pageable memory, which is slower: they are {size_text(size)}, "
+            f"and {size_text(free)} of main memory are free"
+        )
+    return fits
 
 
 def _tensors(module: nn.Module) -> list[Tensor]:
