@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
+from functorch.compile import make_boxed_func, min_cut_rematerialization_partition
 from torch import Tensor
+from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from framepack_core.models.compiling import prepare_compiling
@@ -55,7 +60,8 @@ class Training:
             torch.tensor([1000.0]),
             noise(1, 5, 8),
         )
-        options = {"checkpointing": True, "swapped": 0} | wrapped
+        drops = self.adapters.config.drops
+        options = {"checkpointing": True, "swapped": 0, "dropout": drops} | wrapped
         with wrapped_blocks(self.dit, CPU, **options), self.adapters.attached(self.dit):
             self.adapters.zero_grad()
             with self.adapters.training_step(seed):
@@ -99,14 +105,70 @@ def test_compiled_blocks_give_the_same_gradients_at_every_length(dropout) -> Non
     training, counts = Training(dropout), []
     for seed, frames in enumerate((3, 5, 7)):
         expected = training.gradients(frames, seed)
-        found = training.gradients(
-            frames, seed, compilation=compilation, keep_attention=frames == 7
-        )
+        found = training.gradients(frames, seed, compilation=compilation)
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
         counts.append(counter.frame_count)
     assert counts[0] > 0 and counts[0] == counts[1] == counts[2]
     again = training.gradients(7, 2, compilation=compilation)
     assert all(torch.equal(a, b) for a, b in zip(again, found, strict=True))
+
+
+@pytest.mark.parametrize("swapped", [0, 1])
+def test_blocks_that_keep_everything_are_not_computed_again(monkeypatch, swapped: int) -> None:
+    training, calls = Training(), []
+    expected = training.gradients()
+    blocks = (*training.dit.transformer_blocks, *training.dit.single_transformer_blocks)
+    for number, block in enumerate(blocks):
+        norm = block.norm1 if number < SMALL.num_layers else block.norm
+        norm.linear.register_forward_hook(lambda *_, number=number: calls.append(number))
+    found = training.gradients(keep_blocks=2, swapped=swapped)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    kept = (0, 1) if swapped else (2, 3)  # the single blocks, where they are not swapped
+    assert [calls.count(n) for n in range(4)] == [1 if n in kept else 2 for n in range(4)]
+
+
+def test_more_blocks_than_there_are_cannot_be_kept() -> None:
+    with (
+        pytest.raises(FramePackError, match="keep_blocks: 3, but only 2"),
+        wrapped_blocks(Training().dit, CPU, checkpointing=True, swapped=1, keep_blocks=3),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("keep_attention", [False, True])
+def test_a_compiled_checkpoint_computes_only_what_gradients_need_again(keep_attention) -> None:
+    """The last product of a block is not among it, nor an attention that is kept."""
+    torch._dynamo.reset()
+    prepare_compiling()
+    graphs: dict[str, list[list[str]]] = {"forward": [], "backward": []}
+
+    def noted(name: str) -> Callable[..., Any]:
+        def compiler(graph: torch.fx.GraphModule, _inputs: object) -> Callable[..., Any]:
+            graphs[name].append([str(node.target) for node in graph.graph.nodes])
+            return make_boxed_func(graph.forward)
+
+        return compiler
+
+    backend = aot_autograd(
+        fw_compiler=noted("forward"),
+        bw_compiler=noted("backward"),
+        partition_fn=min_cut_rematerialization_partition,
+    )
+    training = Training()
+    expected = training.gradients()
+    compilation = {"backend": backend, "dynamic": True}
+    found = training.gradients(compilation=compilation, keep_attention=keep_attention)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+    forward, backward = graphs["forward"][-1], graphs["backward"][-1]  # of a single block
+    attentions = [name for name in backward if "scaled_dot" in name and "backward" not in name]
+    assert len(attentions) == (0 if keep_attention else 1)
+    adapted = 5  # layers, of three products each; the gradients of one take five
+    assert count_products(forward) == 3 * adapted + 1
+    assert count_products(backward) < 5 * adapted + count_products(forward)
+
+
+def count_products(targets: list[str]) -> int:
+    return sum("mm." in target for target in targets)
 
 
 def test_the_blocks_are_as_before_afterwards() -> None:

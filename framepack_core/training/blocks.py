@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,14 @@ from torch.utils.checkpoint import (
 )
 
 from ..models.compiled_blocks import compiled_forward
-from ..models.offload import blocks_of, embedders_of, place, streamed_blocks, streamed_forwards
+from ..models.offload import (
+    Plain,
+    blocks_of,
+    embedders_of,
+    place,
+    streamed_blocks,
+    streamed_forwards,
+)
 from ..models.sharded import sharded_forwards
 from ..runtime.distributed import Team
 from ..runtime.errors import FramePackError
@@ -32,28 +40,40 @@ def wrapped_blocks(
     swapped: int,
     inputs_to_cpu: bool = False,
     keep_attention: bool = False,
+    keep_blocks: int = 0,
     compilation: Mapping[str, Any] | None = None,
     team: Team | None = None,
+    dropout: bool = False,
 ) -> Iterator[None]:
     """Run the blocks of a DiT with checkpointing, those of blocks_to_swap with weights on the CPU.
 
     inputs_to_cpu: what checkpointing keeps, the input of every block, waits in main memory.
     keep_attention: it keeps the output of every attention too, which then is not computed again.
+    keep_blocks: so many of the last blocks that are not swapped run without checkpointing.
     compilation: options of torch.compile, for blocks that are to be compiled. With swapped, which
     is blocks_to_swap, above 0 all of the DiT is put where it belongs. team: processes of which each
-    keeps a part of the DiT, whose own weights are given up for good. Raises FramePackError for
-    what needs checkpointing without it.
+    keeps a part of the DiT, whose own weights are given up for good. dropout: whether adapters drop
+    anything, which cannot be compiled. Raises FramePackError for what needs checkpointing without
+    it, and for more blocks to keep than there are.
     """
     blocks, streamed = blocks_of(dit), streamed_blocks(dit, swapped)
-    if not checkpointing and (swapped or inputs_to_cpu or keep_attention or team):
+    need = {"keep_attention": keep_attention, "keep_blocks": keep_blocks, "shard_weights": team}
+    if not checkpointing and (swapped or inputs_to_cpu or any(need.values())):
         raise FramePackError(
             "blocks or activations that wait in main memory need checkpointing; turn it on"
             if swapped or inputs_to_cpu
-            else f"{'keep_attention' if keep_attention else 'shard_weights'}: it needs "
-            "checkpointing; turn that on"
+            else f"{next(name for name in need if need[name])}: it needs checkpointing; turn that "
+            "on"
         )
+    resident = [block for block in blocks if block not in streamed and team is None]
+    if keep_blocks > len(resident):
+        raise FramePackError(
+            f"keep_blocks: {keep_blocks}, but only {len(resident)} blocks are whole on the device; "
+            "keep fewer"
+        )
+    whole = resident[len(resident) - keep_blocks :] if checkpointing else blocks
     if swapped:
-        place(dit, streamed, device, pin=True)
+        place(dit, streamed, device)
     embedders = embedders_of(dit) if team is not None else []
     if team is not None:
         streamed = blocks
@@ -65,33 +85,61 @@ def wrapped_blocks(
     else:
         made = streamed_forwards(streamed, device, compilation)
     forwards = dict(zip(streamed, made, strict=True))
-    wrapped = checkpointing or compilation is not None
-    if wrapped:
-        for block in blocks:
-            resident = compiled_forward(block, compilation) if compilation else block.forward
-            forward = forwards.get(block) or resident
-            block.forward = (
-                _checkpointed(forward, inputs_to_cpu, keep_attention) if checkpointing else forward
-            )
+    offload = _Offload(device) if inputs_to_cpu else None
+    policy = {}
+    if keep_attention:
+        policy["context_fn"] = partial(create_selective_checkpoint_contexts, _keep_attention)
+
+    def forward_of(block: nn.Module) -> Callable[..., Any]:
+        forward = forwards.get(block)
+        together = block not in whole and not dropout and offload is None
+        if forward is None and compilation and together:
+            return compiled_forward(_Checkpointed(block, policy), compilation)
+        if forward is None:
+            forward = compiled_forward(block, compilation) if compilation else block.forward
+        return forward if block in whole else _checkpointed(forward, policy, offload)
+
+    wrapped = blocks if checkpointing or compilation is not None else []
+    for block, forward in [(block, forward_of(block)) for block in wrapped]:
+        block.forward = forward
     try:
         yield
     finally:
-        for module in [*embedders, *(blocks if wrapped else [])]:
+        for module in [*embedders, *wrapped]:
             del module.forward
 
 
 def _checkpointed(
-    forward: Callable[..., Any], inputs_to_cpu: bool, keep_attention: bool
+    forward: Callable[..., Any], policy: Mapping[str, Any], offload: _Offload | None
 ) -> Callable[..., Any]:
-    kept = {}
-    if keep_attention:
-        kept["context_fn"] = partial(create_selective_checkpoint_contexts, _keep_attention)
-
     def run(*inputs: Any) -> Any:
-        with _inputs_on_cpu() if inputs_to_cpu else nullcontext():
-            return checkpoint(forward, *inputs, use_reentrant=False, **kept)
+        with offload.hooks() if offload else nullcontext():
+            # Dropouts draw from generators of their own.
+            return checkpoint(
+                forward, *inputs, use_reentrant=False, preserve_rng_state=False, **policy
+            )
 
     return run
+
+
+class _Checkpointed(Plain):
+    """A block that is compiled together with its checkpoint.
+
+    Then only what the gradients need is computed again, which the last products are not.
+    """
+
+    def __init__(self, block: nn.Module, policy: Mapping[str, Any]) -> None:
+        super().__init__(block)
+        self.policy = policy
+
+    def forward(self, *inputs: Any) -> Any:
+        return checkpoint(
+            super().forward,
+            *inputs,
+            use_reentrant=False,
+            preserve_rng_state=False,
+            **self.policy,
+        )
 
 
 _aten = torch.ops.aten
@@ -108,22 +156,81 @@ def _keep_attention(_context: Any, operation: Any, *_args: Any, **_kwargs: Any) 
     return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
 
 
-def _inputs_on_cpu() -> saved_tensors_hooks:
-    """Keep in main memory what autograd saves, but for tensors that all blocks share.
+class _Offload:
+    """Keeps in main memory what autograd saves, but for tensors that all blocks share.
 
-    Copies are in order with the device's own work, so that neither side needs to wait.
+    On a GPU copies go beside its work: the inputs of a block leave while it computes, and come back
+    while the gradients of the block after it are computed.
     """
 
-    def pack(tensor: Tensor) -> Tensor | tuple[torch.device, Tensor]:
+    def __init__(self, device: torch.device) -> None:
+        self._side = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._last: weakref.ref[_Saved] | None = None
+
+    def hooks(self) -> saved_tensors_hooks:
+        """For what is saved of one block."""
+        saved = _Saved(self._side, self._last)
+        self._last = weakref.ref(saved)
+        return saved_tensors_hooks(saved.pack, _unpack)
+
+
+class _Packed(NamedTuple):
+    saved: _Saved
+    index: int
+
+
+class _Saved:
+    """What is saved of one block; before: of the block before it, whose gradients come next."""
+
+    def __init__(self, side: torch.cuda.Stream | None, before: weakref.ref[_Saved] | None) -> None:
+        self._side, self.before = side, before
+        self._kept: list[tuple[torch.device, Tensor]] = []
+        self._back: list[Tensor] = []
+        self._arrived: torch.cuda.Event | None = None
+
+    def pack(self, tensor: Tensor) -> Tensor | _Packed:
         if not tensor.requires_grad:  # the condition and the rotary table
             return tensor
-        kept = torch.empty_like(tensor, device="cpu", pin_memory=tensor.device.type == "cuda")
-        return tensor.device, kept.copy_(tensor, non_blocking=True)
+        kept = torch.empty_like(tensor, device="cpu", pin_memory=self._side is not None)
+        self._kept.append((tensor.device, kept))
+        self._copy([(kept, tensor)])
+        return _Packed(self, len(self._kept) - 1)
 
-    def unpack(packed: Tensor | tuple[torch.device, Tensor]) -> Tensor:
-        if isinstance(packed, Tensor):
-            return packed
-        device, kept = packed
-        return kept.to(device, non_blocking=True)
+    def fetch(self) -> None:
+        """Start to bring everything back, once."""
+        if not self._back:
+            self._back = [torch.empty_like(kept, device=device) for device, kept in self._kept]
+            pairs = zip(self._back, self._kept, strict=True)
+            self._arrived = self._copy([(back, kept) for back, (_, kept) in pairs])
 
-    return saved_tensors_hooks(pack, unpack)
+    def get(self, index: int) -> Tensor:
+        self.fetch()
+        if self._arrived is not None:
+            torch.cuda.current_stream(self._back[index].device).wait_event(self._arrived)
+        return self._back[index]
+
+    def _copy(self, pairs: list[tuple[Tensor, Tensor]]) -> torch.cuda.Event | None:
+        """Copy (to, from) after what the device has been given to do, and beside what comes."""
+        if self._side is None:
+            for to, source in pairs:
+                to.copy_(source)
+            return None
+        self._side.wait_stream(torch.cuda.current_stream(self._side.device))
+        with torch.no_grad(), torch.cuda.stream(self._side):
+            for to, source in pairs:
+                to.copy_(source, non_blocking=True)
+                # not to be used again before the copy is done, whenever it is freed
+                (to if to.is_cuda else source).record_stream(self._side)
+            arrived = torch.cuda.Event()
+            arrived.record(self._side)
+            return arrived
+
+
+def _unpack(packed: Tensor | _Packed) -> Tensor:
+    if isinstance(packed, Tensor):
+        return packed
+    found = packed.saved.get(packed.index)
+    before = packed.saved.before and packed.saved.before()
+    if before is not None:
+        before.fetch()
+    return found

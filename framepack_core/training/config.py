@@ -181,6 +181,11 @@ class AdapterConfig(Settings):
         gt=0,
     )
 
+    @property
+    def drops(self) -> bool:
+        """Whether anything is left out in training."""
+        return bool(self.dropout or self.rank_dropout or self.module_dropout)
+
     @model_validator(mode="after")
     def _only_of_lora(self) -> AdapterConfig:
         if self.dropout and self.kind != "lora":
@@ -619,6 +624,14 @@ class MemoryOptions(CompileOptions):
         gt=0,
         high=1024.0,
     )
+    keep_blocks: int = option(
+        0,
+        "Blocks without checkpointing: so many of the last ones that are not swapped keep all that "
+        "their gradients need, about 2 GB each at 640x640, and are not computed again.",
+        mutable=True,
+        ge=0,
+        le=60,
+    )
 
     shard_weights: bool = option(
         False,
@@ -631,7 +644,8 @@ class MemoryOptions(CompileOptions):
     @model_validator(mode="after")
     def _checkpointing(self) -> MemoryOptions:
         if not self.gradient_checkpointing:
-            for name in (*SPARING, "keep_attention", "gpu_memory", "shard_weights"):
+            spared = "keep_attention", "keep_blocks", "gpu_memory", "shard_weights"
+            for name in (*SPARING, *spared):
                 if getattr(self, name):
                     raise ValueError(f"{name}: needs gradient_checkpointing; turn it on")
         if self.gpu_memory and any(getattr(self, name) for name in SPARING):
@@ -639,6 +653,8 @@ class MemoryOptions(CompileOptions):
         if self.shard_weights and (self.blocks_to_swap or self.gpu_memory):
             given = "blocks_to_swap" if self.blocks_to_swap else "gpu_memory"
             raise ValueError(f"shard_weights: cannot be combined with {given}; choose one")
+        if self.gpu_memory and self.keep_blocks:
+            raise ValueError("keep_blocks: needs all the memory there is; leave gpu_memory out")
         if self.changed and not self.compile:
             raise ValueError(f"{self.changed}: needs compile; turn it on")
         if self.keep_attention and self.attn_mode not in ("torch", "sdpa", "cudnn"):

@@ -47,7 +47,7 @@ def fit_step(
             swapped = sizes.fewest(free - (least - sizes.needed(MOST_TO_SWAP)))
             if swapped is not None:
                 if not swapped:
-                    place(dit, [], device, pin=False)
+                    place(dit, [], device)
                 return Fit(swapped, inputs_to_cpu)
     if least and least <= free + SLACK:  # the trial itself had few gaps
         return smallest

@@ -138,8 +138,10 @@ def train(
             swapped=run.fit.swapped,
             inputs_to_cpu=run.fit.inputs_to_cpu,
             keep_attention=config.keep_attention,
+            keep_blocks=config.keep_blocks,
             compilation=config.compilation if config.compile else None,
             team=Team(workers.rank, workers.count) if config.shard_weights else None,
+            dropout=config.adapter.drops,
         )
         if config.compile:
             prepare_compiling(config.compile_cache_size_limit)
