@@ -81,7 +81,10 @@ class Decode(io.ComfyNode):
         to_latents(latent, "latent")
         window = window or latent.get(WINDOW_KEY, WINDOW)
         videos = [
-            collect(decode_video(sample, vae, mode, tile_size, window, overlap))
+            collect(
+                decode_video(sample, vae, mode, tile_size, window, overlap),
+                4 * sample.shape[2] - 3,
+            )
             for sample in latent["samples"].split(1)
         ]
         return io.NodeOutput(torch.cat(videos) if len(videos) > 1 else videos[0])

@@ -53,26 +53,36 @@ def decode_video(
     return decode_sections(decode, latents, window, overlap or None)
 
 
-def collect(clips: Iterable[Tensor]) -> Tensor:
-    """IMAGE of all frames; those of a clip come to main memory while the next one is decoded."""
-    move, frames = ClipMover(mm.intermediate_device()), []
-    waiting: tuple[Tensor, Any] | None = None
+def collect(clips: Iterable[Tensor], frames: int) -> Tensor:
+    """IMAGE of all clips; those of one come to main memory while the next is decoded.
+
+    frames: how many there will probably be.
+    """
+    device, done = mm.intermediate_device(), 0
+    mover, images = ClipMover(), torch.empty(0)
+    waiting: tuple[Tensor, Tensor, Any] | None = None
     for clip in clips:
         pictures = ((clip[0].movedim(0, -1).float() + 1) / 2).clamp_(0, 1).contiguous()
         if waiting is not None:
-            frames.append(move(*waiting))
-        waiting = pictures, move.now(pictures)
+            mover.copy(*waiting)
+        count = len(pictures)
+        if done + count > len(images):
+            # Filled while the clip is decoded: the system finds memory only where it is used.
+            shape = max(frames - done, count), *pictures.shape[1:]
+            more = torch.zeros(shape, device=device)
+            images = torch.cat([images[:done], more]) if done else more
+        waiting = images[done : done + count], pictures, mover.now(pictures)
+        done += count
         del clip, pictures  # or the next clip would be decoded beside them
     assert waiting is not None  # there is always a clip
-    frames.append(move(*waiting))
-    return torch.cat(frames) if len(frames) > 1 else frames[0]
+    mover.copy(*waiting)
+    return images[:done]
 
 
 class ClipMover:
-    """Moves finished tensors to a device while a GPU computes what was given to it later."""
+    """Copies finished tensors to main memory while a GPU computes what was given to it later."""
 
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
+    def __init__(self) -> None:
         self._side: torch.cuda.Stream | None = None
 
     def now(self, x: Tensor) -> Any:
@@ -81,13 +91,14 @@ class ClipMover:
             return None
         return torch.cuda.current_stream(x.device).record_event()
 
-    def __call__(self, x: Tensor, done: Any) -> Tensor:
-        if done is None or self.device.type == "cuda":
-            return x.to(self.device)
+    def copy(self, to: Tensor, x: Tensor, done: Any) -> None:
+        if done is None or to.device.type == "cuda":
+            to.copy_(x)
+            return
         self._side = self._side or torch.cuda.Stream(x.device)
         self._side.wait_event(done)
         with torch.cuda.stream(self._side):
-            return x.to(self.device)
+            to.copy_(x)
 
 
 def clip_decoder(
