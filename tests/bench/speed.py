@@ -3,12 +3,13 @@
 
     python -m tests.bench.speed --rows pass vae train
     python -m tests.bench.speed --comfyui PATH --lllyasviel PATH --musubi_tuner PATH --diffusers
+    python -m tests.bench.speed --rows train --train both keep20 --seconds 500
     python -m tests.bench.speed --tiny ...          the same with tiny models, to try it on a CPU
 
 Weights are random numbers at full size (26 GB in --files, kept there for the next time), videos
 640x640 in sections of 9 latent frames, prompts 128 tokens. Everything runs in this one process, the
 peers on the same weights where they are the same model. PATHs are checkouts; --diffusers needs the
-package. A row that fails is told, and the others go on.
+package. A row that fails is told, and the others go on; after --seconds no further one begins.
 """
 
 from __future__ import annotations
@@ -18,11 +19,13 @@ import json
 import os
 import sys
 import tempfile
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 if "--comfyui" in sys.argv:  # as ComfyUI sets it, before PyTorch is there
     os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "backend:cudaMallocAsync")
@@ -36,7 +39,7 @@ sys.path[:0] = [str(BENCH), str(BENCH.parents[1])]
 import speed_comfyui
 import speed_peers as peers
 from preflight import make_encoders
-from speed_timing import Row, Took, difference, free, table, took
+from speed_timing import Memory, Row, Took, difference, free, synchronize, table, took
 from train_full_size import measure
 from training_files import (
     DIT,
@@ -57,6 +60,7 @@ from framepack_core.models.attention_kernels import AUTO, attention_of
 from framepack_core.models.build import load_dit, load_vae
 from framepack_core.models.compiling import CompileOptions
 from framepack_core.models.dit import DiTInputs, FramePackDiT
+from framepack_core.models.offload import place, streamed_blocks
 from framepack_core.models.prompt import TextCondition
 from framepack_core.runtime.device import default_device
 from framepack_core.sampling.flow import FlowDenoiser, Guided
@@ -65,17 +69,21 @@ from framepack_core.sampling.history import History
 from framepack_core.sampling.plan import TIME_SCALE
 from framepack_core.sampling.sections import plan_framepack
 
-TRAINING = {
-    "as by default": {},
-    "attention outputs kept": {"keep_attention": True},
-    "compiled": {"compile": True},
-    "both": {"keep_attention": True, "compile": True},
-    "both, inputs of blocks in main memory": {
-        "keep_attention": True,
-        "compile": True,
-        "gradient_checkpointing_cpu_offload": True,
-    },
+BOTH = {"keep_attention": True, "compile": True}
+# Words and options of trainings by their names for --train.
+TRAINING: dict[str, tuple[str, dict[str, Any]]] = {
+    "default": ("as by default", {}),
+    "attention": ("attention outputs kept", {"keep_attention": True}),
+    "compile": ("compiled", {"compile": True}),
+    "both": ("both", BOTH),
+    "offload": (
+        "both, inputs of blocks in main memory",
+        {**BOTH, "gradient_checkpointing_cpu_offload": True},
+    ),
+    "keep20": ("both, 20 blocks not checkpointed", {**BOTH, "keep_blocks": 20}),
+    "keep40": ("both, 40 blocks not checkpointed", {**BOTH, "keep_blocks": 40}),
 }
+SWAPPED = (20, 27)  # blocks with which a pass is within 16 and 12 GiB
 
 
 @dataclass
@@ -152,13 +160,19 @@ class Inputs:
         return cls(task, start, Guided(text, image))
 
 
-@torch.no_grad()
-@torch.no_grad()
-def pass_rows(bench: Bench) -> Iterator[Row]:
-    """One pass of the DiT at a middle noise level, in eager mode and with compiled blocks."""
+def a_pass(bench: Bench, dit: FramePackDiT) -> Callable[[], Tensor]:
+    """One pass of a DiT at a middle noise level."""
     task, guided = bench.inputs.task, bench.inputs.guided
     sigma = torch.tensor([0.5], device=bench.device)
+    denoiser = FlowDenoiser(dit, bench.size.dtype)
+    return lambda: denoiser.velocity(task.noise, sigma, guided, task.latent_indices, task.context)
 
+
+@torch.no_grad()
+def pass_rows(bench: Bench) -> Iterator[Row]:
+    """One pass of the DiT, in eager mode and with compiled blocks."""
+    task, guided = bench.inputs.task, bench.inputs.guided
+    sigma = torch.tensor([0.5], device=bench.device)
     guidance = torch.tensor([TIME_SCALE * guided.guidance], device=bench.device)
     inputs = DiTInputs(
         task.noise.to(bench.size.dtype),
@@ -169,12 +183,6 @@ def pass_rows(bench: Bench) -> Iterator[Row]:
         task.latent_indices,
         task.context,
     )
-
-    def velocity(dit: FramePackDiT) -> Callable[[], Tensor]:
-        denoiser = FlowDenoiser(dit, bench.size.dtype)
-        return lambda: denoiser.velocity(
-            task.noise, sigma, guided, task.latent_indices, task.context
-        )
 
     theirs, expected = None, None
     if bench.args.lllyasviel:
@@ -187,11 +195,34 @@ def pass_rows(bench: Bench) -> Iterator[Row]:
             before, _ = took(lambda dit=dit: dit.embed(inputs), kept=bench.weights)
         else:
             Execution(compilation=CompileOptions().compilation).prepare(dit, bench.device)
-        here, found = took(velocity(dit), kept=bench.weights)
+        here, found = took(a_pass(bench, dit), kept=bench.weights)
         error = None if expected is None else difference(found, expected)
         yield Row(f"pass of the DiT, {work}", here, theirs, "lllyasviel's code, eager", error)
         del dit, found
     yield Row("of it before the blocks: packing, rotary tables, text, image", before)
+
+
+@torch.no_grad()
+def swap_rows(bench: Bench) -> Iterator[Row]:
+    """One pass with blocks that wait in main memory, beside one with all weights on the device."""
+    resident, expected = took(a_pass(bench, bench.dit(attention_of(AUTO))), kept=bench.weights)
+    bench.drop_weights()
+    for swapped, pin in (*((number, True) for number in SWAPPED), (SWAPPED[-1], False)):
+        attention = attention_of(AUTO)
+        dit = load_dit(bench.files / DIT, dtype=bench.size.dtype, attention=attention)
+        dit.eval().requires_grad_(False)
+        Execution(swapped).prepare(dit, bench.device)
+        memory, start = Memory(), time.perf_counter()
+        place(dit, streamed_blocks(dit, swapped), bench.device, pin=pin)
+        synchronize()
+        placed = time.perf_counter() - start
+        here, found = took(a_pass(bench, dit))
+        way = f"{'pinned' if pin else 'pageable'}, put there in {placed:.1f} s"
+        work = f"pass of the DiT, {swapped} blocks swapped, {way}"
+        took_here = Took(here.seconds, memory.peak)
+        yield Row(work, took_here, resident, "none swapped", difference(found, expected))
+        del dit, found
+        free()
 
 
 @torch.no_grad()
@@ -226,10 +257,17 @@ def train_rows(bench: Bench) -> Iterator[Row]:
     if bench.args.musubi_tuner:
         theirs = peers.musubi_training(bench)
         free()
-    for name, options in TRAINING.items():
+    blocks, expected = bench.size.config.num_layers + bench.size.config.num_single_layers, None
+    for name in bench.args.train:
+        words, options = TRAINING[name]
+        if "keep_blocks" in options:  # of a tiny model fewer
+            options = options | {"keep_blocks": min(options["keep_blocks"], blocks - 1)}
         here = measure(bench.dit(), bench.size, sample, bench.device, bench.args.steps, **options)
-        took_here = Took(here.seconds, here.memory)
-        yield Row(f"a training step, {name}", took_here, theirs, "musubi-tuner's trainer")
+        took_here, losses = Took(here.seconds, here.memory), torch.tensor(here.losses)
+        error = None if expected is None else difference(losses, expected)
+        expected = losses if expected is None else expected
+        work = f"a training step, {words}"
+        yield Row(work, took_here, theirs, "musubi-tuner's trainer; difference of losses", error)
         torch._dynamo.reset()
         free()
 
@@ -238,6 +276,7 @@ def train_rows(bench: Bench) -> Iterator[Row]:
 ROWS: dict[str, Callable[[Bench], Iterator[Row]]] = {
     "pass": pass_rows,
     "train": train_rows,
+    "swap": swap_rows,
     "vae": vae_rows,
     "decode": speed_comfyui.decode_rows,
     "comfy": speed_comfyui.step_rows,
@@ -270,6 +309,15 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--diffusers", action="store_true")
     parser.add_argument("--files", type=Path, metavar="DIR", help="of the weights; kept")
     parser.add_argument("--steps", type=int, default=6, help="of each training and sampling")
+    parser.add_argument(
+        "--train",
+        nargs="+",
+        choices=list(TRAINING),
+        default=list(TRAINING),
+        metavar="HOW",
+        help=f"how to train: {', '.join(TRAINING)}",
+    )
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no row after")
     parser.add_argument("--video_steps", type=int, default=25)
     parser.add_argument(
         "--their_sections",
@@ -288,6 +336,7 @@ def read_arguments() -> argparse.Namespace:
 
 def main() -> None:
     args, device = read_arguments(), default_device()
+    end = time.monotonic() + args.seconds
     size = TINY_SIZE if args.tiny else FULL_SIZE
     with tempfile.TemporaryDirectory() as temporary:
         files = (args.files or Path(temporary)).resolve()
@@ -299,11 +348,13 @@ def main() -> None:
         bench, rows, failed = Bench(args, device, size, files), [], []
         make_files(files, size)
         for name, make in ROWS.items():
-            if name in args.rows:
+            if name in args.rows and time.monotonic() <= end:
                 try:
                     for row in make(bench):
                         print(row, flush=True)
                         rows.append(row)
+                        if time.monotonic() > end:
+                            break
                 except Exception:  # the other rows are worth their time all the same
                     traceback.print_exc()
                     failed.append(name)

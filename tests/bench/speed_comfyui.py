@@ -196,6 +196,7 @@ def video_rows(bench: Bench) -> Iterator[Row]:
     del executor
     for count in counts:
         theirs = None
+        print(f"{count} sections here: {here[count]}", flush=True)  # should the rest not be reached
         if bench.args.lllyasviel and bench.args.diffusers and count == bench.args.their_sections:
             theirs = _video_of_lllyasviel(bench, steps)
         work = f"a video in ComfyUI, {count} x {steps} steps, queue to file"
