@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -11,10 +12,12 @@ from functorch.compile import make_boxed_func, min_cut_rematerialization_partiti
 from torch import Tensor
 from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch.utils.checkpoint import create_selective_checkpoint_contexts
 
 from framepack_core.models.compiling import prepare_compiling
 from framepack_core.models.dit import DiTConfig, DiTInputs, FramePackDiT
 from framepack_core.models.prompt import TextCondition
+from framepack_core.models.rope import Rope
 from framepack_core.runtime.errors import FramePackError
 from framepack_core.training import blocks
 from framepack_core.training.adapters import Adapters
@@ -135,36 +138,36 @@ def test_more_blocks_than_there_are_cannot_be_kept() -> None:
         pass
 
 
-@pytest.mark.parametrize("keep_attention", [False, True])
-def test_a_compiled_checkpoint_computes_only_what_gradients_need_again(keep_attention) -> None:
+def test_a_compiled_checkpoint_computes_only_what_gradients_need_again() -> None:
     """The last product of a block is not among it, nor an attention that is kept."""
     torch._dynamo.reset()
-    prepare_compiling()
-    graphs: dict[str, list[list[str]]] = {"forward": [], "backward": []}
+    graphs: list[list[str]] = []
 
-    def noted(name: str) -> Callable[..., Any]:
-        def compiler(graph: torch.fx.GraphModule, _inputs: object) -> Callable[..., Any]:
-            graphs[name].append([str(node.target) for node in graph.graph.nodes])
-            return make_boxed_func(graph.forward)
-
-        return compiler
+    def noted(graph: torch.fx.GraphModule, _inputs: object) -> Callable[..., Any]:
+        graphs.append([str(node.target) for node in graph.graph.nodes])
+        return make_boxed_func(graph.forward)
 
     backend = aot_autograd(
-        fw_compiler=noted("forward"),
-        bw_compiler=noted("backward"),
+        fw_compiler=noted,
+        bw_compiler=noted,
         partition_fn=min_cut_rematerialization_partition,
     )
     training = Training()
-    expected = training.gradients()
-    compilation = {"backend": backend, "dynamic": True}
-    found = training.gradients(compilation=compilation, keep_attention=keep_attention)
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
-    forward, backward = graphs["forward"][-1], graphs["backward"][-1]  # of a single block
-    attentions = [name for name in backward if "scaled_dot" in name and "backward" not in name]
-    assert len(attentions) == (0 if keep_attention else 1)
-    adapted = 5  # layers, of three products each; the gradients of one take five
-    assert count_products(forward) == 3 * adapted + 1
-    assert count_products(backward) < 5 * adapted + count_products(forward)
+    block = training.dit.single_transformer_blocks[0]
+    x = torch.randn(1, 5, SMALL.dim, requires_grad=True)
+    given = x, torch.randn(1, SMALL.dim), Rope(torch.ones(1, 5, 1, 12), torch.zeros(1, 5, 1, 12))
+    policy = {"context_fn": partial(create_selective_checkpoint_contexts, blocks._keep_attention)}
+    gradients = []
+    for forward in (block, torch.compile(blocks._Checkpointed(block, policy), backend=backend)):
+        forward(*given, None).square().mean().backward()
+        gradients.append(x.grad)
+        x.grad = None
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-6)
+    forward, backward = graphs
+    assert not [name for name in backward if "scaled_dot" in name and "backward" not in name]
+    linears = 5  # besides that of the modulation, which has no gradient
+    assert count_products(forward) == linears + 1
+    assert count_products(backward) < linears + count_products(forward)
 
 
 def count_products(targets: list[str]) -> int:
