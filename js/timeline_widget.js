@@ -51,7 +51,6 @@ function addOutside(host, plan) {
     getMinHeight: () => heightOn(host),
   });
   widget.serialize = false;
-  findWidget(...timeline.widgets.place("timeline")).hidden = true; // a row without a field
   timeline.watch(host);
   timeline.refresh();
   const [width, height] = host.computeSize();
@@ -111,6 +110,9 @@ class TimelineState {
 
   /** On the outside the value is another widget's, which undo and loading change too. */
   readOutside() {
+    const place = this.widgets.place("timeline");
+    const field = place && findWidget(...place);
+    if (field) field.hidden = true; // a row without a field; frontends make it anew now and then
     const value = String(this.widgets.value("timeline", ""));
     if (value === this.written) return;
     this.written = value;

@@ -120,6 +120,8 @@ def test_the_timeline_is_shown_and_edited_on_the_outside(element_page: ComfyPage
     section = ".fpreel-timeline [role=option]:visible"
     page.page.wait_for_selector(section)
     assert page.page.locator(section).count() == 4
+    row = "() => app.graph.nodes[0].widgets.find((w) => w.name === 'timeline').hidden"
+    assert page.page.evaluate(row), "the field of the text leaves an empty row"
     page.page.click(f"{section} >> nth=1")
     page.page.keyboard.press("Enter")
     page.page.keyboard.type("it jumps")
