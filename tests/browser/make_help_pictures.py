@@ -80,6 +80,7 @@ FILES = (
     "models/clip_vision/sigclip_vision_patch14_384.safetensors",
     "output/latents/framepack_00001_.safetensors",
 )
+EMPTY = {"last_node_id": 0, "last_link_id": 0, "nodes": [], "links": [], "version": 0.4}
 TIMELINE = [
     {"prompt": "a red circle moves right"},
     {"image": "start.png"},
@@ -275,8 +276,8 @@ def fill(base: Path) -> None:
 def make(browser: Any, server: Server, scene: Scene, nodes: list[str]) -> None:
     context = browser.new_context(viewport=VIEW, device_scale_factor=SCALE)
     page = ComfyPage(context, server.url)
-    if scene.workflow is not None:
-        page.load(read(template(scene.workflow)))
+    # A page that is opened for the first time shows ComfyUI's example.
+    page.load(EMPTY if scene.workflow is None else read(template(scene.workflow)))
     scene.prepare(page)
     if scene.runs:
         run(page, server)
