@@ -48,6 +48,12 @@ class Adapter(nn.Module):
         self.alpha = float(config.rank) if whole else config.alpha
         self.scale = self.alpha / config.rank
 
+    @property
+    def drops(self) -> bool:
+        """Whether anything of it is dropped in training."""
+        config = self.config
+        return bool(config.dropout or config.rank_dropout or config.module_dropout)
+
     def delta(self) -> Delta:
         """The change as it would be read back from a file."""
         kinds = {"lora": LowRank, "loha": Hadamard, "lokr": Kronecker}
@@ -188,11 +194,11 @@ class Adapters(nn.Module):
 
     def _hook(self, adapter: Adapter) -> Any:
         def add(_layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            seed = self._step_seed if adapter.config.drops else None
+            seed = self._step_seed if adapter.drops else None
             return adapter.add_branch(output, inputs[0], seed)
 
         # Compiled code would be made anew for every seed, and cannot hold a generator.
-        return torch.compiler.disable(add) if adapter.config.drops else add
+        return torch.compiler.disable(add) if adapter.drops else add
 
 
 def with_dim_of_weights(config: TrainConfig) -> TrainConfig:

@@ -19,7 +19,6 @@ from torch.utils.checkpoint import (
 
 from ..models.compiled_blocks import compiled_forward
 from ..models.offload import (
-    Plain,
     blocks_of,
     embedders_of,
     place,
@@ -43,7 +42,6 @@ def wrapped_blocks(
     keep_blocks: int = 0,
     compilation: Mapping[str, Any] | None = None,
     team: Team | None = None,
-    dropout: bool = False,
 ) -> Iterator[None]:
     """Run the blocks of a DiT with checkpointing, those of blocks_to_swap with weights on the CPU.
 
@@ -52,9 +50,8 @@ def wrapped_blocks(
     keep_blocks: so many of the last blocks that are not swapped run without checkpointing.
     compilation: options of torch.compile, for blocks that are to be compiled. With swapped, which
     is blocks_to_swap, above 0 all of the DiT is put where it belongs. team: processes of which each
-    keeps a part of the DiT, whose own weights are given up for good. dropout: whether adapters drop
-    anything, which cannot be compiled. Raises FramePackError for what needs checkpointing without
-    it, and for more blocks to keep than there are.
+    keeps a part of the DiT, whose own weights are given up for good. Raises FramePackError for
+    what needs checkpointing without it, and for more blocks to keep than there are.
     """
     blocks, streamed = blocks_of(dit), streamed_blocks(dit, swapped)
     need = {"keep_attention": keep_attention, "keep_blocks": keep_blocks, "shard_weights": team}
@@ -92,9 +89,6 @@ def wrapped_blocks(
 
     def forward_of(block: nn.Module) -> Callable[..., Any]:
         forward = forwards.get(block)
-        together = block not in whole and not dropout and offload is None
-        if forward is None and compilation and together:
-            return compiled_forward(_Checkpointed(block, policy), compilation)
         if forward is None:
             forward = compiled_forward(block, compilation) if compilation else block.forward
         return forward if block in whole else _checkpointed(forward, policy, offload)
@@ -120,26 +114,6 @@ def _checkpointed(
             )
 
     return run
-
-
-class _Checkpointed(Plain):
-    """A block that is compiled together with its checkpoint.
-
-    Then only what the gradients need is computed again, which the last products are not.
-    """
-
-    def __init__(self, block: nn.Module, policy: Mapping[str, Any]) -> None:
-        super().__init__(block)
-        self.policy = policy
-
-    def forward(self, *inputs: Any) -> Any:
-        return checkpoint(
-            super().forward,
-            *inputs,
-            use_reentrant=False,
-            preserve_rng_state=False,
-            **self.policy,
-        )
 
 
 _aten = torch.ops.aten

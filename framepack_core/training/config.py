@@ -181,11 +181,6 @@ class AdapterConfig(Settings):
         gt=0,
     )
 
-    @property
-    def drops(self) -> bool:
-        """Whether anything is left out in training."""
-        return bool(self.dropout or self.rank_dropout or self.module_dropout)
-
     @model_validator(mode="after")
     def _only_of_lora(self) -> AdapterConfig:
         if self.dropout and self.kind != "lora":

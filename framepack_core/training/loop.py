@@ -141,7 +141,6 @@ def train(
             keep_blocks=config.keep_blocks,
             compilation=config.compilation if config.compile else None,
             team=Team(workers.rank, workers.count) if config.shard_weights else None,
-            dropout=config.adapter.drops,
         )
         if config.compile:
             prepare_compiling(config.compile_cache_size_limit)
