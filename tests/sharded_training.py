@@ -31,7 +31,7 @@ from framepack_core.training.loop import Callbacks, StepReport, train
 
 STEPS, STOP = 4, 2
 OF_TWO = {"steps": STEPS, "gradient_accumulation_steps": 2}
-FSDP2 = hasattr(fsdp, "fully_shard")
+FSDP2 = hasattr(fsdp, "fully_shard") and hasattr(torch.cpu.Stream(), "record_event")  # on a CPU
 
 
 class Stop(Exception):

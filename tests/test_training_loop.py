@@ -297,7 +297,7 @@ def test_the_inputs_of_all_blocks_wait_in_main_memory(
     empty_like = torch.empty_like
 
     def seen(tensor: torch.Tensor, **options: object) -> torch.Tensor:
-        if "pin_memory" in options:
+        if "pin_memory" in options and tensor.numel():  # PyTorch 2.6 saves an empty one too
             copied.append(tuple(tensor.shape))
         return empty_like(tensor, **options)
 
