@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import comfy.model_management
-from comfy_api.latest import ui
 from PIL import Image
 
 from ...framepack_core.runtime.display import Display
@@ -43,7 +42,6 @@ class TrainingDisplay:
         self._validation: float | None = None
         self._unsent: list[tuple[int, float]] = []
         self._started, self._last_sent = time.monotonic(), -math.inf
-        self._samples: list[dict[str, Any]] = []
         self._has_begun = False
 
     @contextmanager
@@ -125,16 +123,9 @@ class TrainingDisplay:
         strip = None
         with self._preview:
             entry = self._entry(self._step, sample.prompt, path)
-            self._samples.append(entry)
             self._send("sampling", samples=[entry])
             strip = "JPEG", _strip(path), SIDE
         self._bar.move_to(self._step, self._steps, strip)
-
-    def preview(self) -> ui.PreviewVideo | None:
-        """The samples of the last step."""
-        files = [entry for entry in self._samples if entry["step"] == self._step]
-        shown = [{k: e[k] for k in ("filename", "subfolder", "type")} for e in files]
-        return ui.PreviewVideo(shown) if shown else None
 
     def _send(self, state: str, **news: Any) -> None:
         elapsed, self._last_sent = time.monotonic() - self._started, time.monotonic()
