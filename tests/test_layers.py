@@ -20,6 +20,7 @@ ORDER = (
     "sampling",
     "training",
     "toyworld",
+    "workflows",
     "headless",
     "cli",
 )

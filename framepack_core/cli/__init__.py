@@ -34,6 +34,10 @@ COMMANDS: dict[str, tuple[str, type[Settings] | AddOptions]] = {
     "quantize": ("write the transformer in a quantised format", commands.Quantize),
     "cache": ("encode a data set before training", add_cache_command_arguments),
     "train": ("train a LoRA", add_train_arguments),
+    "convert": (
+        "make a workflow of FramePackWrapper into one for this pack's nodes",
+        commands.Convert,
+    ),
     "demo": ("make a video with the built-in model", commands.Demo),
 }
 # musubi-tuner's scripts: the command that does the same, which by this name has its defaults, and

@@ -170,6 +170,18 @@ class Inspect(Settings):
     transformer: NamedTransformer = NamedTransformer()
 
 
+class Convert(Settings):
+    """Which workflow is converted."""
+
+    file: Path = option(..., "a workflow or API prompt of ComfyUI", positional=True)
+    output: Path | None = option(
+        None,
+        "Output: the new file; if there is one of this name, a number is added.",
+        metavar="FILE",
+        absent="the workflow's name with _framepack_reel behind it",
+    )
+
+
 class Demo(Settings):
     """A video with the built-in model."""
 
