@@ -8,6 +8,7 @@ from ..framepack_core.runtime.errors import FramePackError
 from .batch import PromptFile
 from .cache import CacheLatents, CacheText
 from .check import Check
+from .comfyui.replacements import offer_replacements
 from .condition import Canvas, StartFrame, TextEncode
 from .dataset import FindDataset, ToyWorldClips
 from .decode import Decode, LoadLatent, SaveLatent
@@ -63,6 +64,9 @@ FramePackError.__module__ = "builtins"
 
 class FramePackReel(ComfyExtension):
     """What ComfyUI asks for the nodes of this pack."""
+
+    async def on_load(self) -> None:
+        await offer_replacements()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return NODES

@@ -7,13 +7,15 @@ from typing import Any
 
 Input = tuple[int, int, str]  # node, slot and type of what it is linked to
 MODEL, LORA, TIMED = "FramePackMODEL", "FPLORA", "TIMED_CONDITIONING_WITH_METADATA"
+LATENTS, EMBEDS = "REFERENCE_LATENT_LIST", "REFERENCE_EMBEDS_LIST"
+MASKS = "REFERENCE_MASK_LIST"
 SEED = 1044728344377331
 
 
 def node(
     id: int,
     type: str,
-    inputs: dict[str, Input | None],
+    inputs: Mapping[str, Input | None],
     outputs: list[str],
     widgets: Any = (),
     **more: Any,
@@ -74,15 +76,13 @@ def loaders() -> list[dict[str, Any]]:
             ("none",),
         ),
         node(7, "CLIPTextEncode", {"clip": (1, 0, "CLIP")}, ["CONDITIONING"], ("a cat walks",)),
-        node(
-            8, "FramePackLoraSelect", {"prev_lora": None}, [LORA], ("a\\one.safetensors", 0.5, True)
-        ),
+        node(8, "FramePackLoraSelect", {"prev_lora": None}, [LORA], ("a\\one.pt", 0.5, True)),
         node(
             9,
             "FramePackLoraSelect",
             {"prev_lora": (8, 0, LORA)},
             [LORA],
-            ("two.safetensors", 1, True),
+            ("two.pt", 1, True),
         ),
         node(
             10,
@@ -105,7 +105,7 @@ SAMPLING = (3, True, 0.2, 1, 9.5, 0, SEED, "randomize")
 
 
 def image_to_video(end: bool = True, seconds: float = 2.4, window: int = 9) -> dict[str, Any]:
-    """kijai's sampler with an end image, links by name and a reroute, sizes and a video by others."""
+    """kijai's sampler with an end image, and nodes of further packs that come with it."""
     ends: dict[str, Input | None] = {
         "end_latent": (5, 0, "LATENT") if end else None,
         "end_image_embeds": (6, 0, "CLIP_VISION_OUTPUT") if end else None,
@@ -192,14 +192,14 @@ def one_frame(references: bool = True) -> dict[str, Any]:
     lists: list[dict[str, Any]] = []
     if references:
         pairs = (
-            ("ReferenceLatentList", "reference", (5, 0, "LATENT"), "REFERENCE_LATENT_LIST"),
+            ("ReferenceLatentList", "reference", (5, 0, "LATENT"), LATENTS),
             (
                 "ReferenceEmbedsList",
                 "embeds",
                 (6, 0, "CLIP_VISION_OUTPUT"),
-                "REFERENCE_EMBEDS_LIST",
+                EMBEDS,
             ),
-            ("ReferenceMaskList", "mask", (4, 1, "MASK"), "REFERENCE_MASK_LIST"),
+            ("ReferenceMaskList", "mask", (4, 1, "MASK"), MASKS),
         )
         for id, (type, name, source, kind) in enumerate(pairs, 11):
             inputs = {f"{name}_1": source, f"{name}_2": None, f"{name}_3": source}
@@ -214,11 +214,9 @@ def one_frame(references: bool = True) -> dict[str, Any]:
                 SAMPLED
                 | {
                     "initial_samples": (5, 0, "LATENT"),
-                    "reference_latents": (11, 0, "REFERENCE_LATENT_LIST") if references else None,
-                    "reference_image_embeds": (12, 0, "REFERENCE_EMBEDS_LIST")
-                    if references
-                    else None,
-                    "reference_masks": (13, 0, "REFERENCE_MASK_LIST") if references else None,
+                    "reference_latents": (11, 0, LATENTS) if references else None,
+                    "reference_image_embeds": (12, 0, EMBEDS) if references else None,
+                    "reference_masks": (13, 0, MASKS) if references else None,
                 },
                 ["LATENT"],
                 (*SAMPLING, 9, 25, "unipc_bh1", 1, 5, "0;10;2"),
@@ -253,12 +251,8 @@ def in_subgraph() -> dict[str, Any]:
     )
     inside["nodes"][0]["outputs"][0]["links"] = [9]
     by_slot = [
-        [
-            link["id"]
-            for link in inside["links"]
-            if [link["origin_id"], link["origin_slot"]] == [-10, s]
-        ]
-        for s in range(3)
+        [k["id"] for k in inside["links"] if [k["origin_id"], k["origin_slot"]] == [-10, slot]]
+        for slot in range(3)
     ]
     inside |= {
         "id": "inner",

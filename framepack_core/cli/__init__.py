@@ -35,7 +35,7 @@ COMMANDS: dict[str, tuple[str, type[Settings] | AddOptions]] = {
     "cache": ("encode a data set before training", add_cache_command_arguments),
     "train": ("train a LoRA", add_train_arguments),
     "convert": (
-        "make a workflow of FramePackWrapper into one for this pack's nodes",
+        "rebuild a workflow of FramePackWrapper with this pack's nodes",
         commands.Convert,
     ),
     "demo": ("make a video with the built-in model", commands.Demo),

@@ -5,9 +5,8 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-_TIMED = re.compile(
-    r"\[\s*(\d+(?:\.\d+)?)s\s*(?:-\s*(\d+(?:\.\d+)?)s\s*)?:\s*(.*?)\s*\]", re.DOTALL
-)
+_SECONDS = r"\s*(\d+(?:\.\d+)?)s\s*"
+_TIMED = re.compile(rf"\[{_SECONDS}(?:-{_SECONDS})?:\s*(.*?)\s*\]", re.DOTALL)
 
 
 class TimedPrompt(NamedTuple):

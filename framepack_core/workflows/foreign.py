@@ -12,7 +12,6 @@ from typing import Any
 from ..parsing.section_spec import ESCAPED, SEPARATOR
 from ..parsing.timestamps import prompts_by_section
 from ..sampling.plan import FPS
-from ..sampling.sections import WINDOW
 from .graph import Link
 from .kinds import AFTER_RUN
 from .rows import (
@@ -74,9 +73,8 @@ def _fit(view: View) -> str:
 
 def _end_embeds(view: View) -> Any:
     """Theirs turns from the start image to the end image over the sections."""
-    return (
-        view.get("end_image_embeds") if view.value("embed_interpolation") == "linear" else NOTHING
-    )
+    seen = view.value("embed_interpolation") == "linear"
+    return view.get("end_image_embeds") if seen else NOTHING
 
 
 def _timed_sections(view: View) -> tuple[int, float] | None:
@@ -138,7 +136,7 @@ def _listed(items: View | None, name: str) -> list[Any]:
 
 
 def _indices(view: View) -> list[int]:
-    """Frame indices of the start image, of the references, and of the blank frame if it is named."""
+    """Frame indices of the start image, the references, and the blank frame if it is named."""
     if view.linked("reference_latent"):
         return [0, view.value("history_index", 13)]
     return [int(number) for number in re.findall(r"\d+", str(view.value("control_index", "0;10")))]

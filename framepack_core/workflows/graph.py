@@ -163,13 +163,13 @@ class Canvas(Graph):
 
     def _output_type(self, link: Link) -> str:
         if link.node == OUTSIDE:
-            kind = self.table["inputs"][link.slot]["type"]
+            kind: str = self.table["inputs"][link.slot]["type"]
         else:
             node = self.nodes[link.node]
             if node.at is not None:
                 return list(KINDS[node.type].outputs.values())[link.slot]
             kind = node.saved["outputs"][link.slot]["type"]
-        return TYPES.get(kind, kind)
+        return _renamed(kind)
 
     def _saved(self, node: Node, order: int, links: list[list[Any]]) -> dict[str, Any]:
         into = {link[4]: link[0] for link in links if link[3] == node.id}
@@ -219,10 +219,10 @@ class Canvas(Graph):
 
     def _write_ends(self, links: list[list[Any]]) -> None:
         """What a subgraph is given and gives."""
+        if "outputNode" not in self.table:
+            return
         for side, place, key in ((OUTSIDE, 1, "inputs"), (RETURNED, 3, "outputs")):
-            for slot, end in enumerate(
-                self.table.get(key, ()) if "outputNode" in self.table else ()
-            ):
+            for slot, end in enumerate(self.table.get(key, ())):
                 end["linkIds"] = [k[0] for k in links if k[place : place + 2] == [side, slot]]
                 end["type"] = _renamed(end["type"])
 
@@ -244,7 +244,7 @@ def _renamed(kind: Any) -> Any:
 
 
 def _values(saved: Mapping[str, Any], versions: Sequence[Sequence[str]] | None) -> dict[str, Any]:
-    """The widgets of a node by name, where its type is known; by the longest list that they fill."""
+    """The widgets of a node whose type is known, by the longest list of names that they fill."""
     values = saved.get("widgets_values") or ()
     if isinstance(values, dict):
         return dict(values)

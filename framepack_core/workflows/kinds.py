@@ -40,12 +40,12 @@ def _named(text: str) -> dict[str, str]:
     return {name: type for name, _, type in pairs}
 
 
-def _kind(sockets: str, outputs: str, /, pack: str = "framepack-reel", **widgets: Any) -> Kind:
-    return Kind(_named(sockets), widgets, _named(outputs), pack)
+def _kind(sockets: str, outputs: str, /, **widgets: Any) -> Kind:
+    return Kind(_named(sockets), widgets, _named(outputs), "framepack-reel")
 
 
 def _core(sockets: str, outputs: str, /, **widgets: Any) -> Kind:
-    return _kind(sockets, outputs, pack="comfy-core", **widgets)
+    return Kind(_named(sockets), widgets, _named(outputs), "comfy-core")
 
 
 _SAMPLING: dict[str, Any] = {

@@ -35,12 +35,11 @@ class Makes:
 class Row:
     """What becomes of one type of node; without `makes` and `passes` it goes.
 
-    widgets: names in order, by version of the pack. makes: in order; the last without `each` is the one that
-    takes the node's number and title. outputs: for each
-    slot the output of a node made, by part where it carries several values as one. passes: for
-    each slot the input whose link takes its place. lost: of inputs that have no equal, the values
-    at which nothing is lost, and why. only: whether this one can be replaced. no_equal: why it
-    stays.
+    widgets: names in order, by version of the pack. makes: the last without `each` takes the
+    node's number and title. outputs: for each slot the output of a node made, by part where it
+    carries several values as one. passes: for each slot the input whose link takes its place.
+    lost: of inputs that have no equal, the values at which nothing is lost, and why. only: whether
+    this one can be replaced. no_equal: why it stays.
     """
 
     widgets: Sequence[Sequence[str]] = ((),)
@@ -167,7 +166,7 @@ def where_filled(name: str) -> Callable[[View], Iterator[View]]:
 
 
 def chain_behind(name: str, type: str, previous: str) -> Callable[[View], list[View]]:
-    """The nodes of a type that an input is linked to, each to the one before; its end comes first."""
+    """The nodes of a type that an input is linked to, each to the one before; the first first."""
 
     def walk(view: View) -> list[View]:
         found: list[View] = []

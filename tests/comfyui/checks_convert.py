@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from functools import cache
+from types import SimpleNamespace
 from typing import Any
+from unittest import SkipTest
 
 import execution
 import torch
 import wrapper_workflows as saved
 from inside import nodes, pack, run, scene, toy
-from workflow import WIDGETS, to_api
+from server import PromptServer
+from workflow import NESTED, WIDGETS, to_api
 
 SHOWN = ("PreviewImage", "SaveVideo")
 FILES = ("DualCLIPLoader", "VAELoader", "CLIPVisionLoader", "LoadImage", "FPReelLoadModel")
@@ -32,17 +35,19 @@ def check_converted_nodes_are_those_of_this_comfyui() -> int:
         for group in ("required", "optional"):
             for name, (of, *rest) in info(type)["input"].get(group, {}).items():
                 options = rest[0] if rest else {}
-                if (isinstance(of, list) or of in WIDGETS) and not options.get("forceInput"):
-                    widgets += [name]
-                    widgets += [f"{name}{kinds.AFTER}"] * bool(
-                        options.get("control_after_generate")
-                    )
+                if (isinstance(of, list) or of in (*WIDGETS, NESTED)) and not options.get(
+                    "forceInput"
+                ):
+                    after = bool(options.get("control_after_generate"))
+                    widgets += [name, *[f"{name}{kinds.AFTER}"] * after]
                 else:
                     sockets[name] = of
         assert sockets == kind.sockets, f"{type}: {sockets}"
-        known = len(kind.widgets) if kind.pack == "comfy-core" else None
-        assert widgets[:known] == list(kind.widgets), f"{type}: {widgets}"
-        assert list(info(type)["output"]) == list(kind.outputs.values()), type
+        outputs = list(info(type)["output"])
+        if kind.pack == "comfy-core":
+            widgets, outputs = widgets[: len(kind.widgets)], outputs[: len(kind.outputs)]
+        assert widgets == list(kind.widgets), f"{type}: {widgets}"
+        assert outputs == list(kind.outputs.values()), f"{type}: {outputs}"
     return len(kinds.KINDS)
 
 
@@ -119,3 +124,37 @@ def check_a_converted_frame_with_references() -> list[int]:
         made = perform(prompt)
         assert made["FPReelOneFrame"][0]["samples"].shape[2] == 1
     return list(made["VAEDecode"][0].shape)
+
+
+def check_replacements_are_offered_for_what_is_not_installed() -> list[str]:
+    try:
+        from app.node_replace_manager import NodeReplaceManager
+    except ImportError:
+        raise SkipTest("this ComfyUI offers no replacements") from None
+    manager, before = NodeReplaceManager(), vars(PromptServer).get("instance")
+    PromptServer.instance = SimpleNamespace(node_replace_manager=manager)
+    try:
+        asyncio.run(pack("nodes").FramePackReel().on_load())
+    finally:
+        if before is None:
+            del PromptServer.instance
+        else:
+            PromptServer.instance = before
+    sides = {"width": ["2", 0], "height": ["2", 1]}
+    prompt: dict[str, Any] = {
+        "1": ("LoadImage", {"image": "start.png"}),
+        "2": ("FramePackFindNearestBucket", {"image": ["1", 0], "base_resolution": 640}),
+        "3": ("ImageScale", {"image": ["1", 0], "upscale_method": "area", "crop": "disabled"}),
+        "4": ("PreviewImage", {"images": ["3", 0]}),
+    }
+    prompt["3"][1].update(sides)
+    prompt = {n: {"class_type": t, "inputs": i, "_meta": {}} for n, (t, i) in prompt.items()}
+    nodes.NODE_CLASS_MAPPINGS["FramePackFindNearestBucket"] = nodes.LoadImage  # as if installed
+    manager.apply_replacements(prompt)
+    assert prompt["2"]["class_type"] == "FramePackFindNearestBucket"
+    del nodes.NODE_CLASS_MAPPINGS["FramePackFindNearestBucket"]
+    manager.apply_replacements(prompt)
+    assert prompt["2"]["class_type"] == "FPReelCanvas"
+    assert (prompt["3"]["inputs"]["width"][1], prompt["3"]["inputs"]["height"][1]) == (2, 3)
+    assert not problems(prompt), problems(prompt)
+    return sorted(manager.as_dict())
