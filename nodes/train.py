@@ -103,7 +103,7 @@ class TrainLora(io.ComfyNode):
         result = train_lora(model, dataset.found, placed, base, samples, shown, dataset.models)
         dtype = parse_dtype(placed.save_dtype)
         outputs = (result.adapters.file_tensors(dtype), str(result.path), {"loss": result.losses})
-        return io.NodeOutput(*outputs, len(result.losses))
+        return io.NodeOutput(*outputs, len(result.losses), ui=shown.outputs())
 
 
 def _check(model: Any, dataset: Dataset) -> None:

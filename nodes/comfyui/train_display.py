@@ -42,6 +42,7 @@ class TrainingDisplay:
         self._validation: float | None = None
         self._unsent: list[tuple[int, float]] = []
         self._started, self._last_sent = time.monotonic(), -math.inf
+        self._samples: list[dict[str, Any]] = []
         self._has_begun = False
 
     @contextmanager
@@ -123,9 +124,19 @@ class TrainingDisplay:
         strip = None
         with self._preview:
             entry = self._entry(self._step, sample.prompt, path)
+            self._samples.append(entry)
             self._send("sampling", samples=[entry])
             strip = "JPEG", _strip(path), SIDE
         self._bar.move_to(self._step, self._steps, strip)
+
+    def outputs(self) -> dict[str, Any] | None:
+        """The samples of the last step for the history; the chart shows them on the node.
+
+        Under "images" the node would get a second player, which loads no video in Nodes 2.0.
+        """
+        files = [entry for entry in self._samples if entry["step"] == self._step]
+        listed = [{k: e[k] for k in ("filename", "subfolder", "type")} for e in files]
+        return {"samples": listed} if listed else None
 
     def _send(self, state: str, **news: Any) -> None:
         elapsed, self._last_sent = time.monotonic() - self._started, time.monotonic()

@@ -171,7 +171,8 @@ def test_toyworld_workflow_makes_what_it_shows(
     clips = [
         read_video(path) if path.suffix == ".mp4" else (load_image(path)[None], 30)
         for node in sorted(outputs, key=int)
-        for file in outputs[node].get("images", [])
+        for kind in ("images", "samples")
+        for file in outputs[node].get(kind, [])
         for path in [server.base / file["type"] / file["subfolder"] / file["filename"]]
     ]
     assert [frames.shape for frames, _ in clips] == [(n, 64, 64, 3) for n in MADE[name]]
