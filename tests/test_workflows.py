@@ -173,6 +173,13 @@ def test_timed_prompts_become_sections() -> None:
     ]
 
 
+def test_one_prompt_stays_right_for_a_plan_of_another_length() -> None:
+    nodes = flat(convert(saved.timed("[0s-3s: it sits]")).workflow)
+    assert nodes["FPReelPromptSchedule"]["prompts"] == "0:it sits"
+    nodes = flat(convert(saved.timed("[0s: a] [1.1s: b] [2.2s: a]")).workflow)
+    assert nodes["FPReelPromptSchedule"]["prompts"] == "0:a ;;; 1:b"
+
+
 def test_a_timed_prompt_that_comes_by_a_link() -> None:
     workflow = saved.timed(total_second_length=(4, 0, "FLOAT"))
     done = convert(workflow)

@@ -99,12 +99,17 @@ def _prompts(view: View) -> Any:
         return view.get("text")
     prompts = prompts_by_section(text, *timed)
     starts = [i for i, prompt in enumerate(prompts) if i == 0 or prompt != prompts[i - 1]]
-    runs = zip(starts, [*starts[1:], len(prompts)], strict=True)
-    texts = [(first, end - 1, prompts[first].replace(SEPARATOR, ESCAPED)) for first, end in runs]
-    return f" {SEPARATOR} ".join(
-        f"{first}:{text}" if first == last else f"{first}-{last}:{text}"
-        for first, last, text in texts
-    )
+    ends = [start - 1 for start in starts[1:]] + [len(prompts) - 1]
+    parts = [f"0:{_escaped(prompts[0])}"]  # which is for all sections that are not named
+    for first, last in zip(starts, ends, strict=True):
+        if prompts[first] != prompts[0]:
+            sections = f"{first}" if first == last else f"{first}-{last}"
+            parts.append(f"{sections}:{_escaped(prompts[first])}")
+    return f" {SEPARATOR} ".join(parts)
+
+
+def _escaped(prompt: str) -> str:
+    return prompt.replace(SEPARATOR, ESCAPED)
 
 
 # --- One frame --------------------------------------------------------------------------------
