@@ -2,6 +2,7 @@
 import { app } from "../../scripts/app.js";
 import { catchUp, listen } from "./live.js";
 import { api } from "../../scripts/api.js";
+import { listenToErrors } from "./node_error.js";
 import { makeTimelineWidget, showOutside } from "./timeline_widget.js";
 
 const showTimelines = () => showOutside(app.rootGraph ?? app.graph);
@@ -11,6 +12,7 @@ app.registerExtension({
   getCustomWidgets: () => ({ FPREEL_TIMELINE: makeTimelineWidget }),
   setup: () => {
     listen();
+    listenToErrors();
     api.addEventListener("graphChanged", showTimelines);
   },
   afterConfigureGraph: () => {

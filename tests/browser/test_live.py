@@ -95,6 +95,30 @@ def test_a_cancelled_run_says_what_is_kept_and_a_fresh_template_nothing(
     assert page.page.locator(RESULT).count() == 0
 
 
+@pytest.mark.usefixtures("every_frontend")
+def test_the_node_tells_what_stopped_the_run(element_page: ComfyPage, renderer: str) -> None:
+    """In ComfyUI's own words it is two clicks away; until the next run, and in no file."""
+    page, error = element_page, ".fpreel-error"
+    page.load(read(template("toyworld_i2v")))
+    page.set_widget("FPReelPlan", "mode", "f1")
+    page.set_widget("FPReelSampler", "seed", 200 + len(renderer))
+    height = page.node("FPReelSampler", "return node.size[1]")
+    page.run()
+    page.show("FPReelSampler")
+    page.page.wait_for_selector(error, timeout=RUN)
+    assert page.page.inner_text(error) == (
+        "model: it was trained for framepack, but FramePack Plan says f1; set mode to framepack "
+        "in FramePack Plan, or load the f1 model"
+    )
+    assert page.node("FPReelSampler", "return node.size[1]") > height
+    assert "fpreel_error" not in str(page.workflow()["nodes"])
+
+    page.set_widget("FPReelPlan", "mode", "framepack")
+    page.run()
+    page.page.wait_for_selector(f"{RESULT}[data-state=finished]", state="attached", timeout=RUN)
+    assert page.page.locator(error).count() == 0
+
+
 def test_another_workflow_is_left_alone(page: ComfyPage) -> None:
     workflow = read(template("toyworld_i2v")) | {"id": str(uuid.uuid4())}
     page.load(workflow)
