@@ -121,6 +121,12 @@ def sage(q: Tensor, k: Tensor, v: Tensor, tensor_layout: str) -> Tensor:
     return plain(q, k, v)
 
 
+@pytest.fixture(autouse=True)
+def unnoted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is known of what tests before these have chosen."""
+    monkeypatch.setattr(fastest, "_file", None)
+
+
 @pytest.fixture
 def packages(monkeypatch: pytest.MonkeyPatch) -> None:
     """All packages are installed, and attend by the formula in the layouts that they document."""

@@ -383,7 +383,7 @@ def test_two_processes_of_a_launcher(clips: Path, tmp_path: Path) -> None:
         env=environment,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=240,
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("x.safetensors") == 1

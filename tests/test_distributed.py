@@ -67,7 +67,7 @@ def test_two_processes(tmp_path: Path) -> None:
         )
         for rank in "01"
     )
-    assert second.wait(timeout=120) == -signal.SIGKILL
+    assert second.wait(timeout=240) == -signal.SIGKILL
     _, said = first.communicate(timeout=30)
     assert first.returncode == ERROR
     assert said == "error: process 1 of 2 was killed or has crashed; note\n"

@@ -344,7 +344,7 @@ def test_training_under_accelerate(clips: Path) -> None:
         env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=240,
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "out/name-of-lora.safetensors"

@@ -52,9 +52,9 @@ class Pair:
 
     def __init__(self, folder: Path, command: list[str]) -> None:
         processes = launch(str(PROGRAM), str(folder), *command)
-        processes[1].wait(timeout=120)
+        processes[1].wait(timeout=240)
         died = time.monotonic()
-        self.output, self.complaint = processes[0].communicate(timeout=120)
+        self.output, self.complaint = processes[0].communicate(timeout=240)
         self.seconds = time.monotonic() - died
         self.codes = [process.returncode for process in processes]
         files = (folder / f"errors{rank}.json" for rank in (0, 1))
@@ -83,7 +83,7 @@ def test_a_process_that_dies_ends_the_other_and_sections_are_kept(
     assert f"{KILLED_IN} of {SECTIONS} sections are kept in " in error
     # again, with what is left to make; the slices of the video are decoded by both
     leader, follower = launch("-m", "framepack_core.cli", *command, "--output_type", "both")
-    output, complaint = leader.communicate(timeout=120)
+    output, complaint = leader.communicate(timeout=240)
     assert follower.communicate(timeout=60) == ("", "")
     assert (leader.returncode, follower.returncode) == (0, 0), complaint
     assert f"{KILLED_IN} of {SECTIONS} sections are there already; resuming" in output
