@@ -246,7 +246,6 @@ def test_a_choice_is_made_again_by_the_next_process(monkeypatch, tmp_path, capsy
     fast = AttentionKernel("fast", lambda q, k, v: sdpa(q, k, v))
     slow = AttentionKernel("slow", lambda q, k, v: sdpa(q, k, v))
     monkeypatch.setattr(attention_kernels, "KERNELS", (slow, fast))
-    monkeypatch.setattr(fastest, "_file", None)
     fastest.chosen.clear()
     times = iter([2.0, 1.0, 1.0, 2.0])
     monkeypatch.setattr(fastest, "milliseconds", lambda _run: next(times))
