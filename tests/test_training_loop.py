@@ -22,7 +22,7 @@ from framepack_core.models.build import load_dit
 from framepack_core.runtime.errors import FramePackError
 from framepack_core.runtime.options import validate
 from framepack_core.sampling.flow import FlowDenoiser
-from framepack_core.training import loop
+from framepack_core.training import blocks, loop
 from framepack_core.training.adapters import Adapters
 from framepack_core.training.batches import Batches
 from framepack_core.training.config import AdapterConfig, TrainConfig
@@ -307,6 +307,16 @@ def test_the_inputs_of_all_blocks_wait_in_main_memory(
     run(config, samples)
     double, single = tiny_dit().config.num_layers, tiny_dit().config.num_single_layers
     assert len(copied) == config.gradient_accumulation_steps * (2 * (double - 1) + single)
+
+
+def test_a_tensor_that_is_not_on_the_model_s_device_does_not_move() -> None:
+    """PyTorch 2.6 to 2.11 save an empty one on the CPU for each block; a GPU cannot fetch that."""
+    tensor = torch.zeros(2, requires_grad=True)
+    with blocks._Offload(torch.device("meta")).hooks():
+        product = tensor * torch.ones(2, requires_grad=True)
+    assert product.grad_fn is not None
+    saved = product.grad_fn._saved_self, product.grad_fn._saved_other  # type: ignore[attr-defined]
+    assert [x.device.type for x in saved] == ["cpu", "cpu"]
 
 
 @pytest.mark.parametrize(

@@ -99,6 +99,8 @@ def wrapped_blocks(
     try:
         yield
     finally:
+        if offload is not None:
+            offload.finish()  # of a step that failed, too
         for module in [*embedders, *wrapped]:
             del module.forward
 
@@ -134,18 +136,52 @@ class _Offload:
     """Keeps in main memory what autograd saves, but for tensors that all blocks share.
 
     On a GPU copies go beside its work: the inputs of a block leave while it computes, and come back
-    while the gradients of the block after it are computed.
+    while the gradients of the block after it are computed. What leaves stays until the next block
+    begins, and its work waits for the copy: memory is then used again in order, without gaps.
     """
 
     def __init__(self, device: torch.device) -> None:
+        self.device = device
         self._side = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._leaving: list[Tensor] = []
         self._last: weakref.ref[_Saved] | None = None
 
     def hooks(self) -> saved_tensors_hooks:
         """For what is saved of one block."""
-        saved = _Saved(self._side, self._last)
+        self.finish()
+        saved = _Saved(self, self._last)
         self._last = weakref.ref(saved)
         return saved_tensors_hooks(saved.pack, _unpack)
+
+    def finish(self) -> None:
+        """Let what the device is given from now on wait for all copies."""
+        if self._side is not None:
+            torch.cuda.current_stream(self.device).wait_stream(self._side)
+        self._leaving.clear()
+
+    def leave(self, tensor: Tensor) -> Tensor:
+        """Its copy in main memory, which is complete once something came back after it."""
+        kept = torch.empty_like(tensor, device="cpu", pin_memory=self._side is not None)
+        self._copy([(kept, tensor)])
+        self._leaving.append(tensor.detach())
+        return kept
+
+    def come_back(self, kept: list[Tensor]) -> tuple[list[Tensor], torch.cuda.Event | None]:
+        """Copies on the device, which are complete with the event."""
+        back = [torch.empty_like(tensor, device=self.device) for tensor in kept]
+        return back, self._copy(list(zip(back, kept, strict=True)))
+
+    def _copy(self, pairs: list[tuple[Tensor, Tensor]]) -> torch.cuda.Event | None:
+        """Copy (to, from) after what the device has been given to do, and beside what comes."""
+        if self._side is None:
+            for to, source in pairs:
+                to.copy_(source)
+            return None
+        self._side.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.no_grad(), torch.cuda.stream(self._side):
+            for to, source in pairs:
+                to.copy_(source, non_blocking=True)
+            return self._side.record_event()
 
 
 class _Packed(NamedTuple):
@@ -156,48 +192,29 @@ class _Packed(NamedTuple):
 class _Saved:
     """What is saved of one block; before: of the block before it, whose gradients come next."""
 
-    def __init__(self, side: torch.cuda.Stream | None, before: weakref.ref[_Saved] | None) -> None:
-        self._side, self.before = side, before
-        self._kept: list[tuple[torch.device, Tensor]] = []
+    def __init__(self, offload: _Offload, before: weakref.ref[_Saved] | None) -> None:
+        self._offload, self.before = offload, before
+        self._kept: list[Tensor] = []
         self._back: list[Tensor] = []
         self._arrived: torch.cuda.Event | None = None
 
     def pack(self, tensor: Tensor) -> Tensor | _Packed:
-        if not tensor.requires_grad:  # the condition and the rotary table
+        # The condition and the rotary table are shared; PyTorch saves an empty tensor on the CPU.
+        if not tensor.requires_grad or tensor.device.type != self._offload.device.type:
             return tensor
-        kept = torch.empty_like(tensor, device="cpu", pin_memory=self._side is not None)
-        self._kept.append((tensor.device, kept))
-        self._copy([(kept, tensor)])
+        self._kept.append(self._offload.leave(tensor))
         return _Packed(self, len(self._kept) - 1)
 
     def fetch(self) -> None:
         """Start to bring everything back, once."""
         if not self._back:
-            self._back = [torch.empty_like(kept, device=device) for device, kept in self._kept]
-            pairs = zip(self._back, self._kept, strict=True)
-            self._arrived = self._copy([(back, kept) for back, (_, kept) in pairs])
+            self._back, self._arrived = self._offload.come_back(self._kept)
 
     def get(self, index: int) -> Tensor:
         self.fetch()
         if self._arrived is not None:
             torch.cuda.current_stream(self._back[index].device).wait_event(self._arrived)
         return self._back[index]
-
-    def _copy(self, pairs: list[tuple[Tensor, Tensor]]) -> torch.cuda.Event | None:
-        """Copy (to, from) after what the device has been given to do, and beside what comes."""
-        if self._side is None:
-            for to, source in pairs:
-                to.copy_(source)
-            return None
-        self._side.wait_stream(torch.cuda.current_stream(self._side.device))
-        with torch.no_grad(), torch.cuda.stream(self._side):
-            for to, source in pairs:
-                to.copy_(source, non_blocking=True)
-                # not to be used again before the copy is done, whenever it is freed
-                (to if to.is_cuda else source).record_stream(self._side)
-            arrived = torch.cuda.Event()
-            arrived.record(self._side)
-            return arrived
 
 
 def _unpack(packed: Tensor | _Packed) -> Tensor:
