@@ -133,8 +133,7 @@ MADE = {  # frames of each picture and video that a workflow shows
 
 SHOWN = {  # on nodes of a workflow
     "toyworld_sections": {
-        "FPReelPlan": "framepack: 109 frames, 3.63 s at 30 fps, 3 sections of 36 frames",
-        "FPReelEndFrame": "persistent, strength 1",
+        "FPReelEndFrame": "framepack: 109 frames, 3.63 s at 30 fps, 3 sections of 36 frames",
     },
     "toyworld_lora": {"FPReelApplyLora": "fits 54 modules of the model"},
     "toyworld_train": {"FPReelDataset": "16 clips in 16 sections"},
