@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -58,6 +60,8 @@ def limited_memory(gib: float | None, device: torch.device) -> Iterator[int | No
     """Let PyTorch take no more of a GPU than so many GiB meanwhile; the bytes that it may take.
 
     They are fewer where fewer are free; None is no limit. Raises FramePackError on other devices.
+    PyTorch's own allocator then maps memory to where it is needed, as long as the process runs, if
+    its variable in the environment says nothing else: gaps took 1.4 of 8 GiB in a training.
     """
     if gib is None:
         yield None
@@ -69,11 +73,20 @@ def limited_memory(gib: float | None, device: torch.device) -> Iterator[int | No
     total = torch.cuda.get_device_properties(device).total_memory
     free = free_device_memory(device) + torch.cuda.memory_reserved(device)
     most = min(int(gib * GIB), free)
+    _use_gaps()
     torch.cuda.set_per_process_memory_fraction(most / total, device)
     try:
         yield most
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0, device)
+
+
+def _use_gaps() -> None:
+    told = os.environ.keys() & {"PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"}
+    if told or sys.platform != "linux" or torch.cuda.get_allocator_backend() != "native":
+        return
+    newer = getattr(torch._C, "_accelerator_setAllocatorSettings", None)
+    (newer or torch.cuda.memory._set_allocator_settings)("expandable_segments:True")
 
 
 def peak_of(run: Callable[[], object], device: torch.device) -> int:
