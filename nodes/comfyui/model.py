@@ -6,9 +6,11 @@ and saves it like any model of its own.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from functools import partial
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
@@ -35,7 +37,7 @@ from ...framepack_core.models.attention_kernels import (
 )
 from ...framepack_core.models.compiled_blocks import compile_blocks
 from ...framepack_core.models.compiling import COMPILING
-from ...framepack_core.models.dit import DiTConfig, DiTInputs, FramePackDiT
+from ...framepack_core.models.dit import DiTConfig, DiTInputs, FramePackDiT, Tokens
 from ...framepack_core.models.offload import blocks_of
 from ...framepack_core.models.packing import Context
 from ...framepack_core.models.prompt import TextCondition
@@ -49,6 +51,8 @@ from ...framepack_core.weights.precisions import Precision
 from .quantised import EmulatingOps, operations_for
 
 mm = comfy.model_management
+_AHEAD = "comfy.model_prefetch"  # of ComfyUI where it streams weights by itself
+PREFETCH: Any = import_module(_AHEAD) if find_spec(_AHEAD) else None
 
 LATENT_SCALE = comfy.latent_formats.HunyuanVideo().scale_factor
 SECTION_PREFIX = "framepack_"
@@ -254,6 +258,11 @@ class FramePackTransformer(FramePackDiT):
         finally:
             self.host_attention.transformer_options = {}
 
+    def transform(self, tokens: Tokens) -> Tensor:
+        options = self.host_attention.transformer_options
+        with fetched_by_blocks(blocks_of(self), tokens.latent.device, options):
+            return super().transform(tokens)
+
     def _text(
         self, x: Tensor, text: Tensor, pooled: Tensor | None, mask: Tensor | None
     ) -> TextCondition:
@@ -344,6 +353,32 @@ def _compressed(rate: int) -> Any:
         return [batch, channels, frames / rate, height / rate, width / rate]
 
     return shape
+
+
+@contextmanager
+def fetched_by_blocks(
+    blocks: Sequence[nn.Module], device: torch.device, transformer_options: Mapping[str, Any]
+) -> Iterator[None]:
+    """Let ComfyUI stream the weights of a block at once, not of one layer after the other.
+
+    blocks: all that run meanwhile, in this order. Nothing changes where it does not stream.
+    """
+    make = getattr(PREFETCH, "make_prefetch_queue", None)
+    queue = make and make(list(blocks), device, transformer_options)
+    if not queue:
+        yield
+        return
+
+    def fetch(block: nn.Module | None, *_inputs: Any) -> None:
+        PREFETCH.prefetch_queue_pop(queue, device, block)
+
+    hooks = [block.register_forward_pre_hook(fetch) for block in blocks]
+    try:
+        yield
+        fetch(None)  # the last block's are free again
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def load_model(

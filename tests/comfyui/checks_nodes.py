@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import comfy.clip_vision
 import comfy.ldm.modules.attention
@@ -788,3 +789,27 @@ def check_parts_of_a_decode_share_fewer_frames() -> float:
     apart = difference(short, usual)
     assert 0 < apart < 0.5
     return apart
+
+
+def check_weights_that_are_streamed_are_asked_for_by_blocks() -> None:
+    """ComfyUI has a queue for that; it streams on a GPU only, so a list stands in for it."""
+    module, model = pack("nodes.comfyui.model"), toy().model
+    blocks = pack("framepack_core.models.offload").blocks_of(model.model.diffusion_model)
+    expected, queues, asked = sample(), [], []
+
+    def make(given: list[Any], _device: Any, _options: Any) -> list[Any]:
+        queues.append(given)
+        return [None, *given, None]
+
+    def pop(queue: list[Any], _device: Any, block: Any) -> None:
+        queue.pop(0)
+        assert queue[0] is block, "not in the order of the queue"
+        asked.append(block)
+
+    stands_in = SimpleNamespace(make_prefetch_queue=make, prefetch_queue_pop=pop)
+    with mock.patch.object(module, "PREFETCH", stands_in):
+        found = sample()
+    assert difference(found, expected) == 0
+    assert queues and all(queue == blocks for queue in queues)
+    assert asked == [*blocks, None] * len(queues)
+    assert not any(block._forward_pre_hooks for block in blocks)
