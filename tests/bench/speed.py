@@ -83,7 +83,7 @@ TRAINING: dict[str, tuple[str, dict[str, Any]]] = {
     "keep20": ("both, 20 blocks not checkpointed", {**BOTH, "keep_blocks": 20}),
     "keep40": ("both, 40 blocks not checkpointed", {**BOTH, "keep_blocks": 40}),
 }
-SWAPPED = (20, 27)  # blocks with which a pass is within 16 and 12 GiB
+SWAPPED = (6, 20, 27, 34)  # blocks with which a pass is within 24, 16, 12 and 8 GiB
 
 
 @dataclass
@@ -207,7 +207,7 @@ def swap_rows(bench: Bench) -> Iterator[Row]:
     """One pass with blocks that wait in main memory, beside one with all weights on the device."""
     resident, expected = took(a_pass(bench, bench.dit(attention_of(AUTO))), kept=bench.weights)
     bench.drop_weights()
-    for swapped, pin in (*((number, True) for number in SWAPPED), (SWAPPED[-1], False)):
+    for swapped, pin in (*((number, True) for number in SWAPPED), (SWAPPED[0], False)):
         attention = attention_of(AUTO)
         dit = load_dit(bench.files / DIT, dtype=bench.size.dtype, attention=attention)
         dit.eval().requires_grad_(False)
