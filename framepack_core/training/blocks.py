@@ -181,7 +181,9 @@ class _Offload:
         with torch.no_grad(), torch.cuda.stream(self._side):
             for to, source in pairs:
                 to.copy_(source, non_blocking=True)
-            return self._side.record_event()
+            arrived = torch.cuda.Event()
+            arrived.record(self._side)
+            return arrived
 
 
 class _Packed(NamedTuple):
