@@ -39,7 +39,7 @@ ERRORS = {
     "int8_convrot": 0.009,
     "convrot_w4a4": 0.15,
     "asym_w4a8_int8": 0.09,
-    "nvfp4": 0.1,
+    "nvfp4": 0.085,
     "mxfp8": 0.028,
     "gguf_q8_0": 0.006,
     "gguf_q6_k": 0.02,
