@@ -103,7 +103,7 @@ def check_a_converted_video_with_an_end() -> list[str]:
     made = perform(prompt)
     assert made["FPReelSampler"][0]["samples"].shape[2] == 1 + 2 * 2
     assert made["VAEDecode"][0].shape[0] == 1 + 2 * 8
-    assert made["CreateVideo"][0].get_frame_rate() == 30
+    assert made["CreateVideo"][0].get_components().frame_rate == 30
     return sorted(made)
 
 

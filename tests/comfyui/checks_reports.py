@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -94,8 +96,16 @@ def check_choices_are_in_natural_order_without_hidden_files() -> Any:
 
 
 def tiny_vae() -> Any:
-    """TAEHV of ComfyUI's own VAE list, with weights of noise: what it decodes to is 0..1."""
+    """TAEHV of ComfyUI's own VAE list, with weights of noise: what it decodes to is 0..1.
+
+    Older versions have no video VAE of that range: there Toy World's, said to have it.
+    """
     import comfy.sd
+
+    if find_spec("comfy.taesd.taehv") is None:
+        vae = copy.copy(toy().vae)
+        vae.process_output = lambda image: image.clamp(0.0, 1.0)
+        return vae
     from comfy.taesd.taehv import TAEHV
 
     torch.manual_seed(0)
