@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import subprocess
 import sys
@@ -47,6 +48,17 @@ def test_comfyui_is_tested_as_the_oldest_and_the_newest_that_is_supported() -> N
     oldest = re.search(r'requires-comfyui = ">=([\d.]+)"', PROJECT)[1]
     newest = re.search(r'NEWEST = "(v[\d.]+)"', (ROOT / "tests/comfyui/fetch.py").read_text())[1]
     assert [entry["comfyui"] for entry in entries("comfyui")] == [f"v{oldest}", newest]
+
+
+def test_comfyui_gets_torchvision_of_the_build_of_torch_that_is_here(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """PyPI's does not load beside the CPU build that `.ci/setup_venv.py` takes."""
+    monkeypatch.syspath_prepend(ROOT / "tests" / "comfyui")
+    build_index = importlib.import_module("fetch").build_index
+    cpu = re.search(r'CPU_INDEX = "(.+)"', (ROOT / ".ci/setup_venv.py").read_text("utf-8"))[1]
+    assert build_index("2.13.0+cpu") == ["--extra-index-url", cpu]
+    assert build_index("2.13.0") == []
 
 
 def test_pythons_are_the_oldest_and_the_newest_on_linux_and_windows() -> None:
