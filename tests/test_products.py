@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import weakref
 from pathlib import Path
 
 import pytest
 import torch
 from tiny import multiply_in_fp8, randn
+from torch import nn
 from torch.nn.functional import linear
+from torch.utils.checkpoint import checkpoint
 
 from framepack_core.models import fastest, products
+from framepack_core.models.offload import HostWeights, Visit, streamed_forwards
 from framepack_core.models.products import DEQUANTISING, PRODUCTS, Product, choose_products
 from framepack_core.weights.formats import MADE, Encoding
 from framepack_core.weights.quantised_linear import QuantisedLinear, full_weight
@@ -82,6 +86,38 @@ def test_compiled_code_computes_the_same(name: str) -> None:
     for found in (out, expected):
         found.square().sum().backward()
     torch.testing.assert_close(x.grad, y.grad, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["int8_tensorwise", "int8_convrot"])
+def test_checkpointed_blocks_keep_no_weights_for_their_gradients(monkeypatch, name: str) -> None:
+    """Else all swapped blocks of a training would be on the device at once."""
+    layers = [layer_of(name) for _ in range(3)]
+    copies, visit = [], HostWeights.visit
+
+    def noted(weights: HostWeights, number: int) -> Visit:
+        found = visit(weights, number)
+        copies.extend(map(weakref.ref, found.copies.values()))
+        return found
+
+    def run(product: Product | None) -> tuple[int, torch.Tensor]:
+        blocks = [nn.Sequential(layer, nn.Linear(HIGH, WIDE)) for layer in layers]
+        for block in blocks:
+            nn.init.constant_(block[1].weight, 0.01)
+            block[0].product = product
+            block.requires_grad_(False)
+        x = start = randn(ROWS, WIDE).requires_grad_()
+        copies.clear()
+        for forward in streamed_forwards(blocks, torch.device("cpu")):
+            x = checkpoint(forward, x, use_reentrant=False)
+        kept = sum(copy() is not None for copy in copies)
+        (gradient,) = torch.autograd.grad(x.sum(), start)
+        return kept, gradient
+
+    monkeypatch.setattr(HostWeights, "visit", noted)
+    expected = run(None)[1]
+    kept, gradient = run(Product("exact", ("int8_tensorwise",), by_whole))
+    assert copies and not kept
+    torch.testing.assert_close(gradient, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_few_rows_are_multiplied_whole() -> None:

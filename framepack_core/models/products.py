@@ -88,14 +88,17 @@ class _Exact(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, layer: QuantisedLinear, product: Product) -> Tensor:
-        ctx.layer = layer
-        ctx.parts = layer.parts()  # of a streamed layer they are gone when its block is done
+        parts = layer.parts()  # of a streamed layer they are gone when its block is done
+        ctx.layer, ctx.names = layer, tuple(parts)
+        # What is kept on ctx itself outlives a checkpointed block, and so would a layer's copies.
+        ctx.save_for_backward(*parts.values())
         return product.multiply(layer, x)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         (grad,) = grads
-        return grad @ ctx.layer.encoding.decode(ctx.parts, grad.dtype), None, None
+        parts = dict(zip(ctx.names, ctx.saved_tensors, strict=True))
+        return grad @ ctx.layer.encoding.decode(parts, grad.dtype), None, None
 
 
 def dequantised(layer: QuantisedLinear, x: Tensor) -> Tensor:
