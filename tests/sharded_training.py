@@ -27,10 +27,12 @@ from framepack_core.models.offload import blocks_of
 from framepack_core.runtime.distributed import Workers
 from framepack_core.sampling.flow import FlowDenoiser
 from framepack_core.training.batches import Batches
+from framepack_core.training.config import AdapterConfig
 from framepack_core.training.loop import Callbacks, StepReport, train
 
 STEPS, STOP = 4, 2
-OF_TWO = {"steps": STEPS, "gradient_accumulation_steps": 2}
+DROPPING = AdapterConfig(rank=2, alpha=2, dropout=0.1, rank_dropout=0.1, module_dropout=0.3)
+OF_TWO = {"steps": STEPS, "gradient_accumulation_steps": 2, "adapter": DROPPING}
 FSDP2 = hasattr(fsdp, "fully_shard") and hasattr(torch.cpu.Stream(), "record_event")  # on a CPU
 
 

@@ -53,7 +53,7 @@ def test_how_long_processes_wait_for_each_other(monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed")
 def test_two_processes(tmp_path: Path) -> None:
     """On whole weights, on sharded ones and by PyTorch's FSDP2, stopped, resumed, and one lost."""
-    one = tiny_config(tmp_path / "one", steps=STEPS, gradient_accumulation_steps=4)
+    one = tiny_config(tmp_path / "one", **OF_TWO | {"gradient_accumulation_steps": 4})
     samples = make_samples(tmp_path / "cache")
     losses = run(one, samples).losses
     address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}

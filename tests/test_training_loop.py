@@ -444,6 +444,16 @@ def test_dropout_repeats_with_the_seed() -> None:
     torch.testing.assert_close(mean, whole.mean(), rtol=0.15, atol=0.02)
 
 
+def test_a_step_may_leave_out_every_layer(tmp_path: Path) -> None:
+    adapter = AdapterConfig(rank=2, alpha=2, module_dropout=0.6, include=("blocks.0.proj_out",))
+    config = tiny_config(tmp_path, steps=8, adapter=adapter)
+    norms: list[float] = []
+    callbacks = Callbacks(lambda report: norms.append(report.grad_norm))
+    losses = run(config, make_samples(tmp_path / "cache"), callbacks).losses
+    assert len(losses) == len(norms) == 8
+    assert 0 in norms and any(norms)
+
+
 def test_adapters_of_another_rank_are_refused() -> None:
     dit = tiny_dit()
     small, large = (Adapters.create(dit, AdapterConfig(rank=r, alpha=1)) for r in (2, 3))

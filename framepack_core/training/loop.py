@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..models.attention import use_attention
 from ..models.attention_kernels import training_attention
@@ -302,10 +302,10 @@ class _Run:
             number = (step * count + i) * self.workers.count + self.workers.rank
             with self.adapters.training_step(draw_seed("dropout", config.seed, number)):
                 loss = self.objective.loss(number) / count
-                loss.backward()
+                if loss.requires_grad:  # module_dropout may have left out every layer
+                    loss.backward()
             total += loss.detach()
-        gradients = [p.grad for p in self.parameters if p.grad is not None]
-        self.workers.average([*gradients, total])
+        self._average(total)
         value = total.item()
         if not math.isfinite(value):
             raise FramePackError(
@@ -324,6 +324,23 @@ class _Run:
         self.files.progress.step += 1
         self._between_updates = True
         return value, norm, rate
+
+    def _average(self, loss: Tensor) -> None:
+        """The gradients and the loss become their means over the processes.
+
+        By module_dropout a layer can have a gradient in some of them only; where none has one it
+        stays without, as it would in one process that sees all batches.
+        """
+        if self.workers.count == 1:
+            return
+        found = [parameter.grad for parameter in self.parameters]
+        pairs = zip(self.parameters, found, strict=True)
+        gradients = [torch.zeros_like(p) if grad is None else grad for p, grad in pairs]
+        used = torch.tensor([float(grad is not None) for grad in found], device=self.device)
+        self.workers.average([*gradients, used, loss])
+        shares = used.tolist()
+        for parameter, gradient, share in zip(self.parameters, gradients, shares, strict=True):
+            parameter.grad = gradient if share else None
 
     def _clip(self) -> float:
         limit = self.config.max_grad_norm or math.inf
