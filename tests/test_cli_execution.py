@@ -10,15 +10,18 @@ from pathlib import Path
 import pytest
 import torch
 from cli_runs import failure, latents, parse, picture, small
+from tiny import guided, randn, tiny_dit
 
 from framepack_core.cli import check, main
 from framepack_core.headless import jobs
+from framepack_core.headless.execution import Execution
 from framepack_core.headless.jobs import Job
 from framepack_core.headless.models import open_job_models
 from framepack_core.headless.request import decide
 from framepack_core.models.offload import MOST_TO_SWAP, WeightSizes, blocks_of
 from framepack_core.runtime.memory import GIB
 from framepack_core.sampling.estimate import OTHER_MEMORY, pass_memory
+from framepack_core.sampling.flow import FlowDenoiser
 from framepack_core.sampling.latents import load_latents
 from framepack_core.sampling.probe import StepCost
 from framepack_core.toyworld import OPPOSITE_LORA
@@ -96,6 +99,30 @@ def test_compiled_blocks_make_the_same(
     expected = latents(command, capsys)
     options = ("--compile", "--compile_backend", "aot_eager", "--compile_dynamic", "true")
     torch.testing.assert_close(latents([*command, *options], capsys), expected)
+
+
+def test_a_compiled_block_that_is_swapped_later_is_compiled_as_a_swapped_one() -> None:
+    """As where the next video leaves less of a budget to weights."""
+    cpu, sizes = torch.device("cpu"), []
+
+    def backend(graph: torch.fx.GraphModule, _inputs: object) -> torch.fx.GraphModule:
+        sizes.append(len(graph.graph.nodes))
+        return graph
+
+    def compiled(*ways: Execution) -> list[int]:
+        torch._dynamo.reset()
+        dit, given = tiny_dit(), guided()
+        for way in ways:
+            way.prepare(dit, cpu)
+            way.place(dit, cpu)
+        sizes.clear()
+        FlowDenoiser(dit).velocity(randn(1, 16, 3, 4, 4), torch.tensor([0.5]), given)
+        return list(sizes)
+
+    whole = Execution(compilation={"backend": backend, "dynamic": True})
+    swapped = replace(whole, swapped=MOST_TO_SWAP)
+    with torch.no_grad():
+        assert compiled(whole, swapped) == compiled(swapped) != []
 
 
 @pytest.mark.parametrize(

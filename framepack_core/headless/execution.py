@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..models.compiled_blocks import compiled_forward
 from ..models.compiling import COMPILING, prepare_compiling
 from ..models.offload import (
     MOST_TO_SWAP,
@@ -112,7 +113,7 @@ class Execution:
         if self.compilation is not None:
             for block in blocks_of(dit):
                 if block not in streamed:
-                    block.compile(**self.compilation)
+                    block.forward = compiled_forward(block, self.compilation)
 
     def place(self, dit: nn.Module, device: torch.device) -> None:
         """Put a DiT on the device, but for its streamed blocks."""
