@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import pytest
@@ -61,6 +63,30 @@ def test_the_fastest_is_chosen_and_said(monkeypatch, capsys) -> None:
 def test_a_tie_ends_with_the_first(monkeypatch) -> None:
     kernels, clock = with_times(monkeypatch, {"first": 1.0, "hardly faster": 0.99})
     assert choose(kernels, *tensors(), clock).name == "first"
+
+
+def test_ways_are_timed_on_the_gpu_that_they_run_on(monkeypatch) -> None:
+    """Also where another one is current, as with --device cuda:1."""
+    current = [0]
+
+    @contextmanager
+    def use(device: torch.device) -> Iterator[None]:
+        current.append(device.index)
+        yield
+        current.pop()
+
+    monkeypatch.setattr(torch.cuda, "device", use)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _device: "a card")
+    timed_on: list[int] = []
+
+    def clock(_run: object) -> float:
+        timed_on.append(current[-1])
+        return 1.0
+
+    ways = [fastest.Way(name, lambda: torch.ones(1), 0.1) for name in "ab"]
+    device = torch.device("cuda", 1)
+    assert fastest.fastest("x", "x", ways, lambda _out: 0.0, device, clock=clock) == 0
+    assert timed_on == [1, 1] and current == [0]
 
 
 def test_a_wrong_kernel_and_one_that_fails_are_passed_over(monkeypatch, capsys) -> None:
