@@ -53,7 +53,7 @@ def train(**options: Any) -> Path:
     if found.unknown:
         raise _unknown("train", next(iter(found.unknown)), flag_names(TrainJob), "framepack train")
     job = validate(TrainJob, nested(found.values), "train", found.names)
-    cache(CacheJob(data=job.data, models=job.models, decoding=job.decoding))
+    cache(CacheJob(data=job.data, models=job.models, vae=job.decoding))
     return train_lora(job).path
 
 

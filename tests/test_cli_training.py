@@ -657,6 +657,16 @@ def test_another_window_than_the_data_sets(
         )
 
 
+def test_samples_are_decoded_as_they_can_be(
+    clips: Path, tmp_path: Path, no_models: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_png(tmp_path / "start.png", np.zeros((32, 32, 3), np.uint8))
+    (tmp_path / "prompts.txt").write_text(f"x --i {tmp_path / 'start.png'} --w 32 --h 32 --vs 1")
+    given = ["--sample_prompts", str(tmp_path / "prompts.txt"), "--sample_at_first"]
+    error = failure([*train(clips, tmp_path, *given), "--decode_overlap", "2"], capsys)
+    assert error.startswith("error: decode_overlap: 2 latent frames are more than a window of 1")
+
+
 def test_a_model_of_another_mode(
     clips: Path, tmp_path: Path, no_models: None, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -106,9 +107,12 @@ def test_files_and_the_trained_adapter(tmp_path: Path, image: str) -> None:
     assert not torch.equal(seen[0], seen[len(seen) // 2])
     frames, fps = read_video(tmp_path / "sample" / "run_000007_00_5.mp4")
     assert (len(frames), fps) == (17, 30.0)
-    calls = len(seen)
-    sample_writer(samples, denoiser, lambda: nullcontext(keep), tmp_path, "whole", bulk=True)(7)
-    assert [x.shape[2] for x in seen[calls:]] == [5 for _ in samples]
+    ways: list[tuple[dict[str, Any], list[int]]]
+    ways = [({}, [5, 2]), ({"bulk": True}, [5]), ({"overlap": 1}, [5])]
+    for way, lengths in ways:
+        seen.clear()
+        sample_writer(samples, denoiser, lambda: nullcontext(keep), tmp_path, "other", **way)(7)
+        assert [x.shape[2] for x in seen] == lengths
 
 
 def test_one_frame_with_an_end_and_true_guidance(tmp_path: Path, image: str) -> None:

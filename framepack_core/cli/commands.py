@@ -12,6 +12,7 @@ from pydantic import model_validator
 
 from ..headless.job import AnyJob, LedgerOptions, VideoJob
 from ..headless.options import (
+    DecodingOptions,
     Fp8Options,
     LoraOptions,
     MergedModelOptions,
@@ -159,7 +160,11 @@ class Verify(AnyJob):
         groups = ("models", "fp8", "execution", "loras", "decoding")
         own = ("f1", "against", "save_path")
         given = (leaf for leaf in leaves(Verify) if leaf.on(self) and leaf.flag not in own)
-        return [f"--{leaf.flag}" for leaf in given if leaf.path[0] not in groups]
+        return [
+            f"--{leaf.flag}"
+            for leaf in given
+            if leaf.path[0] not in groups or leaf.group is DecodingOptions
+        ]
 
 
 class Inspect(Settings):

@@ -46,7 +46,10 @@ TRAINING = (
     Foreign("persistent_data_loader_workers", "caches are read without workers"),
     Foreign("max_data_loader_n_workers", "caches are read without workers", 1),
     Foreign("save_state_on_train_end", "the last state is always saved"),
-    Foreign("use_pinned_memory_for_block_swap", "swapped blocks are always in pinned memory"),
+    Foreign(
+        "use_pinned_memory_for_block_swap",
+        "swapped blocks are in pinned memory where there is room for it",
+    ),
     Foreign("block_swap_h2d_only", "weights are only ever copied to the GPU"),
     Foreign("block_swap_ring_size", "two blocks visit the GPU", 1),
     Foreign("img_in_txt_in_offloading", "changes nothing of FramePack there either"),

@@ -194,10 +194,10 @@ class MergedModelOptions(Settings):
     shard_size: float | None = option(None, "Shard size of the merged model.", unit="GB", gt=0)
 
 
-class DecodingOptions(Settings):
+class VaeOptions(Settings):
     """How the VAE works with less memory."""
 
-    title: ClassVar[str] = "decoding"
+    title: ClassVar[str] = "VAE"
     vae_chunk_size: int | None = option(
         None,
         "VAE chunk size: frames computed at once. Less memory, same pixels.",
@@ -217,6 +217,18 @@ class DecodingOptions(Settings):
         high=4096,
         step=32,
     )
+
+    @property
+    def tile(self) -> int | None:
+        """Side of a tile in pixels; None computes frames whole."""
+        named = self.vae_spatial_tile_sample_min_size
+        return DEFAULT_TILE if named is None and self.vae_tiling else named
+
+
+class DecodingOptions(VaeOptions):
+    """The same, and which latents of a video are decoded together."""
+
+    title: ClassVar[str] = "decoding"
     bulk_decode: bool = option(False, "Bulk decoding: all sections in one call.")
     decode_overlap: int | None = option(
         None,
@@ -234,9 +246,3 @@ class DecodingOptions(Settings):
         if self.bulk_decode and self.decode_overlap is not None:
             raise ValueError("decode_overlap: bulk_decode has no parts; leave one out")
         return self
-
-    @property
-    def tile(self) -> int | None:
-        """Side of a tile in pixels; None decodes frames whole."""
-        named = self.vae_spatial_tile_sample_min_size
-        return DEFAULT_TILE if named is None and self.vae_tiling else named

@@ -17,6 +17,7 @@ from ..runtime.display import Bar, Display, say, warn
 from ..runtime.distributed import Workers, launched_rank
 from ..runtime.memory import limited_memory
 from ..runtime.options import leaves
+from ..sampling.decode import decode_slices
 from ..sampling.flow import FlowDenoiser
 from ..sampling.sections import sections_to_hold
 from ..training.adapters import check_layers, with_dim_of_weights
@@ -31,6 +32,7 @@ from ..training.metadata import dataset_metadata
 from ..training.samples import PreparedSample, check_prompts, prepare_samples, sample_writer
 from ..training.schedules import unused_options
 from .models import Models, explain_out_of_memory
+from .options import DecodingOptions
 from .training_models import (
     known_models,
     latent_encoders_of,
@@ -47,7 +49,7 @@ def train_lora(job: TrainJob) -> TrainResult:
     check_run(config)
     _tell_without_effect(config)
     found.check_mode(config.mode)
-    prompts = _sample_prompts(config, found)
+    prompts = _sample_prompts(config, found, job.decoding)
     models = train_models(job, samples=bool(prompts))
     check_mode_of_file(models.paths["dit"], config.mode)
     skeleton = FramePackDiT(dit_config(models.paths["dit"]), device="meta")
@@ -71,6 +73,7 @@ def train_lora(job: TrainJob) -> TrainResult:
                     config.output_name,
                     device=models.device,
                     bulk=job.decoding.bulk_decode,
+                    overlap=job.decoding.decode_overlap,
                     together=config.shard_weights,
                     on_file=_shown,
                 )
@@ -161,7 +164,9 @@ def _progress(config: TrainConfig) -> Iterator[Callable[[StepReport], None]]:
 # --- samples --------------------------------------------------------------------------------------
 
 
-def _sample_prompts(config: TrainConfig, found: TrainingSet) -> list[SamplePrompt]:
+def _sample_prompts(
+    config: TrainConfig, found: TrainingSet, decoding: DecodingOptions
+) -> list[SamplePrompt]:
     """Checked prompts, if samples are to be made; those without an image are passed over."""
     if config.sample_prompts is None or not config.makes_samples:
         _tell_unused(config)
@@ -171,6 +176,8 @@ def _sample_prompts(config: TrainConfig, found: TrainingSet) -> list[SamplePromp
     for prompt in (prompt for prompt in every if prompt not in prompts):
         _warn(f"sample {prompt.prompt!r} has no start image (--i) and is passed over")
     check_prompts(prompts, config.mode, found.window)
+    if config.mode != "one_frame":  # refuses before a run
+        decode_slices(1 + found.window, found.window, decoding.decode_overlap)
     for prompt in prompts:
         _tell_changes(prompt, config, found.window)
     return prompts

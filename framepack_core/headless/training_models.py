@@ -24,7 +24,7 @@ from ..training.stale import CacheModels
 from ..weights.layouts import Component, find_component
 from .model_files import find_models
 from .models import Models, open_models
-from .options import ExecutionOptions, LoraOptions, ModelOptions
+from .options import DecodingOptions, ExecutionOptions, LoraOptions, ModelOptions
 from .training_options import NEEDED, CacheJob, TrainJob
 
 ENCODERS: tuple[Component, ...] = tuple(
@@ -53,7 +53,7 @@ def open_dataset(data: DataOptions, models: ModelOptions) -> TrainingSet:
 def cache_models(job: CacheJob) -> Models:
     """What encodes latents, text or both."""
     needed: list[Component] = [c for kind in job.kinds for c in NEEDED[kind]]
-    return open_models(job.models, needed, decoding=job.decoding)
+    return open_models(job.models, needed, decoding=DecodingOptions(**job.vae.model_dump()))
 
 
 def train_models(job: TrainJob, samples: bool) -> Models:

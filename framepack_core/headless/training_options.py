@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from ..runtime.options import Settings, option
 from ..training.config import CacheOptions, TrainConfig
 from ..training.dataset_config import DataOptions
-from .options import FLAGS, AttentionMode, DecodingOptions, Fp8Options, ModelOptions
+from .options import FLAGS, AttentionMode, DecodingOptions, Fp8Options, ModelOptions, VaeOptions
 
 if TYPE_CHECKING:
     from ..weights.layouts import Component
@@ -50,7 +50,7 @@ class CacheJob(Settings):
     data: DataOptions = DataOptions()
     cache: CacheOptions = CacheOptions()
     models: ModelOptions = ModelOptions()
-    decoding: DecodingOptions = DecodingOptions()
+    vae: VaeOptions = VaeOptions()
 
     @property
     def kinds(self) -> list[str]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -20,7 +21,7 @@ from ..runtime.errors import FramePackError
 from ..runtime.files import is_file
 from ..runtime.images import load_image, resize_and_crop, save_png, to_tensor, to_uint8
 from ..runtime.video import VideoWriter
-from ..sampling.decode import Decode, decode_bulk, decode_sections
+from ..sampling.decode import Decode, decode_video
 from ..sampling.flow import CFG, GUIDANCE, FlowDenoiser, Guided
 from ..sampling.generate import SamplerConfig, generate, unipc_sampler
 from ..sampling.masks import latent_mask, load_control, mask_latents
@@ -123,15 +124,17 @@ def sample_writer(
     *,
     device: torch.device | str = "cpu",
     bulk: bool = False,
+    overlap: int | None = None,
     together: bool = False,
     on_file: Callable[[Path, PreparedSample], None] = lambda _path, _sample: None,
 ) -> Callable[[int], None]:
     """What `Callbacks.on_sample` calls: makes all samples of a step into files under sample/.
 
-    decoder: gives what decodes, which is there only meanwhile; bulk: all frames in one call. A
-    sample that fails is reported, and the others are made. together: all processes make them, of
-    which the first writes, and what fails in making is raised.
+    decoder: gives what decodes, which is there only meanwhile; bulk, overlap: as for
+    `decode_video`. A sample that fails is reported, and the others are made. together: all
+    processes make them, of which the first writes, and what fails in making is raised.
     """
+    clips = partial(decode_video, bulk=bulk, overlap=overlap)
 
     def write(step: int) -> None:
         made = [sample.make(denoiser, device) for sample in samples if together]
@@ -142,13 +145,19 @@ def sample_writer(
                 stem = f"{name}_{step:06d}_{i:02d}_{sample.seed}"
                 with Display(f"sample {stem}", "samples"):
                     latents = made[i] if together else sample.make(denoiser, device)
-                    path = _save(output_dir / SAMPLES_FOLDER / stem, latents, sample, decode, bulk)
+                    path = _save(output_dir / SAMPLES_FOLDER / stem, latents, sample, decode, clips)
                     on_file(path, sample)
 
     return write
 
 
-def _save(path: Path, latents: Tensor, sample: PreparedSample, decode: Decode, bulk: bool) -> Path:
+def _save(
+    path: Path,
+    latents: Tensor,
+    sample: PreparedSample,
+    decode: Decode,
+    clips: Callable[[Decode, Tensor, int], Iterator[Tensor]],
+) -> Path:
     """An mp4, or a png of a single frame."""
     if sample.window is None or sample.still:
         path = path.with_name(f"{path.name}.png")
@@ -156,10 +165,8 @@ def _save(path: Path, latents: Tensor, sample: PreparedSample, decode: Decode, b
         return path
     path = path.with_name(f"{path.name}.mp4")
     height, width = (8 * side for side in latents.shape[3:])
-    whole = decode_bulk(decode, latents)
-    clips = whole if bulk else decode_sections(decode, latents, sample.window)
     with VideoWriter(path, width=width, height=height, fps=FPS) as video:
-        for clip in clips:
+        for clip in clips(decode, latents, sample.window):
             for frame in to_uint8(clip):
                 video.write(frame)
     return path
