@@ -17,12 +17,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from framepack_core.cli import main
+from framepack_core.headless import verify as verification
 from framepack_core.headless.models import Models
 from framepack_core.headless.verify import Verification, open_verification
 from framepack_core.headless.verify_models import from_diffusers
 from framepack_core.headless.verify_report import Checked
 from framepack_core.models.dit import FramePackDiT
 from framepack_core.models.merge import save_dit
+from framepack_core.models.offload import WeightSizes
+from framepack_core.sampling.estimate import OTHER_MEMORY
 from framepack_core.toyworld import SNAPSHOT
 from framepack_core.weights.files import open_weights
 
@@ -183,6 +186,26 @@ def test_only_what_is_named_is_checked_and_reports_stay(
     assert capsys.readouterr().out.splitlines()[-1] == str(tmp_path / "verify_2.md")
     assert (tmp_path / "verify.md").read_text() == "mine"
     assert "FramePack DiT" not in (tmp_path / "verify_2.md").read_text()
+    assert parse([*named, "--vae_chunk_size", "4", "--bulk_decode"]).ignored() == ["--bulk_decode"]
+
+
+def test_a_budget_counts_as_for_a_video(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = verify(tmp_path, "--dit", str(DIT), "--gpu_memory", "12")
+    assert "gpu_memory: cpu has no memory of its own; leave it out" in failure(command, capsys)
+    checking = open_verification(parse(command))
+    sizes = WeightSizes.of({name: x.nbytes for name, x in toy_dit().items()})
+
+    @contextmanager
+    def limited(gib: float | None, _device: torch.device) -> Iterator[int]:
+        assert gib == 12
+        yield 2 * sizes.needed(1) + OTHER_MEMORY  # in fp32 they are twice as large
+
+    monkeypatch.setattr(verification, "limited_memory", limited)
+    [checked] = checking.run()
+    assert checked.good and checking.models.execution.swapped == 1
+    assert checking.report().settings.endswith("1 blocks swapped, within 12 GiB")
 
 
 def test_a_reference_of_another_size_is_refused(

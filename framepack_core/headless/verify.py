@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from ..models.build import dit_config
+from ..runtime.memory import limited_memory
 from ..weights.layouts import TITLES, Component, find_component
 from .job import AnyJob
 from .model_files import find_models
@@ -105,7 +106,8 @@ class Verification:
         """Check one component after the other."""
         paths = {c: find_component(path, c).weights for c, path in self.models.paths.items()}
         loras = [use.lora.path for use in self.models.loras]
-        with ThreadPoolExecutor() as pool:
+        limit = limited_memory(self.models.execution.gpu_memory, self.models.device)
+        with limit as self.models.budget, ThreadPoolExecutor() as pool:
             wanted = [*loras, *(path for weights in paths.values() for path in weights)]
             digests = {path: pool.submit(_sha256, path) for path in wanted}
             for component, checked in self._components():
@@ -122,6 +124,8 @@ class Verification:
         settings = f"{models.precision} weights, attention {attention}"
         if models.execution.swapped:
             settings += f", {models.execution.swapped} blocks swapped"
+        if models.execution.gpu_memory is not None:
+            settings += f", within {models.execution.gpu_memory:g} GiB"
         if models.execution.compilation is not None:
             settings += ", compiled"
         name = str(models.device)
