@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from cli_runs import failure, files, latents, paths, picture, small
 
+from framepack_core.cli import check as cli_check
 from framepack_core.cli import main
 from framepack_core.headless import crew, models
 from framepack_core.models import fastest
@@ -198,6 +200,29 @@ def test_check_reports_and_makes_nothing(
     assert re.search(r"time: sampling about [\d.]+ s \(4 passes of .* decoding [\d.]+ s", out)
     assert out.endswith("check: all is well\n")
     assert not list((tmp_path / "out").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("options", "slices"),
+    [
+        ((), [(0, 3), (2, 4), (3, 5), (4, 5)]),
+        (("--decode_overlap", "1"), [(0, 3), (2, 5)]),
+        (("--bulk_decode",), [(0, 5)]),
+    ],
+)
+def test_check_counts_what_is_decoded(
+    image: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options, slices
+) -> None:
+    probe, told = cli_check.probe_decode, []
+
+    def noted(decode: Any, start: Any, cut: list[tuple[int, int]], *more: Any) -> Any:
+        told.extend(cut)
+        return probe(decode, start, cut, *more)
+
+    monkeypatch.setattr(cli_check, "probe_decode", noted)
+    command = [*check(image, tmp_path), "--output_type", "video", "--video_sections", "4"]
+    assert main([*command, *options]) == 0
+    assert told == slices
 
 
 def test_check_names_the_setting_to_change(

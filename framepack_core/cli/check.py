@@ -27,6 +27,7 @@ from ..runtime.display import say
 from ..runtime.errors import FramePackError
 from ..runtime.files import size_text
 from ..runtime.memory import GIB, free_device_memory, free_main_memory
+from ..sampling.decode import decode_slices
 from ..sampling.estimate import (
     OTHER_MEMORY,
     disk_for_latents,
@@ -36,7 +37,6 @@ from ..sampling.estimate import (
     working_memory,
 )
 from ..sampling.probe import StepCost, probe_decode
-from ..sampling.sections import LATENT_STRIDE
 from ..weights.files import TensorInfo, open_weights
 from ..weights.layouts import Component, find_component
 from ..weights.precisions import Precision
@@ -151,12 +151,13 @@ class Check:
     @cached_property
     def _decoding(self) -> StepCost:
         """The decoding of all of the video."""
-        scene = self.job.request.scene
-        width, height = (side // LATENT_STRIDE for side in scene.size)
+        scene, way = self.job.request.scene, self.models.decoding
+        frames = 1 + scene.window * scene.sections
+        slices = [(0, frames)]
+        if not way.bulk_decode:
+            slices = decode_slices(frames, scene.window, way.decode_overlap)
         with self.models.decoder() as decode:
-            blank = torch.zeros(1, 16, 1, height, width)
-            frames = 1 + scene.window * scene.sections
-            return probe_decode(decode, blank, frames, scene.window, self.models.device)
+            return probe_decode(decode, torch.zeros(self._start), slices, self.models.device)
 
     @cached_property
     def _swapped(self) -> int:

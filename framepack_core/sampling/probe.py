@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
 
@@ -17,7 +17,7 @@ from ..models.prompt import TextCondition
 from ..models.quantise import quantise_layers
 from ..weights.precisions import Precision
 from ..weights.quantised_linear import QuantisedOps
-from .decode import Decode, decode_slices
+from .decode import Decode
 from .flow import FlowDenoiser, Guided
 from .history import History
 from .plan import Mode
@@ -165,13 +165,13 @@ def _seconds(run: Callable[[], object], device: torch.device) -> float:
 
 
 def probe_decode(
-    decode: Decode, start: Tensor, latent_frames: int, window: int, device: torch.device
+    decode: Decode, start: Tensor, slices: Sequence[tuple[int, int]], device: torch.device
 ) -> StepCost:
-    """What decoding all sections of a video takes on the decoder's device, from one slice of it.
+    """What decoding a video in these slices takes on the decoder's device, from one of them.
 
     Shorter clips would tell less: the VAE's attention grows faster than their length.
     """
-    lengths = [stop - first for first, stop in decode_slices(latent_frames, window)]
+    lengths = [stop - first for first, stop in slices]
     longest = start.expand(-1, -1, max(lengths), -1, -1)
     decode(start.expand(-1, -1, WARM_UP, -1, -1))
     cost = _trial(lambda: decode(longest), device)
