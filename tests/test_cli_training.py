@@ -368,7 +368,7 @@ def test_two_processes_of_a_launcher(clips: Path, tmp_path: Path) -> None:
     line = f"a ball --i {tmp_path / 'start.png'} --w 32 --h 32 --f 1 --s 1 --d 7"
     (tmp_path / "prompts.txt").write_text(line)
     given = ["--sample_prompts", str(tmp_path / "prompts.txt"), "--sample_every_n_steps", "2"]
-    given += ["--fp8_base", "--fp8_scaled", "--gradient_checkpointing"]
+    given += ["--fp8_base", "--fp8_scaled", "--gradient_checkpointing", "--max_train_epochs", "2"]
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
@@ -387,6 +387,7 @@ def test_two_processes_of_a_launcher(clips: Path, tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("x.safetensors") == 1
+    assert "4 steps, lora of rank 2" in done.stdout  # two epochs of four batches
     seed = open_weights(tmp_path / "two" / "x.safetensors").metadata["ss_seed"]
     _, *options = train(clips, tmp_path / "one", *given, "--gradient_accumulation_steps", "2")
     assert main(["fpack_train_network", *options, "--seed", seed]) == 0
@@ -395,7 +396,10 @@ def test_two_processes_of_a_launcher(clips: Path, tmp_path: Path) -> None:
         for n in ("one", "two")
     )
     assert two == pytest.approx(one, rel=1e-5)
-    names = ["x_000002_00_7.png", "x_000003_00_7.png"]
+    for name in ("one", "two"):
+        metadata = open_weights(tmp_path / name / "x.safetensors").metadata
+        assert (metadata["ss_max_train_steps"], metadata["ss_num_epochs"]) == ("4", "2")
+    names = ["x_000002_00_7.png", "x_000004_00_7.png"]
     assert sorted(path.name for path in (tmp_path / "two" / "sample").iterdir()) == names
     alone, together = (load_image(tmp_path / n / "sample" / names[1]) for n in ("one", "two"))
     assert np.abs(together.astype(int) - alone).max() <= 1

@@ -59,7 +59,7 @@ def train_lora(job: TrainJob) -> TrainResult:
             config = config.model_copy(update={"seed": _drawn_seed(config, workers)})
         batches, validation = open_batches(found, config, known_models(job))
         with Display("summary of the run"):
-            _say(f"{found.describe()}\n{_plan(config, len(batches))}")
+            _say(f"{found.describe()}\n{_plan(config, len(batches), workers.count)}")
         with explain_out_of_memory(LESS_MEMORY), _progress(config) as on_step:
             with limited_memory(config.gpu_memory, models.device) as models.budget:
                 samples = _prepare(prompts, config, found, models)
@@ -110,8 +110,8 @@ def _placed(models: Models, config: TrainConfig) -> Models:
 # --- what is said and saved -----------------------------------------------------------------------
 
 
-def _plan(config: TrainConfig, batches: int) -> str:
-    total = config.total_steps(batches)
+def _plan(config: TrainConfig, batches: int, processes: int) -> str:
+    total = config.total_steps(batches, processes)
     adapter = f"{config.adapter.kind} of rank {config.adapter.rank}: {config.mode}"
     return f"{total} steps, {adapter}, seed {config.seed}"
 

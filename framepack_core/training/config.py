@@ -933,9 +933,11 @@ class TrainConfig(
 
     def total_steps(self, batches: int, processes: int = 1) -> int:
         """Updates of the whole run, of `batches` an epoch."""
-        if self.epochs is None:
-            return self.steps
-        return max(1, self.epochs * self.steps_an_epoch(batches, processes))
+        return self.steps_of(self.steps_an_epoch(batches, processes))
+
+    def steps_of(self, epoch_steps: int) -> int:
+        """Updates of the whole run, of `epoch_steps` an epoch."""
+        return self.steps if self.epochs is None else max(1, self.epochs * epoch_steps)
 
     def steps_an_epoch(self, batches: int, processes: int = 1) -> int:
         """Updates it takes to see everything once."""

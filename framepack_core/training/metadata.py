@@ -33,15 +33,15 @@ def adapter_metadata(
     config: TrainConfig, steps_an_epoch: int, step: int, more: Mapping[str, str]
 ) -> dict[str, str]:
     """What is known of a run at a step, from its settings and from elsewhere."""
-    adapter = config.adapter
+    adapter, total = config.adapter, config.steps_of(steps_an_epoch)
     now = datetime.now(timezone.utc)
     values = {
         "modelspec.title": config.output_name,
         **file_metadata(config),
         "ss_training_finished_at": now.timestamp(),
         "ss_num_batches_per_epoch": steps_an_epoch * config.gradient_accumulation_steps,
-        "ss_num_epochs": -(-config.total_steps(steps_an_epoch) // steps_an_epoch),
-        "ss_max_train_steps": config.total_steps(steps_an_epoch),
+        "ss_num_epochs": -(-total // steps_an_epoch),
+        "ss_max_train_steps": total,
         "ss_lr_scheduler": config.scheduler_type or config.scheduler,
         "ss_base_model_version": ARCHITECTURE,
         "ss_network_module": NETWORK_MODULES[adapter.kind],
