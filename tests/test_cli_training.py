@@ -387,7 +387,7 @@ def test_two_processes_of_a_launcher(clips: Path, tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("x.safetensors") == 1
-    assert "4 steps, lora of rank 2" in done.stdout  # two epochs of four batches
+    assert "4 steps, lora of rank 2" in done.stdout  # two epochs of three batches
     seed = open_weights(tmp_path / "two" / "x.safetensors").metadata["ss_seed"]
     _, *options = train(clips, tmp_path / "one", *given, "--gradient_accumulation_steps", "2")
     assert main(["fpack_train_network", *options, "--seed", seed]) == 0

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from importlib.util import find_spec
@@ -264,10 +264,3 @@ def _expected(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     q, k, v = (x[:, :1].float() for x in (q[:, :, queries], k, v))
     weights = (q @ k.mT * q.shape[3] ** -0.5).softmax(dim=-1)
     return weights @ v, queries
-
-
-def installed_names() -> Iterator[str]:
-    """The names that can be used here."""
-    yield AUTO
-    yield from ALIASES
-    yield from dict.fromkeys(kernel.name for kernel in KERNELS if kernel.installed())

@@ -72,10 +72,6 @@ def _step_index(sigmas: Sequence[float], sigma: float) -> int:
     return min(range(len(sigmas) - 1), key=lambda i: abs(sigmas[i] - sigma))
 
 
-class _Deciding:
-    agree: Agree = staticmethod(bool)
-
-
 @dataclass
 class _TeaState:
     previous_input: Tensor | None = None
