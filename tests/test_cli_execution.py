@@ -50,7 +50,7 @@ def test_a_budget_of_gpu_memory_chooses_how_many_blocks_are_swapped(
     models = open_job_models(job)
     with models.dit() as dit:
         sizes = WeightSizes.of_model(dit)
-    taken = pass_memory(*jobs.pass_of(Job.prepare(decide(job)), models)) + OTHER_MEMORY
+    taken = pass_memory(jobs.pass_of(Job.prepare(decide(job)), models)) + OTHER_MEMORY
     budget = 0
 
     @contextmanager

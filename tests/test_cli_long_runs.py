@@ -240,17 +240,17 @@ def test_check_names_the_setting_to_change(
 def test_check_estimates_the_time_of_a_run() -> None:
     """The trial models of a few blocks foretell a pass of the whole transformer."""
     from framepack_core.models.build import dit_config, load_dit
-    from framepack_core.sampling.probe import _measure, _pass, probe_transformer
+    from framepack_core.sampling.probe import TrialPass, _measure, probe_transformer
     from framepack_core.toyworld import SNAPSHOT
 
-    start = torch.zeros(1, 16, 1, 8, 8)
-    settings = ("framepack", 9, start, 10, 9)
-    path = SNAPSHOT / "transformer"
+    path, start = SNAPSHOT / "transformer", torch.zeros(1, 16, 1, 8, 8)
+    tokens = {"text_tokens": 10, "image_tokens": 9}
+    trial = TrialPass(dit_config(path), "framepack", 9, start, torch.float32, **tokens)
     dit = load_dit(path, dtype=torch.float32)
     with torch.no_grad():
         ratios = []
         for _ in range(3):  # other work on the machine slows one of the two
-            told = probe_transformer(dit_config(path), *settings, torch.float32).seconds
-            real = _measure(lambda: _pass(dit, torch.float32, *settings), start.device).seconds
+            told = probe_transformer(trial).seconds
+            real = _measure(lambda: trial.run(dit), start.device).seconds
             ratios.append(told / real)
     assert min(abs(ratio - 1) for ratio in ratios) < 0.3, ratios

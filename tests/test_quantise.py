@@ -108,9 +108,11 @@ def test_a_trial_is_of_layers_in_the_format(monkeypatch, format: str) -> None:
     seen = []
     monkeypatch.setattr(probe, "choose_products", lambda model, *_: seen.append(model))
     start, config = torch.zeros(1, 16, 1, 8, 8), dit_config(SOURCE)
-    cost = probe.probe_transformer(
-        config, "framepack", 1, start, 4, 3, torch.float32, precision=format
+    tokens = {"text_tokens": 4, "image_tokens": 3}
+    trial = probe.TrialPass(
+        config, "framepack", 1, start, torch.float32, precision=format, **tokens
     )
+    cost = probe.probe_transformer(trial)
     assert cost.seconds > 0 and len(seen) == 3
     kept = {n for n, x in seen[0].named_modules() if isinstance(x, QuantisedLinear) and x.encoding}
     assert {f"{n}.weight" for n in kept} == set(filter(is_block_linear, seen[0].state_dict()))

@@ -123,7 +123,7 @@ class Check:
     def step(self) -> StepCost:
         """One pass of the transformer."""
         with explain_out_of_memory(SMALLER_VIDEO):
-            return probe_pass(*pass_of(self.job, self.models))
+            return probe_pass(pass_of(self.job, self.models))
 
     def _time(self) -> str:
         request, scene = self.job.request, self.job.request.scene

@@ -27,6 +27,7 @@ from ..sampling.generate import SectionDone, StepInfo
 from ..sampling.latents import load_latents, save_latents
 from ..sampling.ledger import CHOICES, Ledger, LedgerRun, OpenLedger
 from ..sampling.plan import FPS, Plan
+from ..sampling.probe import TrialPass
 from ..sampling.sanity_checks import Drift
 from ..sampling.step_cache import Calibration
 from .crew import Sampling
@@ -123,7 +124,7 @@ def _sample_all(
     made = []
     limited = jobs if models.budget is not None else []
     different = {(job.request.scene.size, job.request.scene.window): job for job in limited}
-    working = [pass_memory(*pass_of(job, models)) for job in different.values()]
+    working = [pass_memory(pass_of(job, models)) for job in different.values()]
     if jobs and jobs[0].output.ledger is not None:  # before the model's products are chosen
         remember_choices(jobs[0].output.ledger / CHOICES)
     with models.dit(max(working, default=0)) as dit:
@@ -139,8 +140,8 @@ def _sample_all(
     return made
 
 
-def pass_of(job: Job, models: Models) -> tuple[Any, ...]:
-    """What a pass of a job is made of, as `probe_pass` and `pass_memory` take it."""
+def pass_of(job: Job, models: Models) -> TrialPass:
+    """A pass of a job, to be tried."""
     scene = job.request.scene
     edits = isinstance(scene, OneFrameEdit)
     mode = scene.plan.mode if isinstance(scene, Video) else "framepack"
@@ -149,7 +150,7 @@ def pass_of(job: Job, models: Models) -> tuple[Any, ...]:
     kept = {"dtype": models.dtype, "precision": models.precision}
     config, state = open_dit(models.paths["dit"], **kept)
     precision = precision_of(state.encodings().values())
-    return config, mode, window, start, models.dtype, models.attention, precision
+    return TrialPass(config, mode, window, start, models.dtype, models.attention, precision)
 
 
 def _sample(job: Job, dit: FramePackDiT, models: Models, encodings: Encodings) -> Tensor:

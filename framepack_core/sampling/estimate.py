@@ -7,17 +7,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
-from torch import Tensor
 
-from ..models.attention import Attention, sdpa
-from ..models.dit import DiTConfig
-from ..weights.precisions import Precision
-from .plan import HISTORY, Mode
-from .probe import StepCost, probe_memory, probe_transformer
+from .plan import HISTORY
+from .probe import StepCost, TrialPass, probe_memory, probe_transformer
 from .sections import LATENT_CHANNELS, LATENT_STRIDE
 
-PROBED_TEXT_TOKENS = 100  # of a usual prompt
-IMAGE_TOKENS = 729  # of a 384 pixel picture in patches of 14
 NUMBER_BYTES = 4  # latents are kept in fp32
 COPIES = 2  # of latents on disk: in the ledger, and once more as a file or in a video's place
 OTHER_MEMORY = 10**9  # bytes of Python, torch and their buffers
@@ -27,38 +21,23 @@ MEMORY_FACTOR = 1.25
 PIXEL_MEMORY = 0.01 * MEMORY_FACTOR * 2**20
 
 
-def probe_pass(
-    config: DiTConfig,
-    mode: Mode,
-    window: int,
-    start: Tensor,
-    dtype: torch.dtype,
-    attention: Attention = sdpa,
-    precision: Precision = "full",
-) -> StepCost:
-    """Time one pass for start latents [B, 16, 1, h, w], which are on the device to be used."""
-    tokens = PROBED_TEXT_TOKENS, IMAGE_TOKENS
-    given = (config, mode, window, start[:1], *tokens, dtype, attention)
-    cost = probe_transformer(*given, precision)
-    batch = len(start)  # it costs about as much as one after the other
+def probe_pass(trial: TrialPass) -> StepCost:
+    """Time one pass; a batch costs about as much as its samples one after the other."""
+    batch, cost = len(trial.start), probe_transformer(_of_one(trial))
     memory = None if cost.memory is None else batch * cost.memory
     return replace(cost, seconds=batch * cost.seconds, memory=memory)
 
 
-def pass_memory(
-    config: DiTConfig,
-    mode: Mode,
-    window: int,
-    start: Tensor,
-    dtype: torch.dtype,
-    attention: Attention = sdpa,
-    precision: Precision = "full",
-) -> int:
-    """Bytes that a pass for start latents takes besides weights; measured on a GPU."""
-    tokens = PROBED_TEXT_TOKENS, IMAGE_TOKENS
-    given = (config, mode, window, start[:1], *tokens, dtype, attention)
-    found = probe_memory(*given, precision)
-    return working_memory(window, start.shape, dtype) if found is None else len(start) * found
+def pass_memory(trial: TrialPass) -> int:
+    """Bytes that a pass takes besides weights; measured on a GPU."""
+    start, found = trial.start, probe_memory(_of_one(trial))
+    if found is None:
+        return working_memory(trial.window, start.shape, trial.dtype)
+    return len(start) * found
+
+
+def _of_one(trial: TrialPass) -> TrialPass:
+    return replace(trial, start=trial.start[:1])
 
 
 def working_memory(

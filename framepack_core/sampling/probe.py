@@ -27,6 +27,8 @@ TRIALS = 5
 PATIENCE = 10  # seconds; what takes longer is tried once only
 FEW, MANY = 1, 3  # blocks of each kind in the trial models
 WARM_UP = 2  # latent frames
+TEXT_TOKENS = 100  # of a usual prompt
+IMAGE_TOKENS = 729  # of a 384 pixel picture in patches of 14
 
 
 @dataclass(frozen=True)
@@ -40,31 +42,69 @@ class StepCost:
     memory: int | None
 
 
-@torch.no_grad()
-def probe_transformer(
-    config: DiTConfig,
-    mode: Mode,
-    window: int,
-    start: Tensor,
-    text_tokens: int,
-    image_tokens: int,
-    dtype: torch.dtype,
-    attention: Attention = sdpa,
-    precision: Precision = "full",
-) -> StepCost:
-    """Time a section's pass by models of a few random blocks of real size, quantised or not.
+@dataclass(frozen=True)
+class TrialPass:
+    """One pass of a section by a model of random weights, quantised or not.
 
-    start [1, C, 1, h, w] is on the device to be used, its values do not matter.
+    start [B, C, 1, h, w] is on the device to be used; its values do not matter.
     """
 
-    tokens = text_tokens, image_tokens
+    config: DiTConfig
+    mode: Mode
+    window: int
+    start: Tensor
+    dtype: torch.dtype
+    attention: Attention = sdpa
+    precision: Precision = "full"
+    text_tokens: int = TEXT_TOKENS
+    image_tokens: int = IMAGE_TOKENS
+
+    @property
+    def device(self) -> torch.device:
+        return self.start.device
+
+    def prepared(self) -> Callable[[], None]:
+        """The pass, of a model that is made here."""
+        layers = nn if self.precision == "full" else QuantisedOps
+        options = {"dtype": self.dtype, "device": self.device}
+        dit = FramePackDiT(self.config, ops=layers, attention=self.attention, **options)
+        for parameter in dit.parameters():  # uninitialised memory may hold slow denormals
+            parameter.normal_(std=0.02)
+        if self.precision != "full":
+            quantise_layers(dit, self.precision)
+            choose_products(dit, self.device, self.dtype)
+        return lambda: self.run(dit)
+
+    def run(self, dit: FramePackDiT) -> None:
+        """The pass of a model."""
+        plan, config = plan_video(self.mode, 1, self.window), self.config
+        history, [section] = History(plan, self.start), plan.sections
+
+        def zeros(*shape: int) -> Tensor:
+            shape = len(self.start), *shape
+            return torch.zeros(shape, device=self.device, dtype=self.dtype)
+
+        text = TextCondition(
+            zeros(self.text_tokens, config.text_embed_dim), zeros(config.pooled_projection_dim)
+        )
+        image = zeros(self.image_tokens, config.image_proj_dim) if config.has_image_proj else None
+        FlowDenoiser(dit, self.dtype).denoise(
+            self.start.expand(-1, -1, self.window, -1, -1),
+            torch.ones(len(self.start), device=self.device),
+            Guided(text, image),
+            latent_indices=history.latent_indices(section),
+            context=history.context(section),
+        )
+
+
+@torch.no_grad()
+def probe_transformer(trial: TrialPass) -> StepCost:
+    """Time a pass by models of a few blocks of real size."""
 
     def measure(double: int, single: int) -> StepCost:
-        small = replace(config, num_layers=double, num_single_layers=single)
-        run = _trial_pass(small, mode, window, start, *tokens, dtype, attention, precision)
-        return _measure(run, start.device)
+        return _measure(_small(trial, double, single).prepared(), trial.device)
 
-    base = measure(FEW, FEW)
+    base, config = measure(FEW, FEW), trial.config
     double = (measure(MANY, FEW).seconds - base.seconds) / (MANY - FEW)
     single = (measure(FEW, MANY).seconds - base.seconds) / (MANY - FEW)
     more = (config.num_layers - FEW) * double + (config.num_single_layers - FEW) * single
@@ -72,70 +112,15 @@ def probe_transformer(
 
 
 @torch.no_grad()
-def probe_memory(
-    config: DiTConfig,
-    mode: Mode,
-    window: int,
-    start: Tensor,
-    text_tokens: int,
-    image_tokens: int,
-    dtype: torch.dtype,
-    attention: Attention = sdpa,
-    precision: Precision = "full",
-) -> int | None:
-    """Bytes that a section's pass takes besides weights, likewise; None where nothing tells."""
-    small = replace(config, num_layers=FEW, num_single_layers=FEW)
-    tokens = text_tokens, image_tokens
-    run = _trial_pass(small, mode, window, start, *tokens, dtype, attention, precision)
-    return _trial(run, start.device).memory
+def probe_memory(trial: TrialPass) -> int | None:
+    """Bytes that a pass takes besides weights, likewise; None where nothing tells."""
+    return _trial(_small(trial, FEW, FEW).prepared(), trial.device).memory
 
 
-def _trial_pass(
-    config: DiTConfig,
-    mode: Mode,
-    window: int,
-    start: Tensor,
-    text_tokens: int,
-    image_tokens: int,
-    dtype: torch.dtype,
-    attention: Attention,
-    precision: Precision,
-) -> Callable[[], None]:
-    """A pass of a model of random weights."""
-    layers = nn if precision == "full" else QuantisedOps
-    options = {"dtype": dtype, "device": start.device}
-    dit = FramePackDiT(config, ops=layers, attention=attention, **options)
-    for parameter in dit.parameters():  # uninitialised memory may hold slow denormals
-        parameter.normal_(std=0.02)
-    if precision != "full":
-        quantise_layers(dit, precision)
-        choose_products(dit, start.device, dtype)
-    return lambda: _pass(dit, dtype, mode, window, start, text_tokens, image_tokens)
-
-
-def _pass(
-    dit: FramePackDiT,
-    dtype: torch.dtype,
-    mode: Mode,
-    window: int,
-    start: Tensor,
-    text_tokens: int,
-    image_tokens: int,
-) -> None:
-    plan, config, device = plan_video(mode, 1, window), dit.config, start.device
-    history, [section] = History(plan, start), plan.sections
-    text = TextCondition(
-        torch.zeros(1, text_tokens, config.text_embed_dim, device=device, dtype=dtype),
-        torch.zeros(1, config.pooled_projection_dim, device=device, dtype=dtype),
-    )
-    image = torch.zeros(1, image_tokens, config.image_proj_dim, device=device, dtype=dtype)
-    FlowDenoiser(dit, dtype).denoise(
-        start.expand(-1, -1, window, -1, -1),
-        torch.ones(1, device=device),
-        Guided(text, image if config.has_image_proj else None),
-        latent_indices=history.latent_indices(section),
-        context=history.context(section),
-    )
+def _small(trial: TrialPass, double: int, single: int) -> TrialPass:
+    """The same with so many blocks of each kind."""
+    config = replace(trial.config, num_layers=double, num_single_layers=single)
+    return replace(trial, config=config)
 
 
 def _measure(run: Callable[[], None], device: torch.device) -> StepCost:

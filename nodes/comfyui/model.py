@@ -43,8 +43,9 @@ from ...framepack_core.models.packing import Context
 from ...framepack_core.models.prompt import TextCondition
 from ...framepack_core.runtime.display import say
 from ...framepack_core.runtime.errors import FramePackError
-from ...framepack_core.sampling.estimate import IMAGE_TOKENS, MEMORY_FACTOR
+from ...framepack_core.sampling.estimate import MEMORY_FACTOR
 from ...framepack_core.sampling.flow import GUIDANCE, TIME_SCALE
+from ...framepack_core.sampling.probe import IMAGE_TOKENS
 from ...framepack_core.sampling.sections import Mode
 from ...framepack_core.sampling.step_cache import transform_with
 from ...framepack_core.weights.precisions import Precision

@@ -17,7 +17,7 @@ from ...framepack_core.runtime.files import size_text
 from ...framepack_core.runtime.memory import free_main_memory
 from ...framepack_core.sampling.estimate import disk_for_latents, probe_pass, working_memory
 from ...framepack_core.sampling.plan import Plan
-from ...framepack_core.sampling.probe import StepCost
+from ...framepack_core.sampling.probe import StepCost, TrialPass
 from ...framepack_core.sampling.sections import LATENT_STRIDE
 from .quantised import model_encodings
 
@@ -80,10 +80,16 @@ class Needs:
         """One pass of the model, by models of a few blocks of its size."""
         network, device = self.model.model.diffusion_model, self.model.load_device
         mm.free_memory(int(TRIAL_BLOCKS * self.model.model_size()) + self.working(), device)
-        start = self.start.to(device)
-        shape = network.config, self.plan.mode, self.plan.window
-        precision = precision_of(model_encodings(network))
-        return probe_pass(*shape, start, self._dtype, network.host_attention, precision)
+        trial = TrialPass(
+            network.config,
+            self.plan.mode,
+            self.plan.window,
+            self.start.to(device),
+            self._dtype,
+            network.host_attention,
+            precision_of(model_encodings(network)),
+        )
+        return probe_pass(trial)
 
     @property
     def _dtype(self) -> torch.dtype:

@@ -446,9 +446,9 @@ def check_both_checks_tell_the_same_figures() -> str:
     estimate, needs = pack("framepack_core.sampling.estimate"), pack("nodes.comfyui.needs")
     command, measured, told = pack("framepack_core.cli.check"), [], []
 
-    def probe(*settings: Any) -> Any:
-        _, mode, window, start, *rest = settings
-        measured.append((mode, window, tuple(start.shape), *rest[:3]))
+    def probe(trial: Any) -> Any:
+        tokens = trial.text_tokens, trial.image_tokens
+        measured.append((trial.mode, trial.window, tuple(trial.start.shape), *tokens, trial.dtype))
         return pack("framepack_core.sampling.probe").StepCost(2.0, memory)
 
     def figures(working: int, disk: int, report: str) -> None:
