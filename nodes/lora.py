@@ -11,6 +11,7 @@ from comfy_api.latest import io, ui
 from ..framepack_core.lora.apply import LoraUse
 from ..framepack_core.runtime.errors import FramePackError
 from ..framepack_core.runtime.files import split_lines
+from ..framepack_core.weights.files import GGUF, SAFETENSORS
 from .comfyui.lora import (
     SAVED_AS,
     add_loras,
@@ -195,7 +196,8 @@ class SaveMerged(io.ComfyNode):
                     tooltip="Number type of the file; LoRAs are merged in fp32 and rounded to it "
                     "once. The quantised types are ComfyUI's: float8_e4m3fn for RTX 40 and later, "
                     "int8_convrot for RTX 20 and later, nvfp4 and mxfp8 for RTX 50, convrot_w4a4 "
-                    "the smallest. fp8_scaled saves memory only.",
+                    "the smallest. fp8_scaled saves memory only; the gguf types make one GGUF "
+                    "file.",
                 ),
                 advanced(
                     io.Float.Input(
@@ -223,18 +225,21 @@ class SaveMerged(io.ComfyNode):
         cls, model: Any, filename: str, folder: str, precision: str, shard_gb: float = 0.0
     ) -> io.NodeOutput:
         check_model(model)
-        destination = _destination(filename, folder, shard_gb)
+        destination = _destination(filename, folder, precision, shard_gb)
         (first, *_), errors = save_merged(model, destination, precision, shard_gb)
         show_text(cls.hidden.unique_id, f"{first}\n{errors}")
         return io.NodeOutput(str(first), errors, ui=ui.PreviewText(f"{first}\n{errors}"))
 
 
-def _destination(filename: str, folder: str, shard_gb: float) -> Path:
+def _destination(filename: str, folder: str, precision: str, shard_gb: float) -> Path:
     """A new path in one of the folders; a folder itself if there will be several files."""
+    suffix = GGUF if precision.startswith("gguf") else SAFETENSORS
+    if shard_gb and suffix is GGUF:
+        raise FramePackError(f"shard_gb: {precision} is written as one file; set it to 0")
     roots = {
         MODELS: diffusion_models_folder(),
         OUTPUT: output_folder(),
     }
     os.makedirs(roots[folder], exist_ok=True)
     parent, name, number, _ = output_names(filename, root=roots[folder])
-    return parent / f"{name}_{number:05}_{'' if shard_gb else '.safetensors'}"
+    return parent / f"{name}_{number:05}_{'' if shard_gb else suffix[0]}"

@@ -36,7 +36,7 @@ SAVED_AS: dict[str, tuple[torch.dtype, Precision]] = {
     "bf16": (torch.bfloat16, "full"),
     "fp16": (torch.float16, "full"),
     "fp8_scaled": (torch.bfloat16, "fp8_scaled"),
-    **{name: (torch.bfloat16, name) for name in STATED if not name.startswith("gguf")},
+    **{name: (torch.bfloat16, name) for name in STATED},
 }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 from unittest import SkipTest
 from unittest.mock import patch
@@ -148,6 +149,21 @@ def check_saving_keeps_quantised_weights_and_merges_loras() -> None:
     changed = {name for name, x in before.items() if not torch.equal(saved[name], x)}
     assert set(saved) == set(before)
     assert changed == {f"{TO_Q}.weight", f"{TO_Q}.weight_scale"}, changed
+
+
+def check_a_merged_model_can_be_a_gguf_file() -> Any:
+    made("gguf_q8_0")  # or the package is not there
+    model = apply(load_plain(), OPPOSITE, 1.0)
+    options = {"model": model, "filename": "merged", "precision": "gguf_q8_0"}
+    refused = error_of(lambda: run("FPReelSaveMerged", **options, folder="output", shard_gb=1.0))
+    assert refused == "shard_gb: gguf_q8_0 is written as one file; set it to 0", refused
+    path, errors = run("FPReelSaveMerged", **options, folder="models/diffusion_models")
+    name = Path(path).name
+    assert name == "merged_00001_.gguf" and "of the weight in" in errors
+    (again,) = run("FPReelLoadModel", model=name, precision="auto")
+    distance = relative(sample(again), sample(model))
+    assert 0 < distance < BLOCKS["gguf_q8_0"], distance
+    return distance
 
 
 def check_comfyui_s_lora_loader_patches_quantised_weights() -> Any:
