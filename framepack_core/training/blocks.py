@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any, NamedTuple
@@ -55,13 +55,8 @@ def wrapped_blocks(
     """
     blocks, streamed = blocks_of(dit), streamed_blocks(dit, swapped)
     need = {"keep_attention": keep_attention, "keep_blocks": keep_blocks, "shard_weights": team}
-    if not checkpointing and (swapped or inputs_to_cpu or any(need.values())):
-        raise FramePackError(
-            "blocks or activations that wait in main memory need checkpointing; turn it on"
-            if swapped or inputs_to_cpu
-            else f"{next(name for name in need if need[name])}: it needs checkpointing; turn that "
-            "on"
-        )
+    if not checkpointing:
+        _refuse_without_checkpointing(bool(swapped or inputs_to_cpu), need)
     resident = [block for block in blocks if block not in streamed and team is None]
     if keep_blocks > len(resident):
         raise FramePackError(
@@ -69,40 +64,59 @@ def wrapped_blocks(
             "keep fewer"
         )
     whole = resident[len(resident) - keep_blocks :] if checkpointing else blocks
-    if swapped:
-        place(dit, streamed, device)
-    embedders = embedders_of(dit) if team is not None else []
-    if team is not None:
-        streamed = blocks
-        place(dit, [*embedders, *blocks], device, pin=False)
-        made = sharded_forwards(blocks, device, team, compilation)
-        first = sharded_forwards(embedders, device, team, ahead=False)
-        for module, forward in zip(embedders, first, strict=True):
-            module.forward = forward
-    else:
-        made = streamed_forwards(streamed, device, compilation)
-    forwards = dict(zip(streamed, made, strict=True))
+    visiting = _visiting_forwards(dit, streamed, device, compilation, team)
     offload = _Offload(device) if inputs_to_cpu else None
     policy = {}
     if keep_attention:
         policy["context_fn"] = partial(create_selective_checkpoint_contexts, _keep_attention)
 
     def forward_of(block: nn.Module) -> Callable[..., Any]:
-        forward = forwards.get(block)
+        forward = visiting.get(block)
         if forward is None:
             forward = compiled_forward(block, compilation) if compilation else block.forward
         return forward if block in whole else _checkpointed(forward, policy, offload)
 
     wrapped = blocks if checkpointing or compilation is not None else []
-    for block, forward in [(block, forward_of(block)) for block in wrapped]:
-        block.forward = forward
+    forwards = visiting | {block: forward_of(block) for block in wrapped}
+    for module, forward in forwards.items():
+        module.forward = forward
     try:
         yield
     finally:
         if offload is not None:
             offload.finish()  # of a step that failed, too
-        for module in [*embedders, *wrapped]:
+        for module in forwards:
             del module.forward
+
+
+def _refuse_without_checkpointing(waiting: bool, need: Mapping[str, Any]) -> None:
+    """Raise FramePackError for what needs it: what waits in main memory, and options by name."""
+    if waiting:
+        raise FramePackError(
+            "blocks or activations that wait in main memory need checkpointing; turn it on"
+        )
+    for name in (name for name, given in need.items() if given):
+        raise FramePackError(f"{name}: it needs checkpointing; turn that on")
+
+
+def _visiting_forwards(
+    dit: nn.Module,
+    streamed: Sequence[nn.Module],
+    device: torch.device,
+    compilation: Mapping[str, Any] | None,
+    team: Team | None,
+) -> dict[nn.Module, Callable[..., Any]]:
+    """Forwards of all that is not whole on the device; the DiT is put where it belongs."""
+    if team is None:
+        if streamed:
+            place(dit, streamed, device)
+        forwards = streamed_forwards(streamed, device, compilation)
+        return dict(zip(streamed, forwards, strict=True))
+    embedders, blocks = embedders_of(dit), blocks_of(dit)
+    place(dit, [*embedders, *blocks], device, pin=False)
+    first = sharded_forwards(embedders, device, team, ahead=False)
+    forwards = sharded_forwards(blocks, device, team, compilation)
+    return dict(zip([*embedders, *blocks], [*first, *forwards], strict=True))
 
 
 def _checkpointed(
