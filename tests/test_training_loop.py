@@ -132,7 +132,7 @@ def test_it_learns_on_weights_in_their_own_numbers(
         dit = load_dit(tmp_path / "dit.safetensors", dtype=torch.float32, precision=kept)
         before = {name: x.clone() for name, x in dit.state_dict().items()}
         config = tiny_config(
-            tmp_path / kept, steps=8, learning_rate=3e-2, caption_dropout=0.0, own_numbers=True
+            tmp_path / kept, steps=8, learning_rate=3e-2, caption_dropout=0.0, quantized_matmul=True
         )
         losses[kept] = train(config, FlowDenoiser(dit), Batches(samples, 1), Callbacks()).losses
         assert all(torch.equal(x, before[name]) for name, x in dit.state_dict().items())
@@ -141,9 +141,12 @@ def test_it_learns_on_weights_in_their_own_numbers(
         assert whole != own and own == pytest.approx(whole, rel=lost)
 
 
-def test_own_numbers_of_a_model_that_is_not_quantised(tmp_path: Path, caplog) -> None:
-    run(tiny_config(tmp_path, steps=1, own_numbers=True), make_samples(tmp_path / "cache", clips=1))
-    assert "own_numbers: no effect" in caplog.text
+def test_quantized_matmul_of_a_model_that_is_not_quantised(tmp_path: Path, caplog) -> None:
+    run(
+        tiny_config(tmp_path, steps=1, quantized_matmul=True),
+        make_samples(tmp_path / "cache", clips=1),
+    )
+    assert "quantized_matmul: no effect" in caplog.text
 
 
 def test_an_exception_keeps_what_was_reached(tmp_path: Path) -> None:
@@ -225,6 +228,11 @@ def test_a_run_of_version_0_1_resumes(tmp_path: Path) -> None:
     other = {"resume": True, "gradient_accumulation_steps": 1}
     with pytest.raises(FramePackError, match="with gradient_accumulation_steps = 2, not 1"):
         run(config.model_copy(update=other), samples)
+    with pytest.raises(FramePackError, match="with quantized_matmul = True, not False"):
+        settings = {**earlier, **digests, "own_numbers": True}  # as it was called for a while
+        torch.save({**state, "settings": json.dumps(settings)}, config.state_path)
+        run(config.model_copy(update={"resume": True, "steps": 3}), samples)
+    torch.save({**state, "settings": json.dumps({**earlier, **digests})}, config.state_path)
     resumed = run(config.model_copy(update={"resume": True, "steps": 3}), samples)
     assert len(resumed.losses) == 3
 

@@ -127,8 +127,8 @@ class ExecutionOptions(CompileOptions):
     title: ClassVar[str] = "memory and speed"
     dequantise: bool = option(
         False,
-        "Dequantise: multiply by whole weights. Without it quantised ones are multiplied in their "
-        "own numbers where that is faster on this GPU, which rounds the inputs too.",
+        "Dequantise: multiply by whole weights, no quantized matmul. Without it quantised ones "
+        "are multiplied as they are where that is faster on this GPU, which rounds the inputs too.",
     )
     blocks_to_swap: int = option(
         0,

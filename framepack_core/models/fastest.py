@@ -1,4 +1,4 @@
-"""The fastest of several ways to compute the same on this machine, measured once and noted.
+"""Autotuning: the fastest of several ways to compute the same, measured once and noted.
 
 Which is the fastest differs by card, number type and size, so nothing is listed.
 """

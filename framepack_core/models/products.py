@@ -1,4 +1,4 @@
-"""Products with quantised weights in their own numbers, and whether they are faster here.
+"""Quantized matmul: weights multiplied in their own numbers, and whether that is faster here.
 
 Which way is the fastest differs by card, so nothing is listed: each that takes a format is timed
 once on a layer of the model, beside dequantising and multiplying, and a line says what is taken.

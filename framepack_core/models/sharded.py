@@ -1,4 +1,4 @@
-"""Blocks of a DiT of which each of several processes keeps a part of the weights.
+"""Sharding as FSDP's: blocks of a DiT of which each process keeps a part of the weights.
 
 The parts of a block are brought together while the block before computes, as bytes, so that any
 type of number and any quantised format will do.

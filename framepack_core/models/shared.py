@@ -1,8 +1,8 @@
-"""One pass of a DiT by several processes, each with a share of the tokens.
+"""Sequence parallelism: one pass of a DiT by several processes, each with some of the tokens.
 
 Norms, projections and MLPs of a block work on one token at a time, so that each process does its
 own. For attention the processes exchange tokens for heads: each gets some of the heads of all
-tokens (arXiv 2309.14509).
+tokens (DeepSpeed-Ulysses, arXiv 2309.14509).
 """
 
 from __future__ import annotations

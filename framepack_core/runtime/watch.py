@@ -1,4 +1,4 @@
-"""Processes that work together notice when one of them ends: the others then end too.
+"""A watchdog: processes that work together notice when one of them ends, and end too.
 
 Each tells of itself in a store that all can reach, and looks at what the others tell. Collective
 operations wait for as long as it takes, so nothing else would end a process that waits for one

@@ -19,7 +19,11 @@ from .config import TrainConfig
 
 STATE_FORMAT = 1
 # What states of version 0.1 call settings that have another name now.
-RENAMED = {"accumulation": "gradient_accumulation_steps", "end_frame": "end_frame_prob"}
+RENAMED = {
+    "accumulation": "gradient_accumulation_steps",
+    "end_frame": "end_frame_prob",
+    "own_numbers": "quantized_matmul",
+}
 # What settings that are digests stand for, and how a resumed run gets the same again.
 DIGESTS = {
     "base": "another base model; load the one that it was trained on, with the same LoRAs",

@@ -602,10 +602,10 @@ class MemoryOptions(CompileOptions):
         "Keeps its outputs: 7 GB at 640x640.",
         mutable=True,
     )
-    own_numbers: bool = option(
+    quantized_matmul: bool = option(
         False,
-        "Own numbers: quantised weights are multiplied in their own numbers where that is faster "
-        "on this GPU. It rounds the inputs of layers to 8 bits, which no LoRA can learn away.",
+        "Quantized matmul: quantised weights are multiplied as they are where that is faster on "
+        "this GPU. It rounds the inputs of layers to 8 bits, which no LoRA can learn away.",
         node="",
     )
     gpu_memory: float | None = option(

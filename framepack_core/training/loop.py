@@ -129,8 +129,8 @@ def train(
     ):
         objective = Objective(config, denoiser, batches, place)
         run = _Run(objective, validation, metadata or {}, base, budget, workers)
-        if config.own_numbers and not choose_products(denoiser.dit, place, denoiser.dtype):
-            warn("own_numbers: no effect, as no weight of the model is quantised")
+        if config.quantized_matmul and not choose_products(denoiser.dit, place, denoiser.dtype):
+            warn("quantized_matmul: no effect, as no weight of the model is quantised")
         blocks = wrapped_blocks(
             denoiser.dit,
             place,

@@ -229,7 +229,7 @@ def train_stage(bench: Bench) -> Iterator[Line]:
     for own in (False, True):
         dit = bench.quantised(FP8)
         bench.drop_weights()
-        here = measure(dit, bench.size, sample, bench.device, steps, own_numbers=own)
+        here = measure(dit, bench.size, sample, bench.device, steps, quantized_matmul=own)
         line = {"training on": FP8, "own numbers": own, "seconds": here.seconds}
         yield line | {"GiB": here.memory / GIB}
         del dit

@@ -114,7 +114,7 @@ def learned(
             adapter=AdapterConfig(rank=RANK, alpha=RANK),
             learning_rate=RATE,
             gradient_checkpointing=False,
-            own_numbers=base.own_numbers,
+            quantized_matmul=base.own_numbers,
         )
         denoiser = FlowDenoiser(toy.dits["framepack"], toy.dtype)
         before = _loss(config, denoiser, batches, device)
