@@ -537,6 +537,11 @@ def test_options_that_change_nothing_here(tmp_path: Path, caplog: pytest.LogCapt
     assert caplog.messages == [
         "--vae, --batch_size (captions are encoded alone): not needed here, ignored"
     ]
+    caplog.clear()
+    cache_job(
+        parse(["fpack_cache_latents", "--dataset_config", "x", "--fp8_llm", "--dtype", "bf16"])
+    )
+    assert caplog.messages == ["--dtype, --fp8_llm: not needed here, ignored"]
 
 
 def test_options_of_musubi_tuner_that_are_refused_say_what_to_do(

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from ..runtime.options import Settings, option
+from ..runtime.options import Settings, leaves, option
 from ..training.config import CacheOptions, TrainConfig
 from ..training.dataset_config import DataOptions
 from .options import FLAGS, AttentionMode, DecodingOptions, Fp8Options, ModelOptions, VaeOptions
@@ -61,6 +61,10 @@ class CacheJob(Settings):
         """Options that were given and change nothing, and why."""
         needed = {component for kind in self.kinds for component in NEEDED[kind]}
         found = [f"--{FLAGS[c]}" for c in self.models.named if c not in needed]
+        idle = {"dtype", "attn_mode", *(() if "text" in self.kinds else ("fp8_llm",))}
+        for leaf in (leaf for leaf in leaves(ModelOptions) if leaf.name in idle):
+            if leaf.of(self.models) not in (leaf.default, leaf.option.reference):
+                found.append(leaf.command)
         if self.cache.only == "text" and "batch_size" in self.data.model_fields_set:
             found.append("--batch_size (captions are encoded alone)")
         return found
