@@ -1,6 +1,6 @@
 """Run all functions named check_* in one ComfyUI process: ROOT BASE REPORT [CHECK...].
 
-The report says how each ended and what it measured.
+The report says how each ended and what it measured; it is written after each of them.
 """
 
 from __future__ import annotations
@@ -42,7 +42,13 @@ def main() -> None:
         except Exception:
             outcome = {"ok": False, "error": traceback.format_exc()}
         report[name] = outcome | {"seconds": round(time.monotonic() - start, 2)}
-    Path(report_path).write_text(json.dumps(report, indent=1, default=str), encoding="utf-8")
+        write(Path(report_path), json.dumps(report, indent=1, default=str))
+
+
+def write(path: Path, text: str) -> None:
+    """Whole at any time, as this process may be ended while it writes."""
+    path.with_suffix(".part").write_text(text, encoding="utf-8")
+    path.with_suffix(".part").replace(path)
 
 
 main()
