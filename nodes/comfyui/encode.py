@@ -30,6 +30,7 @@ def encode_prompt(clip: Any, text: str, system_prompt: str = "") -> list[Any]:
     """CONDITIONING of a prompt, by our CLIP or ComfyUI's own."""
     check_prompt(text)
     check_prompt(system_prompt, "system prompt")
+    _check_spaces(clip)
     system = system_prompt or None
     tokens = clip.tokenize(
         text,
@@ -38,6 +39,22 @@ def encode_prompt(clip: Any, text: str, system_prompt: str = "") -> list[Any]:
         llama_template=native_template(system),
     )
     return _cut(clip.encode_from_tokens_scheduled(tokens))
+
+
+def _check_spaces(clip: Any) -> None:
+    """Refuse a tokenizer to which "a b" is "ab".
+
+    Versions of ComfyUI that take LLaMA's tokenizer class from transformers have such a one with
+    transformers 5, whose class makes its own rules of the words in tokenizer.json.
+    """
+    apart, together = (clip.tokenize(text, disable_weights=True) for text in ("a b", "ab"))
+    # Our own tokens are no dict.
+    if isinstance(apart, dict) and "llama" in apart and apart["llama"] == together["llama"]:
+        raise FramePackError(
+            "clip: ComfyUI's tokenizer of this text encoder loses the spaces between words, as "
+            "older versions of ComfyUI do with transformers 5; load it with Load FramePack Text "
+            'Encoders, update ComfyUI, or install "transformers<5"'
+        )
 
 
 def native_template(system_prompt: str | None) -> str | None:
