@@ -10,6 +10,7 @@ STEPS, CASES = 120, 6
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # it trains, and makes videos before and after
 def test_a_word_is_learned_and_nothing_forgotten(comfy: ComfyUI) -> None:
     found = measure_training.main(STEPS, CASES)
     assert found["clips"] <= 16 and found["word before"] == 0
