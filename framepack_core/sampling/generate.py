@@ -14,6 +14,7 @@ from ..models.packing import Context
 from ..runtime.device import cpu_generator
 from ..runtime.display import Display
 from ..runtime.errors import FramePackError
+from .anchor import anchored, is_anchored
 from .flow import CFG, FlowDenoiser, Guided
 from .history import History, like_start
 from .ledger import LedgerRun
@@ -66,13 +67,15 @@ def generate(
     *,
     existing: Tensor | None = None,
     ledger: LedgerRun | None = None,
+    anchor: float = 0.0,
 ) -> Tensor:
     """Make every section of a plan and return the latents [B, C, 1 + n W, h, w].
 
     start [B, C, 1, h, w]: the start image's latent, model-ready; images of the plan are such
     latents too, of one sample or of all. seed: one for the run, or one a sample. `on_section`
     follows each section; it may raise to stop. existing: the video of a plan that extends one.
-    ledger: where finished sections are kept and found again.
+    ledger: where finished sections are kept and found again. anchor: how far each is brought back
+    to the start image by `anchored`, from 0 to 1.
     """
     _check_start(start)
     drift_note = Display("measuring drift")
@@ -91,6 +94,8 @@ def generate(
         if stored is None:
             latents = sample_section(task).to(start)
             check_output(latents, f"section {section.index}")
+            if anchor and is_anchored(plan, section):
+                latents = anchored(latents, start, anchor)
             if ledger is not None:
                 ledger.store(order, latents)
         else:
@@ -113,6 +118,7 @@ def extend(
     start: Tensor | None = None,
     on_section: OnSection | None = None,
     ledger: LedgerRun | None = None,
+    anchor: float = 0.0,
 ) -> Tensor:
     """Put the sections of a plan after or before finished latents: [B, C, T + n W, h, w].
 
@@ -125,7 +131,8 @@ def extend(
         goes_on = plan.mode == "framepack" and not plan.backward
         start = existing[:, :, -1:] if goes_on else existing[:, :, :1]
     start = like_start(start, existing[:, :, :1], "start")
-    return generate(plan, sample_section, start, seed, on_section, existing=existing, ledger=ledger)
+    kept = {"existing": existing, "ledger": ledger}
+    return generate(plan, sample_section, start, seed, on_section, **kept, anchor=anchor)
 
 
 def plan_noise(plan: Plan, shape: tuple[int, ...], seed: int | Sequence[int]) -> Iterator[Tensor]:
