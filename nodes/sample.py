@@ -11,8 +11,10 @@ from comfy_api.latest import io, ui
 from torch import Tensor
 
 from ..framepack_core.runtime.display import Display
+from ..framepack_core.sampling.anchor import check_anchor
 from ..framepack_core.sampling.generate import OnSection, SectionDone, extend, generate
 from ..framepack_core.sampling.ledger import LedgerRun
+from ..framepack_core.sampling.options import AnchorOption
 from ..framepack_core.sampling.plan import Direction, Plan
 from ..framepack_core.sampling.sections import LATENT_STRIDE
 from .comfyui.ledger import open_ledger
@@ -20,6 +22,7 @@ from .comfyui.live_sections import ReportedProgress, SectionReport
 from .comfyui.lora import check_section_loras
 from .comfyui.section_run import SectionRun, check_mode, image_embeds
 from .comfyui.sockets import WINDOW_KEY, to_image_latent, to_latent, to_latents
+from .option_inputs import option_inputs, read_inputs
 from .sampler_inputs import run_of, setting_inputs
 from .types import CATEGORY, PlanSocket, advanced, schema
 
@@ -111,6 +114,7 @@ class Sampler(io.ComfyNode):
                     tooltip="Shows every finished section as video on this node while the others "
                     "are made, for the time of one more decode.",
                 ),
+                *option_inputs(AnchorOption, ("anchor",)),
             ],
             outputs=[io.Latent.Output(display_name="latent")],
             hidden=[io.Hidden.unique_id, io.Hidden.extra_pnginfo],
@@ -127,8 +131,10 @@ class Sampler(io.ComfyNode):
         direction: Direction = "forward",
         ledger: bool = True,
         vae: Any = None,
+        anchor: float = 0.0,
         **inputs: Any,
     ) -> io.NodeOutput:
+        anchor = read_inputs(AnchorOption, {"anchor": anchor}, "FramePack Sampler").anchor
         start = to_image_latent(start_latent, "start_latent")
         video = None if existing is None else to_latents(existing, "existing")
         if video is not None:
@@ -140,11 +146,15 @@ class Sampler(io.ComfyNode):
         run = run_of("FramePack Sampler", model, positive, shape, progress, inputs)
         check_mode(model, plan.mode, "FramePack Plan says", "set mode to {mode} in FramePack Plan")
         check_section_loras(plan, model)
+        check_anchor(plan, anchor, "anchor")
         plan = encoded(plan, model, start)
-        origin = {"start_latent": start, "existing": video}
+        origin: dict[str, Any] = {"start_latent": start, "existing": video}
+        if anchor:  # off it has no name, so that sections of before are found
+            origin["anchor"] = anchor
         kept = open_ledger(run, plan, origin, log.say) if ledger else None
         with report.run():
-            latents = make(plan, run, start, video, (log.on_section, report.on_section), kept)
+            followers = (log.on_section, report.on_section)
+            latents = make(plan, run, start, video, followers, kept, anchor)
         made = to_latent(latents, **{WINDOW_KEY: plan.window})
         return io.NodeOutput(made, ui=ui.PreviewText(log.text))
 
@@ -156,6 +166,7 @@ def make(
     video: Tensor | None,
     followers: Sequence[OnSection],
     ledger: LedgerRun | None,
+    anchor: float = 0.0,
 ) -> Tensor:
     """The latents of a plan's sections, with those of the video that it extends, if any."""
 
@@ -165,9 +176,9 @@ def make(
 
     seed = run.settings.seed
     if video is None:
-        return generate(plan, run, start, seed, on_section, ledger=ledger)
+        return generate(plan, run, start, seed, on_section, ledger=ledger, anchor=anchor)
     direction: Direction = "backward" if plan.backward else "forward"
-    return extend(plan, run, video, seed, direction, start, on_section, ledger)
+    return extend(plan, run, video, seed, direction, start, on_section, ledger, anchor)
 
 
 class RunLog:

@@ -142,6 +142,8 @@ def test_the_plan_is_printed(pictures: dict[str, str], capsys: pytest.CaptureFix
         ("--end_image_path {b} --end_image_strength 0", set()),
         ("--image_mask_path {b}", {0, 1, 2}),
         ("--seed 2", {0, 1, 2}),
+        ("--anchor 0.5", {0, 1, 2}),
+        ("--anchor 0", set()),
     ],
 )
 def test_what_is_steered_changes_no_section_made_before(
@@ -154,6 +156,20 @@ def test_what_is_steered_changes_no_section_made_before(
     steered = latents(command(pictures, *options.split()), capsys)
     same = {i for i in range(3) if torch.equal(plain[:, :, i + 1], steered[:, :, i + 1])}
     assert same == {0, 1, 2} - changed
+
+
+def test_an_anchor_is_told_and_noted(
+    pictures: dict[str, str], caplog: pytest.LogCaptureFixture
+) -> None:
+    request = Request.of(decide(parse(command(pictures, "--f1", "--anchor", "0.5"))))
+    assert ", anchor 0.5, guidance 10\n" in request.describe()
+    assert request.metadata(30)["anchor"] == "0.5"
+    without = Request.of(decide(parse(command(pictures))))
+    assert ", anchor" not in without.describe() and "anchor" not in without.metadata(30)
+    assert caplog.messages == []
+    ended = ("--video_sections", "1", "--end_image_path", "{b}", "--anchor", "1")
+    Request.of(decide(parse(command(pictures, *ended))))
+    assert caplog.messages == ["--anchor has no effect, as every section has a picture of its own"]
 
 
 def test_policies_of_the_end_image_differ_behind_the_section_made_first(
@@ -335,6 +351,7 @@ def test_mistakes_in_an_edit(
         ("--end_image_strength 0", ["--end_image_strength"]),
         ("--one_frame_auto_resize", ["--one_frame_auto_resize"]),
         ("--magcache_k 2", ["--magcache_k"]),
+        ("--one_frame_inference default --anchor 1", ["--video_sections", "--anchor"]),
         (
             "--one_frame_inference default --end_image_path {b} --latent_paddings 0 "
             "--section_lora_strengths 0",

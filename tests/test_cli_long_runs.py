@@ -69,6 +69,20 @@ def stop_in(order: int, error: BaseException, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(crew, "unipc_sampler", stopping)
 
 
+def test_another_anchor_is_another_run(
+    image: str, tmp_path: Path, made: list[int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    def sections_made(*options: str) -> int:
+        made.clear()
+        latents(command(image, tmp_path / "out", "--f1", *options), capsys)
+        return len(made)
+
+    counts = [sections_made(*options) for options in ((), ("--anchor", "0"), ("--anchor", "1"))]
+    assert counts == [SECTIONS, 0, SECTIONS]
+    assert sections_made("--anchor", "1") == 0
+    assert sections_made("--anchor", "0.5") == SECTIONS
+
+
 def test_a_stopped_run_says_how_to_go_on_and_does(
     image: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -18,6 +18,7 @@ from ..headless.request import (
     first_image,
     first_prompt,
     fit_pictures,
+    read_anchor,
     read_plan,
     require_prompt,
     warn,
@@ -108,7 +109,8 @@ def _video(
 ) -> Video:
     plan = fit_pictures(plan, image.size)
     mask = load_start_mask(command, image.label, image.size)
-    return Video(plan, first_prompt(command, plan), image, start, mask, existing)
+    anchor = read_anchor(command, plan)
+    return Video(plan, first_prompt(command, plan), image, start, mask, existing, anchor)
 
 
 def _given_image(command: Extend, plan: Plan, size: tuple[int, int]) -> Picture | None:

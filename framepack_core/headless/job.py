@@ -16,6 +16,7 @@ from ..runtime.codecs import ENCODERS
 from ..runtime.errors import FramePackError
 from ..runtime.options import NonEmpty, Settings, leaves, option, updated
 from ..sampling.options import (
+    AnchorOption,
     EndImageOptions,
     LengthOptions,
     PaddingOption,
@@ -99,8 +100,8 @@ class PromptOptions(WindowOption, ModeOption):
         return None if width is None or height is None else (width, height)
 
 
-class VideoGuidance(PaddingOption, EndImageOptions, SectionOptions):
-    """What guides single sections of a video, and its end."""
+class VideoGuidance(PaddingOption, EndImageOptions, SectionOptions, AnchorOption):
+    """What guides the sections of a video, and its end."""
 
     title: ClassVar[str] = "guidance of sections"
     image_mask_path: NonEmpty | None = option(

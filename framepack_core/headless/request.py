@@ -16,6 +16,7 @@ from ..runtime.display import warn
 from ..runtime.errors import FramePackError
 from ..runtime.images import Size
 from ..runtime.options import Leaf, leaves
+from ..sampling.anchor import check_anchor
 from ..sampling.decode import decode_slices
 from ..sampling.flow import CFG, Guided, RopeScaling
 from ..sampling.generate import SamplerConfig
@@ -169,7 +170,8 @@ def _read_video(job: VideoJob) -> Video:
     size = size_of_video(job, start)
     plan, image = fit_pictures(plan, size), Picture.load(start, size)
     mask = load_start_mask(job, start, size)
-    return Video(plan, first_prompt(job, plan), image, image, mask)
+    anchor = read_anchor(job, plan)
+    return Video(plan, first_prompt(job, plan), image, image, mask, anchor=anchor)
 
 
 def _read_edit(job: EditJob) -> OneFrameEdit:
@@ -217,6 +219,12 @@ def read_plan(job: VideoJob) -> Plan:
         return plan
     policy, strength = guidance.end_image_policy, guidance.end_image_strength
     return plan.with_end(guidance.end_image_path, policy, strength)
+
+
+def read_anchor(job: VideoJob, plan: Plan) -> float:
+    """How far sections are held to the start image; warns where none can be."""
+    check_anchor(plan, job.guidance.anchor, "--anchor")
+    return job.guidance.anchor
 
 
 def first_prompt(job: VideoJob, plan: Plan) -> str:

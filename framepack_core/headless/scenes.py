@@ -134,6 +134,7 @@ class Video:
 
     image is what the image encoder sees, start what stands before the sections: the same picture,
     or for a video that is extended its latent. start_mask [1, 1, 1, h, w] multiplies its latent.
+    anchor: how far sections are held to the start, as generate() takes it.
     """
 
     plan: Plan
@@ -142,6 +143,7 @@ class Video:
     start: Picture | Tensor
     start_mask: Tensor | None = None
     existing: OldLatents | OldVideo | None = None
+    anchor: float = 0.0
 
     @property
     def size(self) -> Size:
@@ -165,7 +167,8 @@ class Video:
         return old + 4 * self.window * self.sections
 
     def describe(self) -> str:
-        own = f"  otherwise {_label(self.prompt)}, image {self.image.label!r}"
+        anchor = f", anchor {self.anchor:g}" if self.anchor else ""
+        own = f"  otherwise {_label(self.prompt)}, image {self.image.label!r}{anchor}"
         if self.existing is None:
             return f"{self.plan.describe(*self.size)}\n{own}"
         # The plan itself counts only what the sections see of the video that they extend.
@@ -191,9 +194,10 @@ class Video:
             prompt=encodings.text, image=encodings.latents, image_embeds=encodings.embeds
         )
         existing = None if self.existing is None else encodings.latents(self.existing.latents)
-        ledger = context.open_ledger and context.open_ledger(
-            plan, {"start image": start, "existing video": existing}
-        )
+        origin = {"start image": start, "existing video": existing}
+        if self.anchor:  # off it has no name, so that sections of before are found
+            origin["anchor"] = self.anchor
+        ledger = context.open_ledger and context.open_ledger(plan, origin)
         return generate(
             plan,
             context.sample,
@@ -202,6 +206,7 @@ class Video:
             context.on_section,
             existing=existing,
             ledger=ledger,
+            anchor=self.anchor,
         )
 
     def clips(self, decode: Decode, latents: Tensor, decoding: DecodingOptions) -> Iterator[Tensor]:

@@ -196,6 +196,22 @@ class PaddingOption(Settings):
     )
 
 
+class AnchorOption(Settings):
+    """How far finished sections are held to the start image."""
+
+    anchor: float = option(
+        0.0,
+        "Drift anchor: how far colours and contrast of each finished section are brought back to "
+        "the start image's, before the next section sees it; 0 is off, 1 all the way. For long "
+        "videos, most of all of F1. Sections with a picture of their own stay as they are.",
+        ge=0.0,
+        le=1.0,
+        step=0.05,
+        advanced=False,
+        metadata="anchor",
+    )
+
+
 def _spec(help: str, flag: str) -> Any:
     text = f"{help} A section spec: 1:7;;;-1:8 is 7 in section 1 and 8 in the last."
     return str | None, option(None, text, metavar="SPEC", node="", metadata=flag)

@@ -117,6 +117,24 @@ def check_end_image_is_that_of_the_core() -> Any:
     return measured
 
 
+def check_anchor_is_that_of_the_core() -> Any:
+    flow, measured = pack("framepack_core.sampling.generate"), {}
+    for mode in ("framepack", "f1"):
+        made, model = plan(mode, sections=3), toy(mode).model
+        expected = flow.generate(
+            made, core_sampler(mode), core(mode).start, SETTINGS["seed"], anchor=1.0
+        )
+        ours = sample(model, plan=made, anchor=1.0)
+        measured[mode] = difference(ours, unscaled(expected))
+        off = sample(model, plan=made)
+        assert torch.equal(sample(model, plan=made, anchor=0.0), off)
+        assert difference(ours, off) > 1e-2
+    assert max(measured.values()) < 1e-3, measured
+    message = error_of(lambda: sample(anchor=1.5))
+    assert message == "anchor: 1.5 must be at most 1", message
+    return measured
+
+
 def check_end_frames_view_replaces_that_of_the_last_section() -> None:
     ended = partial(
         run,

@@ -125,11 +125,13 @@ def check_ledger_tells_runs_apart() -> Any:
         "LoRA": {"model": with_lora(0.5)},
         "LoRA strength": {"model": with_lora(0.6)},
         "other nodes": {"model": rescaled},
+        "anchor": {"anchor": 0.5},
         "plan": {"plan": plan(sections=4, window=1)},
     }
     made = {name: made_by(**change) for name, change in changes.items()}
     assert made == {name: 4 if name == "plan" else SECTIONS for name in changes}, made
-    again = {name: made_by(**change) for name, change in (changes | {"nothing": {}}).items()}
+    unchanged = {"nothing": {}, "anchor off": {"anchor": 0.0}}
+    again = {name: made_by(**change) for name, change in (changes | unchanged).items()}
     assert set(again.values()) == {0}, again
     return made
 
