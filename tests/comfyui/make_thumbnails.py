@@ -1,6 +1,7 @@
-"""Run the toyworld_* workflows and write what they made as pictures.
+"""Run the toyworld_* workflows and write what they made as pictures: [NAME...].
 
-Those are the thumbnails of all workflows and the picture of the README.
+Those are the thumbnails of all workflows and the picture of the README, or with names such as
+toyworld_i2v the thumbnails of these workflows and of their twins.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ CAPTIONS = {
 
 
 def main() -> None:
+    chosen = sys.argv[1:] or [name for name in NAMES if name.startswith("toyworld")]
     comfy = find_comfyui()
     if isinstance(comfy, str):
         raise SystemExit(comfy)
@@ -49,16 +51,16 @@ def main() -> None:
         serve(comfy, make_base(Path(folder) / "base")) as server,
     ):
         node_info = server.get("/object_info")
-        for name in NAMES:
-            if name.startswith("toyworld"):
-                made[name] = made_by(template(name), server, node_info)
-                print(name, flush=True)
+        for name in chosen:
+            made[name] = made_by(template(name), server, node_info)
+            print(name, flush=True)
     for name, clips in made.items():
         picture = contact_sheet(clips)
         for world, (words, colour) in BANDS.items():
             path = template(name.replace("toyworld", world)).with_suffix(".jpg")
             save(with_band(picture, words, colour), path)
-    save(overview(made), PICTURE)
+    if made.keys() >= CAPTIONS.keys():
+        save(overview(made), PICTURE)
 
 
 def save(picture: Image.Image, path: Path) -> None:

@@ -519,6 +519,49 @@ def framepack_extend(new: NewGraph) -> Graph:
     return graph
 
 
+# Long videos
+
+
+def toyworld_anchor(new: NewGraph) -> Graph:
+    graph = new(
+        "toyworld_anchor",
+        f"## A long video that keeps its colours\n{TOY}Six sections of F1, each of which is brought "
+        "back to the start image's colours before the next one continues it: *anchor* of "
+        "*FramePack Sampler*. Set it to 0 and compare what the node says of the drift.",
+    )
+    world = toy_world(graph, "f1")
+    chosen = {"shape": "circle", "colour": "magenta", "motion": "circle", "scene_seed": 12}
+    (drawn,) = scenes(graph, _=chosen)
+    graph.column("Prompt and length")
+    positive = world.prompt(drawn["prompt"])
+    plan = world.plan(mode="f1", length="sections", sections=6)
+    graph.column()
+    start = world.start_frame(drawn["image"])
+    world.save_video(world.sampler(plan, positive, start, anchor=1.0))
+    return graph
+
+
+def framepack_anchor(new: NewGraph) -> Graph:
+    graph = new(
+        "framepack_anchor",
+        f"## FramePack F1: a long video that keeps its colours\n{files('f1')}F1 darkens and gains "
+        "contrast from section to section. *anchor* of *FramePack Sampler* takes that back: 0 is "
+        "off, 1 takes out all. Where the light should change, use less of it or none.",
+    )
+    world = real_world(graph, "f1")
+    graph.column()
+    (image,) = pictures(graph, None)
+    graph.below("Prompt")
+    positive = world.prompt("The woman dances in the room, clear movements, her hair swinging.")
+    graph.column("Size and length")
+    fitted = graph.add("FPReelCanvas", image=image["IMAGE"])["image"]
+    plan = world.plan(mode="f1", seconds=12.0)
+    graph.column()
+    start = world.start_frame(fitted)
+    world.save_video(world.sampler(world.checked(plan, start), positive, start, anchor=0.7))
+    return graph
+
+
 # LoRA
 
 OPPOSITE = "Toy World: opposite (built in)"
@@ -729,6 +772,8 @@ BUILDS: tuple[Callable[[NewGraph], Graph], ...] = (
     framepack_train,
     toyworld_train_one_frame,
     framepack_train_one_frame,
+    toyworld_anchor,
+    framepack_anchor,
 )
 
 

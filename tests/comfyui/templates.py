@@ -24,6 +24,7 @@ TITLES = {
     "lora": "Video with a LoRA",
     "train": "Train a LoRA",
     "train_one_frame": "Train a LoRA for edits of pictures",
+    "anchor": "Long video with F1 (drift anchor)",
 }
 WORLDS = {"framepack": "", "toyworld": " - Toy World"}
 NAMES = [f"{world}_{name}" for name in TITLES for world in WORLDS]

@@ -128,6 +128,7 @@ MADE = {  # frames of each picture and video that a workflow shows
     "toyworld_lora": [73],
     "toyworld_train": [37],
     "toyworld_train_one_frame": [1],
+    "toyworld_anchor": [217],
 }
 
 
