@@ -6,7 +6,10 @@ import importlib
 import sys
 from pathlib import Path
 
-PROGRAMS = ("make", "pretrain", "train_lora", "evaluate", "evaluate_guidance", "evaluate_lora")
+PROGRAMS = (
+    *("make", "pretrain", "train_lora"),
+    *("evaluate", "evaluate_guidance", "evaluate_anchor", "evaluate_lora"),
+)
 
 
 def main() -> None:
