@@ -100,7 +100,7 @@ class PromptOptions(WindowOption, ModeOption):
         return None if width is None or height is None else (width, height)
 
 
-class VideoGuidance(PaddingOption, EndImageOptions, SectionOptions, AnchorOption):
+class VideoGuidance(PaddingOption, EndImageOptions, AnchorOption, SectionOptions):
     """What guides the sections of a video, and its end."""
 
     title: ClassVar[str] = "guidance of sections"

@@ -525,8 +525,8 @@ def framepack_extend(new: NewGraph) -> Graph:
 def toyworld_anchor(new: NewGraph) -> Graph:
     graph = new(
         "toyworld_anchor",
-        f"## A long video that keeps its colours\n{TOY}Six sections of F1, each of which is brought "
-        "back to the start image's colours before the next one continues it: *anchor* of "
+        f"## A long video that keeps its colours\n{TOY}Six sections of F1, each of which is "
+        "brought back to the start image's colours before the next one continues it: *anchor* of "
         "*FramePack Sampler*. Set it to 0 and compare what the node says of the drift.",
     )
     world = toy_world(graph, "f1")
