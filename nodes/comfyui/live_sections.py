@@ -90,11 +90,16 @@ class SectionReport:
         return time.monotonic() - self._last_sent >= INTERVAL
 
     def on_section(self, done: SectionDone) -> None:
-        """A section is finished."""
+        """A section is finished, and stays so where its clip is cancelled."""
         clip = None
-        if self.vae is not None:
-            with Display(f"preview of section {done.section.index}", "previews of sections"):
-                clip = self._clip(done)
+        try:
+            if self.vae is not None:
+                with Display(f"preview of section {done.section.index}", "previews of sections"):
+                    clip = self._clip(done)
+        finally:
+            self._tell(done, clip)
+
+    def _tell(self, done: SectionDone, clip: dict[str, str] | None) -> None:
         entry = {
             "section": done.section.index,
             "stored": done.stored,

@@ -144,6 +144,24 @@ def check_a_cancel_in_a_display_ends_the_run() -> None:
             raise AssertionError(f"{kind} did not end the run")
 
 
+def check_a_section_whose_clip_is_cancelled_is_told_as_finished() -> list[dict[str, Any]]:
+    """It is in the ledger: the node says how many sections are kept."""
+
+    def cancelled(*_: Any, **__: Any) -> Any:
+        raise comfy.model_management.InterruptProcessingException
+
+    vae = mock.Mock(wraps=toy().vae)
+    vae.decode = cancelled
+    try:
+        sample(vae=vae)
+    except comfy.model_management.InterruptProcessingException:
+        *_, report = pack("nodes.comfyui.live").reports()
+        assert report["state"] == "interrupted"
+        assert len(report["done"]) == 1 and report["done"][0]["clip"] is None
+        return report["done"]
+    raise AssertionError("the cancel did not end the run")
+
+
 def check_a_batch_of_pictures_says_which_of_them_are_used() -> None:
     class Listener(Server):
         heard: ClassVar[list[str]] = []
