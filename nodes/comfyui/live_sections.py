@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,12 +19,13 @@ from ...framepack_core.sampling.plan import FPS, Plan
 from ...framepack_core.sampling.sections import LATENT_STRIDE
 from .live import Report
 from .paths import temporary_folder
-from .progress import Pace, RunProgress, strip_of
+from .progress import Pace, Preview, RunProgress, strip_of
 from .sockets import to_latent, to_uint8
 
 INTERVAL = 0.5  # seconds between messages about steps
 CLIPS_FOLDER = "framepack_reel"  # in ComfyUI's temp folder
 CRF = 20
+LARGEST, QUALITY = 512, 92  # of a picture: pixels of a side, and of JPEG
 
 
 class SectionReport:
@@ -129,14 +130,21 @@ class SectionReport:
 
 
 class ReportedProgress(RunProgress):
-    """The bar of a run whose node shows more than a bar."""
+    """The bar of a run whose node shows more than a bar: also the section in progress.
+
+    The bar's own preview is for clients that show no such node: a page would have the picture
+    twice, and the second one for ever.
+    """
 
     def __init__(self, report: SectionReport, patcher: Any, steps: int) -> None:
         super().__init__(None, len(report.plan.sections), patcher, steps)
-        self.report, self._shoot, self._pace = report, None, Pace()
+        self.report, self._shoot, self._pace = report, self._preview, Pace()
         self._pictures = Display("picture of the section in progress")
-        with self._pictures:
-            self._shoot = _rgb_previewer(patcher.model.latent_format)
+        if self._shoot is None:
+            with self._pictures:
+                self._shoot = _rgb_previewer(patcher.model.latent_format)
+        if report.report.run["workflow"]:
+            self._preview = None
 
     def step(self, order: int, step: int, denoised: Tensor) -> None:
         super().step(order, step, denoised)
@@ -150,14 +158,17 @@ class ReportedProgress(RunProgress):
         self.report.step(order, step, self.steps, picture, remaining)
 
 
-def _rgb_previewer(latent_format: Any) -> Any:
-    """Latents to colours by a small table, whatever preview method the user chose."""
+def _rgb_previewer(latent_format: Any) -> Callable[[Tensor], Preview]:
+    """Latents to colours by a small table, where the user chose no preview method."""
     factors = latent_format.latent_rgb_factors, latent_format.latent_rgb_factors_bias
-    return latent_preview.Latent2RGBPreviewer(*factors).decode_latent_to_preview
+    shoot = latent_preview.Latent2RGBPreviewer(*factors).decode_latent_to_preview
+    return lambda latents: ("JPEG", strip_of(shoot, latents), LARGEST)
 
 
-def _picture(shoot: Any, denoised: Tensor) -> str:
+def _picture(shoot: Callable[[Tensor], Preview], denoised: Tensor) -> str:
     """First, middle and last latent frame as the address of a picture."""
+    kind, picture, largest = shoot(denoised)
+    picture.thumbnail((largest, largest))
     data = io.BytesIO()
-    strip_of(shoot, denoised).save(data, format="PNG")
-    return f"data:image/png;base64,{base64.b64encode(data.getvalue()).decode()}"
+    picture.save(data, format=kind, quality=QUALITY, subsampling=0)  # of few pixels, all matter
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(data.getvalue()).decode()}"

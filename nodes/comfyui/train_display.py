@@ -12,12 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import comfy.model_management
-from PIL import Image
 
 from ...framepack_core.runtime.display import Display
 from ...framepack_core.runtime.files import is_file
-from ...framepack_core.runtime.images import load_image
-from ...framepack_core.runtime.video import contact_sheet, read_video
 from ...framepack_core.training.config import TrainConfig
 from ...framepack_core.training.loop import StepReport
 from ...framepack_core.training.samples import SAMPLES_FOLDER, PreparedSample
@@ -26,7 +23,6 @@ from .paths import output_folder
 from .progress import NodeBar
 
 INTERVAL = 0.2  # seconds between messages to the interface
-FRAMES, SIDE = 4, 512  # of a sample's preview: how many, and the largest side in pixels
 
 
 class TrainingDisplay:
@@ -36,8 +32,7 @@ class TrainingDisplay:
         self.config, self._past = config, Display("losses and samples of before")
         self.report = Report("fpreel.training", hidden, gathered=("losses", "samples"))
         self.root = output_folder() / "loras"
-        self._bar = NodeBar()
-        self._preview = Display("preview of a sample")
+        self._bar, self._listing = NodeBar(), Display("list of samples")
         self._step, self._steps = 0, 1
         self._validation: float | None = None
         self._unsent: list[tuple[int, float]] = []
@@ -120,14 +115,15 @@ class TrainingDisplay:
         return sample
 
     def on_sample(self, path: Path, sample: PreparedSample) -> None:
-        """A sample is there: shown as a strip of frames, and told to the interface as a file."""
-        strip = None
-        with self._preview:
+        """A sample is there: told to the interface as a file, which the chart shows.
+
+        The bar has no preview of it, which would stay below the chart.
+        """
+        with self._listing:
             entry = self._entry(self._step, sample.prompt, path)
             self._samples.append(entry)
             self._send("sampling", samples=[entry])
-            strip = "JPEG", _strip(path), SIDE
-        self._bar.move_to(self._step, self._steps, strip)
+        self._bar.move_to(self._step, self._steps)
 
     def outputs(self) -> dict[str, Any] | None:
         """The samples of the last step for the history; the chart shows them on the node.
@@ -142,10 +138,3 @@ class TrainingDisplay:
         elapsed, self._last_sent = time.monotonic() - self._started, time.monotonic()
         losses, self._unsent = self._unsent, []
         self.report.send(state=state, elapsed=elapsed, losses=losses, **news)
-
-
-def _strip(path: Path) -> Image.Image:
-    frames = read_video(path)[0] if path.suffix == ".mp4" else load_image(path)[None]
-    picture = Image.fromarray(contact_sheet(frames, count=FRAMES, columns=FRAMES))
-    picture.thumbnail((SIDE, SIDE))
-    return picture

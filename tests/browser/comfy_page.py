@@ -132,6 +132,21 @@ class ComfyPage:
         self.node(node_type, script, width)
         self.page.wait_for_timeout(800)
 
+    def setting(self, name: str, value: Any) -> None:
+        """Choose what a setting of ComfyUI says; the server keeps it."""
+        script = "([name, value]) => app.extensionManager.setting.set(name, value)"
+        self.page.evaluate(script, [name, value])
+
+    def other_pictures(self, node_type: str) -> int:
+        """How many pictures ComfyUI shows on a node, beside those of this pack's elements."""
+        return self.node(
+            node_type,
+            'const element = document.querySelector(`[data-node-id="${node.id}"]`); '
+            "const seen = [...(element?.querySelectorAll('img, video') ?? [])]; "
+            "const others = seen.filter((picture) => !picture.closest('.fpreel')); "
+            "return others.length + (node.imgs?.length ?? 0)",
+        )
+
     def prompt(self) -> dict[str, Any]:
         """What Run would send, by node id."""
         return self.page.evaluate("async () => (await app.graphToPrompt()).output")

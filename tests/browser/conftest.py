@@ -96,6 +96,7 @@ def open_comfyui(browser: Any, server: Server, renderer: str, locale: str = "en"
             "Comfy.TutorialCompleted": True,
             "Comfy.VueNodes.Enabled": renderer == "vue",
             "Comfy.Locale": locale,
+            "Comfy.Execution.PreviewMethod": "default",
         },
     )
     return ComfyPage(browser.new_context(viewport={"width": 1500, "height": 1000}), server.url)
