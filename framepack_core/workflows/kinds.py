@@ -90,7 +90,7 @@ KINDS: dict[str, Kind] = {
         "clip_vision_output:CLIP_VISION_OUTPUT negative:CONDITIONING sampler:SAMPLER "
         "sigmas:SIGMAS existing:LATENT vae:VAE",
         "latent:LATENT",
-        **{**_SAMPLING, "direction": "forward", "ledger": True},
+        **{**_SAMPLING, "direction": "forward", "ledger": True, "anchor": 0.0},
     ),
     "FPReelControlImage": _kind(
         "image:LATENT mask:MASK controls:FPREEL_CONTROLS",
