@@ -36,8 +36,8 @@ def test_shapes_go_the_opposite_way(toy: Toy) -> None:
 @pytest.mark.parametrize(
     "base",
     [
-        Base("float8_e4m3fn", own_numbers=True),
-        Base("int8_convrot", own_numbers=True),
+        Base("float8_e4m3fn", quantized_matmul=True),
+        Base("int8_convrot", quantized_matmul=True),
         Base("fp8_scaled"),
         Base("nvfp4"),
         Base("gguf_q4_k"),
@@ -46,7 +46,7 @@ def test_shapes_go_the_opposite_way(toy: Toy) -> None:
 )
 def test_quantised_models_keep_the_effect_on_whole_passes(base: Base) -> None:
     """At least 99 % of its norm without quantising, nearly all of it in the same direction."""
-    if base.own_numbers and base.precision == "float8_e4m3fn":
+    if base.quantized_matmul and base.precision == "float8_e4m3fn":
         multiply_in_fp8()
     found = effect(base, torch.device("cpu"), clips=2)
     assert found["norm"] >= 0.99 and found["along"] >= 0.94, found

@@ -297,7 +297,7 @@ def lines_stage(bench: Bench) -> Iterator[Line]:
     """Toy World's evaluation in each format: all lines, and those that are missed."""
     cases, steps = (2, 2) if bench.args.tiny else (16, STEPS)
     for base in toy.JUDGED:
-        models = Toy.load(SNAPSHOT, bench.device, base.precision, base.own_numbers)
+        models = Toy.load(SNAPSHOT, bench.device, base.precision, base.quantized_matmul)
         modes = ("framepack",) if bench.args.tiny else ("framepack", "f1")
         measures = list(evaluate(models, cases, modes, steps))
         missed = [str(measure) for measure in measures if not measure.met]

@@ -121,15 +121,18 @@ def rows(args: argparse.Namespace, device: torch.device, count: int) -> Iterator
                 "gradient_accumulation_steps": args.accumulation,
                 "gradient_checkpointing_cpu_offload": args.offload_activations,
                 "shard_weights": weights == SHARDED,
+                "quantized_matmul": args.quantized_matmul,
             }
             with limited_memory(args.limit, device):
                 found = measure(dit, size, sample, device, args.steps, **options)
-            about = {"precision": precision, "weights": weights, "limit": args.limit}
+            about = {"precision": precision, "quantized_matmul": args.quantized_matmul}
+            about |= {"weights": weights, "limit": args.limit}
             yield {**about, "offload_activations": args.offload_activations, **found.row}
             for limit in args.budgets if weights == WHOLE else ():
                 dit.to("cpu")
-                found = measure(dit, size, sample, device, args.steps, gpu_memory=limit)
-                yield {"precision": precision, "gpu_memory": limit, **found.row}
+                within = {"quantized_matmul": args.quantized_matmul, "gpu_memory": limit}
+                found = measure(dit, size, sample, device, args.steps, **within)
+                yield {"precision": precision, **within, **found.row}
             del dit
             gc.collect()
             if device.type == "cuda":
@@ -160,6 +163,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--accumulation", type=int, default=1)
     parser.add_argument("--offload_activations", action="store_true")
+    parser.add_argument("--quantized_matmul", action="store_true")
     parser.add_argument("--limit", type=float, help="GiB that PyTorch may take of each GPU")
     parser.add_argument("--minutes", type=float, default=30, help="after which no run begins")
     args = parser.parse_args()

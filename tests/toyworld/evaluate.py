@@ -59,9 +59,9 @@ class Toy:
         snapshot: Path,
         device: torch.device,
         precision: Precision = "auto",
-        own_numbers: bool = False,
+        quantized_matmul: bool = False,
     ) -> Toy:
-        """own_numbers: multiply by quantised weights in their own numbers, faster or not."""
+        """quantized_matmul: multiply by quantised weights in their own numbers, faster or not."""
         dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
         loaded = load_snapshot(snapshot, dtype=dtype, device=device)
         folders: dict[Mode, str] = {"framepack": FOLDERS["dit"], "f1": F1_FOLDER}
@@ -69,7 +69,7 @@ class Toy:
             mode: load_dit(snapshot / folder, dtype=dtype, device=device, precision=precision)
             for mode, folder in folders.items()
         }
-        for dit in dits.values() if own_numbers else ():
+        for dit in dits.values() if quantized_matmul else ():
             for layer in dit.modules():
                 if isinstance(layer, QuantisedLinear):
                     layer.product = next((p for p in PRODUCTS if p.takes(layer)), None)
@@ -372,10 +372,10 @@ def main(argv: Sequence[str] | None = None, evaluation: Evaluation = evaluate) -
     parser.add_argument("--modes", nargs="+", choices=get_args(Mode), default=get_args(Mode))
     parser.add_argument("--device", type=str)
     parser.add_argument("--precision", choices=get_args(Precision), default="auto")
-    parser.add_argument("--own_numbers", action="store_true", help="no weight is dequantised")
+    parser.add_argument("--quantized_matmul", action="store_true", help="no weight is dequantised")
     args = parser.parse_args(argv)
     device = parse_device(args.device) if args.device else default_device()
-    toy = Toy.load(args.snapshot, device, args.precision, args.own_numbers)
+    toy = Toy.load(args.snapshot, device, args.precision, args.quantized_matmul)
     about = f"{args.snapshot.name}, {args.precision}, {args.cases} held-out cases each"
     print(f"{about}, {args.steps} steps, {device}")
     for measure in evaluation(toy, args.cases, args.modes, args.steps):

@@ -48,16 +48,17 @@ class Base:
     """A precision, and whether its weights are multiplied in their own numbers, faster or not."""
 
     precision: Precision
-    own_numbers: bool = False
+    quantized_matmul: bool = False
 
     @property
     def name(self) -> str:
         if self.precision == "full":
             return "not quantised"
-        return f"{self.precision}, {'in its own numbers' if self.own_numbers else 'dequantised'}"
+        how = "in its own numbers" if self.quantized_matmul else "dequantised"
+        return f"{self.precision}, {how}"
 
     def load(self, device: torch.device) -> Toy:
-        return Toy.load(SNAPSHOT, device, self.precision, self.own_numbers)
+        return Toy.load(SNAPSHOT, device, self.precision, self.quantized_matmul)
 
 
 FULL = Base("full")
@@ -114,7 +115,7 @@ def learned(
             adapter=AdapterConfig(rank=RANK, alpha=RANK),
             learning_rate=RATE,
             gradient_checkpointing=False,
-            quantized_matmul=base.own_numbers,
+            quantized_matmul=base.quantized_matmul,
         )
         denoiser = FlowDenoiser(toy.dits["framepack"], toy.dtype)
         before = _loss(config, denoiser, batches, device)
