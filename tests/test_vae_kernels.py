@@ -155,6 +155,7 @@ def test_the_trial_sees_a_wrong_kernel() -> None:
 SOME = "not window or growth2"
 
 
+@pytest.mark.timeout(900)  # Triton's interpreter is slow
 @pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="this is the inner run")
 def test_tritons_kernels_pass_the_same_tests() -> None:
