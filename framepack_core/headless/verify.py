@@ -7,7 +7,6 @@ the device never holds more than one model.
 from __future__ import annotations
 
 import gc
-import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ..models.build import dit_config
+from ..runtime.fingerprint import file_sha256
 from ..runtime.memory import limited_memory
 from ..weights.layouts import TITLES, Component, find_component
 from .job import AnyJob
@@ -54,7 +54,6 @@ from .verify_stages import Recording, Subject, judge, record
 from .verify_weights import Held, Loaded, ReferenceModel, ReferenceWeights, wrong_weights
 
 Change = Callable[[str, Tensor], Tensor]
-CHUNK = 1 << 23  # bytes of a file that are read at a time
 RESULT = "result"
 REST = "output layers"
 
@@ -109,7 +108,7 @@ class Verification:
         limit = limited_memory(self.models.execution.gpu_memory, self.models.device)
         with limit as self.models.budget, ThreadPoolExecutor() as pool:
             wanted = [*loras, *(path for weights in paths.values() for path in weights)]
-            digests = {path: pool.submit(_sha256, path) for path in wanted}
+            digests = {path: pool.submit(file_sha256, path) for path in wanted}
             for component, checked in self._components():
                 files = loras if component is None else paths[component]
                 checked.files = [
@@ -306,11 +305,3 @@ def _without_tf32() -> Iterator[None]:
     finally:
         torch.backends.cudnn.allow_tf32 = convolutions
         torch.backends.cuda.matmul.allow_tf32 = products
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while data := file.read(CHUNK):
-            digest.update(data)
-    return digest.hexdigest()

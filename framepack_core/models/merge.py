@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
 import os
@@ -17,6 +16,7 @@ import torch
 from ..lora.apply import LoraUse, MergeLoras
 from ..runtime.errors import FramePackError
 from ..runtime.files import atomic_path, is_folder, size_text
+from ..runtime.fingerprint import file_sha256
 from ..weights.files import GGUF, SAFETENSORS, TensorInfo, writing_weights
 from ..weights.formats import PARTS, Gguf
 from ..weights.gguf import writing_gguf
@@ -123,18 +123,10 @@ def merged_from(base: str, loras: Sequence[LoraUse]) -> dict[str, Any]:
 def _described(use: LoraUse) -> dict[str, Any]:
     return {
         "file": use.lora.path.name,
-        "sha256": _sha256(use.lora.path),
+        "sha256": file_sha256(use.lora.path),
         "strength": use.strength,
         "modules": len(use.lora.modules),
     }
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _shards(infos: Mapping[str, TensorInfo], limit: int | None) -> list[list[str]]:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 FILE_CHUNKS = 64  # places at which the content of a large file is looked at
 CHUNK_BYTES = 1 << 16
+READ_BYTES = 1 << 23  # of a file that is read wholly, at a time
 
 
 def fingerprint(value: Any) -> str:
@@ -30,6 +31,15 @@ def fingerprint(value: Any) -> str:
     """
     digest = hashlib.sha256()
     _feed(digest, value)
+    return digest.hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    """Of the whole content, as sha256sum prints it."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(READ_BYTES):
+            digest.update(chunk)
     return digest.hexdigest()
 
 
