@@ -9,6 +9,7 @@ from typing import Any
 
 from .cli.options import flag_names, table_options
 from .headless.caching import cache
+from .headless.crew import together
 from .headless.encodings import Encodings
 from .headless.job import AnyJob
 from .headless.jobs import Job, make
@@ -16,6 +17,7 @@ from .headless.models import Models, open_job_models
 from .headless.request import Request, decide
 from .headless.training import train_lora
 from .headless.training_options import CacheJob, TrainJob
+from .runtime.distributed import launched_count
 from .runtime.errors import FramePackError
 from .runtime.options import leaves, nested, validate
 
@@ -23,8 +25,14 @@ from .runtime.options import leaves, nested, validate
 def load(**options: Any) -> Models:
     """The models, found and checked, for several calls of `generate`.
 
-    Each is read when it is first needed and then waits in main memory.
+    Each is read when it is first needed and then waits in main memory. Raises FramePackError in one
+    of several processes of a launcher, which would all make the same.
     """
+    if (processes := launched_count()) > 1:
+        raise FramePackError(
+            f"load: {processes} processes were launched, which share no loaded models; call "
+            "generate without them, which all processes make together"
+        )
     return open_job_models(_job("load", options), keep=True)
 
 
@@ -36,12 +44,21 @@ def plan(**options: Any) -> Request:
 def generate(models: Models | None = None, **options: Any) -> list[Path]:
     """Make a video or an edited frame and return its files.
 
-    models: of `load`, whose options then count; otherwise they are loaded for this call.
+    models: of `load`, whose options then count; otherwise they are loaded for this call. All
+    processes of a launcher such as torchrun make it together; the first of them returns the files.
     """
     job = _job("generate", options)
-    prepared = Job.prepare(decide(job))
-    models = models or open_job_models(job)
-    return make([prepared], models, Encodings(models.device, job.prompt.custom_system_prompt))
+    files: list[Path] = []
+
+    def lead(models: Models) -> None:
+        encodings = Encodings(models.device, job.prompt.custom_system_prompt)
+        files.extend(make([Job.prepare(decide(job))], models, encodings))
+
+    if models is None:
+        together(job, lead)
+    else:
+        lead(models)
+    return files
 
 
 def train(**options: Any) -> Path:

@@ -16,6 +16,8 @@ from cli_runs import failure, latents, picture, small
 from several_processes import CASES, KILLED_IN
 from test_distributed import free_port
 
+import framepack_core
+from framepack_core.runtime.errors import FramePackError
 from framepack_core.sampling.latents import load_latents
 
 ROOT = Path(__file__).parents[1]
@@ -121,3 +123,29 @@ def test_typed_prompts_are_for_one_process(
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert "several processes cannot read" in failure(small("interactive", tmp_path), capsys)
+
+
+@pytest.mark.slow
+def test_a_call_from_python_is_made_by_all_processes_together(tmp_path: Path) -> None:
+    options = {
+        "snapshot": "toyworld",
+        "device": "cpu",
+        "image_path": picture(tmp_path / "a.png"),
+        "prompt": "x",
+        "infer_steps": 1,
+        "video_sections": 1,
+        "output_type": "latent",
+        "save_path": str(tmp_path),
+    }
+    made = f"print('made', framepack_core.generate(**{options!r}))"
+    processes = launch("-c", f"import framepack_core; {made}")
+    outputs = [process.communicate(timeout=240) for process in processes]
+    [file] = tmp_path.glob("*.safetensors")
+    assert repr([file]) in outputs[0][0], outputs[0][1]
+    assert "made []" in outputs[1][0], outputs[1][1]
+
+
+def test_loaded_models_are_for_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(FramePackError, match="load: 2 processes were launched"):
+        framepack_core.load(snapshot="toyworld")
