@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
+from interpreted import INNER, again_interpreted
 from torch import Tensor, nn
 from torch.nn.functional import gelu
 
@@ -18,7 +15,6 @@ from framepack_core.models.fused import joined, modulate, normed_and_rotated, tr
 from framepack_core.models.rope import Rope, apply_rope
 
 ROOT = Path(__file__).resolve().parents[1]
-INNER = os.environ.get("TRITON_INTERPRET") == "1"
 inner = pytest.mark.skipif(not INNER, reason="runs inside of the last test")
 
 
@@ -90,14 +86,7 @@ def test_the_trial_agrees_and_sees_a_wrong_kernel(monkeypatch: pytest.MonkeyPatc
     assert trial_error(device) > fused.TOLERANCE
 
 
-@pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
+@pytest.mark.timeout(900)  # Triton's interpreter is slow
 @pytest.mark.skipif(INNER, reason="this is the inner run")
 def test_tritons_kernels_agree_in_its_interpreter() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", __file__, "-q", "-p", "no:cacheprovider"],
-        cwd=ROOT,
-        env=os.environ | {"TRITON_INTERPRET": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout[-3000:]
+    again_interpreted(__file__)

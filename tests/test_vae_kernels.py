@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from interpreted import INNER, again_interpreted
 from torch import Tensor, nn
 
 from framepack_core.models import vae as vae_module
@@ -39,7 +36,7 @@ def noise(*shape: int, seed: int = 0) -> Tensor:
 
 # The tests below run again on Triton's kernels, in its interpreter: see the last one.
 def kernels() -> Kernels:
-    if os.environ.get("TRITON_INTERPRET") != "1":
+    if not INNER:
         return PLAIN
     from framepack_core.models.vae_triton import TRITON
 
@@ -156,14 +153,6 @@ SOME = "not window or growth2"
 
 
 @pytest.mark.timeout(900)  # Triton's interpreter is slow
-@pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
-@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="this is the inner run")
+@pytest.mark.skipif(INNER, reason="this is the inner run")
 def test_tritons_kernels_pass_the_same_tests() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", __file__, "-q", "-p", "no:cacheprovider", "-k", SOME],
-        cwd=ROOT,
-        env=os.environ | {"TRITON_INTERPRET": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout[-3000:]
+    again_interpreted(__file__, "-k", SOME)
