@@ -216,6 +216,13 @@ def test_check_reports_and_makes_nothing(
     assert not list((tmp_path / "out").iterdir())
 
 
+def test_check_refuses_what_the_run_refuses(
+    image: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    message = failure([*check(image, tmp_path), "--gpu_memory", "12"], capsys)
+    assert "gpu_memory: cpu has no memory of its own" in message
+
+
 @pytest.mark.parametrize(
     ("options", "slices"),
     [

@@ -26,7 +26,7 @@ from ..models.offload import WeightSizes
 from ..runtime.display import say
 from ..runtime.errors import FramePackError
 from ..runtime.files import size_text
-from ..runtime.memory import GIB, free_device_memory, free_main_memory
+from ..runtime.memory import GIB, free_device_memory, free_main_memory, limited_memory
 from ..sampling.decode import decode_slices
 from ..sampling.estimate import (
     OTHER_MEMORY,
@@ -49,8 +49,9 @@ def run(command: Make) -> None:
     """Report on everything a run needs; an error names the first thing to change."""
     models = open_job_models(command)
     check = Check(Job.prepare(decide(command)), models)
-    say("\n".join(f"check: {line}" for line in check.lines()))
-    problems = list(check.problems())
+    with limited_memory(models.execution.gpu_memory, models.device):
+        say("\n".join(f"check: {line}" for line in check.lines()))
+        problems = list(check.problems())
     if problems:
         raise FramePackError("; ".join(problems))
     say("check: all is well")
