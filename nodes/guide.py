@@ -169,8 +169,8 @@ class EndFrame(io.ComfyNode):
             node_id="FPReelEndFrame",
             display_name="FramePack End Frame",
             category=CATEGORY,
-            description="Gives the video an image to end with. Only for the original model: F1 "
-            "never sees what comes later.",
+            description="Gives the video an image to end with. F1, which makes a video forwards, "
+            "needs a LoRA that was trained with end frames.",
             search_aliases=[
                 "framepack end image",
                 "end frame",

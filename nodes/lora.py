@@ -19,7 +19,7 @@ from .comfyui.lora import (
     save_merged,
 )
 from .comfyui.paths import (
-    OPPOSITE,
+    BUILT_IN_LORAS,
     diffusion_models_folder,
     lora_choices,
     lora_path,
@@ -72,9 +72,9 @@ class ApplyLora(io.ComfyNode):
                 io.Model.Input("model", tooltip="A FramePack or F1 model."),
                 io.Combo.Input(
                     "lora",
-                    options=[*lora_choices(), OPPOSITE],
-                    tooltip="A file in models/loras. The built-in one turns the motions of Toy "
-                    "World around.",
+                    options=[*lora_choices(), *BUILT_IN_LORAS],
+                    tooltip="A file in models/loras. The built-in ones are for Toy World: one "
+                    "turns its motions around, one shows F1 an end image.",
                 ),
                 io.Float.Input(
                     "strength",

@@ -19,7 +19,7 @@ from ..framepack_core.sampling.plan import Direction, Plan
 from ..framepack_core.sampling.sections import LATENT_STRIDE
 from .comfyui.ledger import open_ledger
 from .comfyui.live_sections import ReportedProgress, SectionReport
-from .comfyui.lora import check_section_loras
+from .comfyui.lora import check_end, check_section_loras
 from .comfyui.section_run import SectionRun, check_mode, image_embeds
 from .comfyui.sockets import WINDOW_KEY, to_image_latent, to_latent, to_latents
 from .option_inputs import option_inputs, read_inputs
@@ -146,6 +146,7 @@ class Sampler(io.ComfyNode):
         run = run_of("FramePack Sampler", model, positive, shape, progress, inputs)
         check_mode(model, plan.mode, "FramePack Plan says", "set mode to {mode} in FramePack Plan")
         check_section_loras(plan, model)
+        check_end(plan, model)
         check_anchor(plan, anchor, "anchor")
         plan = encoded(plan, model, start)
         origin: dict[str, Any] = {"start_latent": start, "existing": video}

@@ -18,6 +18,7 @@ from framepack_core.headless.request import Request, decide
 from framepack_core.headless.scenes import OneFrameEdit, Video
 from framepack_core.runtime.images import load_image
 from framepack_core.sampling.latents import load_latents
+from framepack_core.toyworld import F1_END_LORA, OPPOSITE_LORA
 
 DOG = "0:runs;;;1:catches;;;-1:runs back"
 
@@ -88,18 +89,49 @@ def test_numbers_by_section(pictures: dict[str, str]) -> None:
     assert own == [(2, 0, 7, None), (1, 1, 8, 6.5), (0, 0, 8, None)]
 
 
+ENDED = ("--end_image_path", "{b}", "--end_image_strength", "0.5")
+
+
+@pytest.mark.parametrize(
+    "loras",
+    [
+        (),
+        ("--lora_weight", str(OPPOSITE_LORA)),
+        ("--lora_weight", str(OPPOSITE_LORA), str(F1_END_LORA), "--lora_multiplier", "1", "0"),
+    ],
+)
 def test_f1_takes_no_notice_of_paddings_and_an_end(
-    pictures: dict[str, str], caplog: pytest.LogCaptureFixture
+    pictures: dict[str, str], caplog: pytest.LogCaptureFixture, loras: tuple[str, ...]
 ) -> None:
-    ignored = ("--latent_paddings", "0,0", "--end_image_path", "{b}", "--end_image_strength", "0.5")
+    ignored = ("--latent_paddings", "0,0", *ENDED, *loras)
     options = decide(parse(command(pictures, "--f1", *ignored)))
+    reason = "has no effect with --f1, which makes a video forwards"
+    advice = "apply a LoRA of F1 that was trained with end frames (see docs/training.md)"
     assert caplog.messages == [
-        f"--{flag} has no effect with --f1, which makes a video forwards"
-        for flag in ("latent_paddings", "end_image_path", "end_image_strength")
+        f"--latent_paddings {reason}",
+        *(f"--{flag} {reason}; {advice}" for flag in ("end_image_path", "end_image_strength")),
     ]
     request = Request.of(options)
     assert request.scene == Request.of(decide(parse(command(pictures, "--f1")))).scene
     assert "latent_paddings" not in request.metadata(30)
+
+
+def test_f1_ends_with_an_image_that_its_lora_shows_it(
+    pictures: dict[str, str],
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Its picture is encoded, and the plan has it."""
+    given = ("--f1", "--lora_weight", str(OPPOSITE_LORA), str(F1_END_LORA))
+    job = decide(parse(command(pictures, *given, *ENDED)))
+    assert caplog.messages == []
+    scene = Request.of(job).scene
+    assert isinstance(scene, Video) and scene.plan.end is not None
+    assert scene.plan.end.image.label == pictures["b"] and scene.plan.end.strength == 0.5
+    assert pictures["b"] in [picture.label for picture in scene.wanted().for_vae]
+    policy = ("--end_image_policy", "first_section")
+    refused = failure(command(pictures, *given, *ENDED, *policy), capsys)
+    assert "'first_section' is for the framepack mode" in refused
 
 
 def test_the_plan_is_printed(pictures: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:

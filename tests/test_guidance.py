@@ -147,7 +147,11 @@ def test_handles_are_collected_once_and_encoded() -> None:
         (lambda: plan_framepack(2).with_overrides("0", padding=-1), "padding: -1"),
         (lambda: plan_f1(2).with_overrides("0", padding=1), "padding: f1 has none"),
         (lambda: plan_video("f1", 2, paddings=[0, 0]), "paddings: f1 has none"),
-        (lambda: plan_f1(2).with_end("e"), "end image: F1 .* take the end image out"),
+        (
+            lambda: plan_f1(2).with_end("e").check_end(trained=False),
+            "end image: F1 .* take the end image out.* LoRA of F1 .* trained with end frames",
+        ),
+        (lambda: plan_f1(2).with_end("e", "first_section"), "'first_section' is for the framepack"),
         (lambda: plan_framepack(2).with_end("e", "always"), "policy 'always' is unknown"),
         (lambda: plan_framepack(2).with_end("e", strength=1.5), "strength 1.5 is not from 0 to 1"),
         (lambda: plan_f1(2).extending(10, "backward"), "F1 only extends forward"),
@@ -220,6 +224,42 @@ def test_a_batch_shares_an_end_image_or_has_one_each(policy: str) -> None:
     for end, seen in ((labelled(END), [END, END]), (ends, [5, 7])):
         recorder, _ = record(plan_framepack(2, window=2).with_end(end, policy), start)
         assert recorder.tasks[0].context.clean[:, 0, 1, 0, 0].tolist() == seen
+
+
+def test_f1_sees_the_end_image_as_far_ahead_as_it_is() -> None:
+    """Behind its last section, and no further away than the paddings of the original model."""
+    plan = plan_f1(5, window=2).with_end(labelled(END), strength=0.25)
+    plan.check_end(trained=True)
+    recorder, video = record(plan)
+    assert recorder.clean() == [[START, before, 0.5] for before in (START, 101, 201, 301, 401)]
+    assert video == [START, *(100 * s + i for s in range(1, 6) for i in (0, 1))]
+    behind = 22  # the section's own latents are 20 and 21
+    places = [section.clean_indices for section in plan.sections]
+    assert places == [(0, 19, behind + 2 * apart) for apart in (3, 3, 2, 1, 0)]
+    plain, _ = record(plan_f1(5, window=2))
+    for task, without in zip(recorder.tasks, plain.tasks, strict=True):
+        assert task.context.clean_indices.tolist() == [list(task.section.clean_indices)]
+        assert torch.equal(task.context.clean[:, :, :2], without.context.clean)
+        assert torch.equal(task.context.clean_4x, without.context.clean_4x)
+
+
+def test_a_later_end_image_of_f1_replaces_the_one_before() -> None:
+    twice = plan_f1(2, window=2).with_end("a").with_end("b")
+    assert twice == plan_f1(2, window=2).with_end("b")
+
+
+def test_f1_sees_nothing_of_an_end_image_of_strength_0() -> None:
+    plain = plan_f1(2, window=2)
+    unseen = plain.with_end("a").with_end(labelled(END), strength=0.0)
+    assert unseen.sections == plain.sections
+    assert record(unseen)[0].clean() == record(plain)[0].clean()
+
+
+def test_f1_extends_a_video_to_an_end_image() -> None:
+    plan = plan_f1(1, window=2).with_end(labelled(END))
+    recorder, _ = extended(plan)
+    assert recorder.clean()[0][-1] == END
+    assert plan.sections[0].clean_indices == (0, 19, 22)
 
 
 def test_an_image_of_another_size_is_named() -> None:

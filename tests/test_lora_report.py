@@ -78,6 +78,11 @@ MUSUBI_METADATA = {"ss_network_module": "networks.lora_framepack"}
         ),
         ({"framepack_mode": "f1"}, KOHYAS, "FramePack F1 (says the file)"),
         (
+            {"framepack_mode": "f1", "framepack_end_target": "True"},
+            KOHYAS,
+            "FramePack F1 with end frames (says the file)",
+        ),
+        (
             {"modelspec.architecture": "hunyuan-video/lora", "ot_branch": "master"},
             "OneTrainer",
             "HunyuanVideo (says the file)",

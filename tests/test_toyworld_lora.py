@@ -11,12 +11,15 @@ import pytest
 import torch
 from lora_dialects import differences
 from tiny import multiply_in_fp8
-from toyworld.evaluate import Toy
+from toyworld.evaluate import Toy, end_measure
+from toyworld.evaluate_f1_end import applied
 from toyworld.evaluate_lora import measure, read
 from toyworld.quantised import Base, effect
+from toyworld.train_f1_end import STEPS as F1_END_STEPS
+from toyworld.train_f1_end import train_f1_end
 from toyworld.train_lora import STEPS, train_lora
 
-from framepack_core.toyworld import OPPOSITE_LORA, SNAPSHOT
+from framepack_core.toyworld import F1_END_LORA, OPPOSITE_LORA, SNAPSHOT
 from framepack_core.weights.files import open_weights
 
 
@@ -68,3 +71,22 @@ def test_made_the_same_each_time(tmp_path: Path, capsys: pytest.CaptureFixture[s
     }
     assert shipped.metadata["ss_network_dim"] == "8"
     assert shipped.metadata["ss_steps"] == str(STEPS)
+
+
+@pytest.mark.slow
+def test_f1_ends_where_its_lora_sees_the_end(toy: Toy) -> None:
+    with applied(toy):
+        assert end_measure(toy, "f1", 4, 8, 1).value >= 0.75
+
+
+def test_the_lora_for_end_images_is_made_as_its_training_says(tmp_path: Path) -> None:
+    clips = {("travel", 1): 1, ("steady", 1): 1}
+    made = open_weights(train_f1_end(tmp_path, torch.device("cpu"), steps=2, clips=clips))
+    shipped = open_weights(F1_END_LORA)
+    assert {n: (x.dtype, x.shape) for n, x in shipped.items()} == {
+        n: (x.dtype, x.shape) for n, x in made.items()
+    }
+    kept = ("framepack_mode", "framepack_end_target", "ss_network_dim")
+    assert [shipped.metadata[n] for n in kept] == ["f1", "True", "16"]
+    assert [made.metadata[n] for n in kept] == ["f1", "True", "16"]
+    assert shipped.metadata["ss_steps"] == str(F1_END_STEPS)

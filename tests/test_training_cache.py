@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -312,5 +313,43 @@ def test_the_end_frame_is_where_the_sampler_has_it(folder: Path) -> None:
         history.append(section, batch.latents)
     plain = [batches.load(number).context.clean for number in range(2)]
     assert any(not torch.equal(p, s.context.clean) for p, s in zip(plain, shown, strict=True))
-    with pytest.raises(FramePackError, match="end_frames: f1"):
-        cache_latents(found, "f1", encoders.latent, end_frames=True)
+    with pytest.raises(FramePackError, match="end_frames: one_frame"):
+        cache_latents(found, "one_frame", encoders.latent, end_frames=True)
+
+
+def test_the_end_frame_of_f1_is_where_the_sampler_has_it(folder: Path) -> None:
+    """All sections of a clip see it; those of a batch together, as their context is longer."""
+    found, encoders = load(folder, "batch_size = 2"), Encoders()
+    cache_text(found, encoders.text)
+    cache_latents(found, "f1", encoders.latent)
+    assert not any(sample.end for sample in find_samples(found, "f1"))
+    assert cache_latents(found, "f1", encoders.latent, end_frames=True).encoded == 2
+    assert cache_latents(found, "f1", encoders.latent, end_frames=True).encoded == 0
+    samples = find_samples(found, "f1")[:2]
+    batches = Batches(samples)
+    first = [sample.latents for sample in batches.pick(0)].index(samples[0].latents)
+    plain, shown = (batches.load(0, ended=[ended, not ended]) for ended in (False, True))
+    assert plain.context.clean.shape[2] == 2
+    end = (found.items[0].load()[-1].mean() / 127.5 - 1) + randn(1, 16, 1, 4, 4)
+    plan = plan_f1(2, WINDOW).with_end(end.half())
+    history = History(plan, shown.context.clean[first : first + 1, :, :1])
+    for section in plan.sections:
+        row = slice(first, first + 1) if section.index == 0 else slice(1 - first, 2 - first)
+        expected = history.context(section)
+        for rate in ("clean", "clean_2x", "clean_4x", "clean_indices"):
+            assert torch.equal(getattr(shown.context, rate)[row], getattr(expected, rate)), rate
+        assert torch.equal(plain.context.clean[row], expected.clean[:, :, :2])
+        history.append(section, shown.latents[row])
+
+
+def test_samples_that_cannot_see_the_end_of_f1_are_batched_apart(folder: Path) -> None:
+    samples = f1_samples(folder, "batch_size = 4")
+    assert len(Batches(samples)) == 1
+    assert len(Batches([replace(samples[0], end=None), *samples[1:]])) == 2
+
+
+def f1_samples(folder: Path, extra: str) -> list[Sample]:
+    found, encoders = load(folder, extra), Encoders()
+    cache_text(found, encoders.text)
+    cache_latents(found, "f1", encoders.latent, end_frames=True)
+    return find_samples(found, "f1")

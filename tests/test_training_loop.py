@@ -479,6 +479,19 @@ def test_metadata_says_mode_and_network(tmp_path: Path) -> None:
     assert (metadata["ss_network_dim"], metadata["ss_network_alpha"]) == ("2", "2.0")
     assert metadata["modelspec.architecture"] == "framepack/lora"
     assert json.loads(metadata["ss_network_args"])["rank_dropout"] == 0.1
+    assert "framepack_end_target" not in metadata
+
+
+@pytest.mark.parametrize(("share", "sees_end"), [(0.0, False), (0.5, True)])
+def test_a_lora_of_f1_says_that_it_has_seen_end_frames(
+    tmp_path: Path, share: float, sees_end: bool
+) -> None:
+    config = tiny_config(
+        tmp_path, steps=2, mode="f1", end_frame_prob=share, no_metadata=True, learning_rate=0.1
+    )
+    run(config, make_samples(tmp_path / "cache", mode="f1", ends=True))
+    shapes = {name: x.shape for name, x in tiny_dit().state_dict().items()}
+    assert load_lora(config.adapter_path, shapes).report.sees_end == sees_end
 
 
 # --- rates ----------------------------------------------------------------------------------------

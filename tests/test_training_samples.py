@@ -158,6 +158,14 @@ def test_mistakes(image: str, changes: dict[str, object], mode: str, message: st
         check_prompts([prompt(image, **changes)], mode, WINDOW)
 
 
+def test_f1_that_is_trained_with_end_frames_makes_samples_with_an_end_image(image: str) -> None:
+    ended = [prompt(image, end_image_path=image)]
+    check_prompts(ended, "f1", WINDOW, sees_end=True)
+    [sample] = prepare_samples(ended, "f1", WINDOW, LATENT, TEXT, sees_end=True)
+    [section, *_] = sample.plan.sections
+    assert sample.plan.end is not None and len(section.clean_indices) == 3
+
+
 def test_seeds_that_are_not_given_are_random(image: str) -> None:
     prompts = [prompt(image, seed=None)] * 2
     found = [s.seed for _ in range(2) for s in prepared(*prompts)]

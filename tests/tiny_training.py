@@ -20,9 +20,15 @@ from tiny import CONFIG, randn, tiny_dit
 
 from framepack_core.models.prompt import TextCondition
 from framepack_core.sampling.flow import FlowDenoiser
+from framepack_core.sampling.plan import Mode
 from framepack_core.training.batches import Batches, Sample
-from framepack_core.training.cache import section_tensors, text_tensors
-from framepack_core.training.cache_files import save_latent_cache, save_text_cache
+from framepack_core.training.cache import end_places, section_tensors, text_tensors
+from framepack_core.training.cache_files import (
+    end_path,
+    save_end,
+    save_latent_cache,
+    save_text_cache,
+)
 from framepack_core.training.config import AdapterConfig, TrainConfig
 from framepack_core.training.loop import Callbacks, StepReport, TrainResult, train
 
@@ -30,8 +36,14 @@ WINDOW, SIDE = 2, 4
 IMAGE_TOKENS = 3
 
 
-def make_samples(folder: Path, clips: int = 3, batch_size: int = 1) -> list[Sample]:
-    """Two cached sections a clip, with captions of different lengths."""
+def make_samples(
+    folder: Path,
+    clips: int = 3,
+    batch_size: int = 1,
+    mode: Mode = "framepack",
+    ends: bool = False,
+) -> list[Sample]:
+    """Two cached sections a clip, with captions of different lengths; ends: with end frames."""
     folder.mkdir(parents=True, exist_ok=True)
     samples = []
     empty = folder / "empty-caption_fp_te.safetensors"
@@ -41,17 +53,21 @@ def make_samples(folder: Path, clips: int = 3, batch_size: int = 1) -> list[Samp
         _save_text(text, 3 + clip, seed=100 + clip)
         latents = randn(1, 16, 1 + 2 * WINDOW, SIDE, SIDE, seed=clip)
         image = randn(IMAGE_TOKENS, CONFIG.image_proj_dim, seed=200 + clip)
-        for section, tensors in section_tensors("framepack", latents.half(), WINDOW):
+        places = dict(end_places(mode, 2, WINDOW))
+        for section, tensors in section_tensors(mode, latents.half(), WINDOW):
             path = folder / f"{clip}_00000-017-{section.index:04d}_0032x0032_fp.safetensors"
             save_latent_cache(
                 path,
                 {**tensors, "image_embeddings": image.half()},
                 size=(32, 32),
                 digest="",
-                mode="framepack",
+                mode=mode,
                 frame_count=17,
             )
-            samples.append(Sample(folder / str(clip), path, text, empty, batch_size))
+            if ends:
+                save_end(path, latents[0, :, -1:].half(), places[section.index], "")
+            end = end_path(path) if ends else None
+            samples.append(Sample(folder / str(clip), path, text, empty, batch_size, end=end))
     return samples
 
 

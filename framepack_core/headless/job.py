@@ -24,7 +24,7 @@ from ..sampling.options import (
     SectionOptions,
     WindowOption,
 )
-from ..sampling.plan import FPS, Mode
+from ..sampling.plan import END_LORA, FPS, Mode
 from ..sampling.sections import MAX_SIZE, SIZE_MULTIPLE
 from ..sampling.step_cache import StepCaches
 from .options import (
@@ -108,7 +108,10 @@ class VideoGuidance(PaddingOption, EndImageOptions, AnchorOption, SectionOptions
         None, "Start image mask: black parts are hidden.", lines=("im",), metavar="FILE"
     )
     end_image_path: NonEmpty | None = option(
-        None, "End image: what the video ends with. Not F1.", lines=("ei",), metavar="FILE"
+        None,
+        "End image: what the video ends with. F1 needs a LoRA that was trained with end frames.",
+        lines=("ei",),
+        metavar="FILE",
     )
 
 
@@ -212,7 +215,7 @@ class JobOptions(Settings):
         return {"mode": self.prompt.mode} | {x.option.metadata: x.of(self) for x in found}
 
 
-NOT_OF_F1 = ("latent_paddings", "end_image_path")
+NOT_OF_F1 = ("latent_paddings",)
 V = TypeVar("V", bound="VideoJob")
 
 
@@ -226,7 +229,14 @@ class VideoJob(JobOptions):
         """Without what F1, which makes a video forwards, has no place for."""
         if not self.prompt.f1:
             return self
-        return updated(self, {("guidance", flag): None for flag in NOT_OF_F1})
+        return updated(self, {("guidance", flag): None for flag in self.not_of_f1})
+
+    @property
+    def not_of_f1(self) -> tuple[str, ...]:
+        """What F1 has no place for; a LoRA may have taught it to see an end image."""
+        if self.guidance.end_image_path is None or self.loras.see_end:
+            return NOT_OF_F1
+        return (*NOT_OF_F1, "end_image_path")
 
 
 class EditJob(JobOptions):
@@ -274,8 +284,11 @@ class AnyJob(VideoJob, EditJob):
             yield [flag for flag in _flags(VideoJob) if flag in only], "with --one_frame_inference"
             return
         yield ("one_frame_auto_resize",), "without --one_frame_inference"
-        if self.prompt.f1:
-            yield (*NOT_OF_F1, *_flags(EndImageOptions)), "with --f1, which makes a video forwards"
+        ignored = self.not_of_f1 if self.prompt.f1 else ()
+        yield NOT_OF_F1 if self.prompt.f1 else (), "with --f1, which makes a video forwards"
+        if "end_image_path" in ignored:
+            flags = ("end_image_path", *_flags(EndImageOptions))
+            yield flags, f"with --f1, which makes a video forwards; {END_LORA}"
         elif self.guidance.end_image_path is None:
             yield _flags(EndImageOptions), "without --end_image_path"
         if self.output.no_ledger:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -145,12 +145,14 @@ def pass_of(job: Job, models: Models) -> TrialPass:
     scene = job.request.scene
     edits = isinstance(scene, OneFrameEdit)
     mode = scene.plan.mode if isinstance(scene, Video) else "framepack"
+    ended = isinstance(scene, Video) and scene.plan.end is not None
     window = scene.latent_frames if edits else scene.window
     start = torch.zeros(start_shape(*scene.size), device=models.device)
     kept = {"dtype": models.dtype, "precision": models.precision}
     config, state = open_dit(models.paths["dit"], **kept)
     precision = precision_of(state.encodings().values())
-    return TrialPass(config, mode, window, start, models.dtype, models.attention, precision)
+    trial = TrialPass(config, mode, window, start, models.dtype, models.attention, precision)
+    return replace(trial, ended=ended)
 
 
 def _sample(job: Job, dit: FramePackDiT, models: Models, encodings: Encodings) -> Tensor:

@@ -5,6 +5,7 @@ Nothing here needs torch, so that `--help` and the schemas of nodes stay instant
 
 from __future__ import annotations
 
+from itertools import chain, repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -180,6 +181,18 @@ class LoraOptions(Settings):
         (), "Exclude patterns, one for each file: modules to leave out.", metavar="REGEX"
     )
     lycoris: bool = option(False, "LyCORIS files. Changes nothing: they are read like any other.")
+
+    @property
+    def see_end(self) -> bool:
+        """Whether one that is applied taught F1 to see an end image, by what the files say."""
+        from ..lora.files import lora_metadata
+        from ..lora.report import LORA_END
+
+        strengths = chain(self.lora_multiplier, repeat(1.0))
+        given = [
+            path for path, strength in zip(self.lora_weight, strengths, strict=False) if strength
+        ]
+        return any(LORA_END in lora_metadata(path) for path in given)
 
 
 class MergedModelOptions(Settings):

@@ -218,7 +218,9 @@ def read_plan(job: VideoJob) -> Plan:
     if guidance.end_image_path is None:
         return plan
     policy, strength = guidance.end_image_policy, guidance.end_image_strength
-    return plan.with_end(guidance.end_image_path, policy, strength)
+    plan = plan.with_end(guidance.end_image_path, policy, strength)
+    plan.check_end(trained=job.loras.see_end)
+    return plan
 
 
 def read_anchor(job: VideoJob, plan: Plan) -> float:

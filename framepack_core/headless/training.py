@@ -175,7 +175,7 @@ def _sample_prompts(
     prompts = [prompt for prompt in every if prompt.image_path or prompt.control_image_path]
     for prompt in (prompt for prompt in every if prompt not in prompts):
         _warn(f"sample {prompt.prompt!r} has no start image (--i) and is passed over")
-    check_prompts(prompts, config.mode, found.window)
+    check_prompts(prompts, config.mode, found.window, sees_end=config.sees_end)
     if config.mode != "one_frame":  # refuses before a run
         decode_slices(1 + found.window, found.window, decoding.decode_overlap)
     for prompt in prompts:
@@ -220,6 +220,7 @@ def _prepare(
             latent,
             text,
             flow_shift=config.sample_flow_shift,
+            sees_end=config.sees_end,
             device=models.device,
         )
 

@@ -111,6 +111,11 @@ def _read(path: Path, shapes: Shapes) -> Lora:
     return Lora(report, reading.deltas, reading.sources)
 
 
+def lora_metadata(path: Path | str) -> Mapping[str, str]:
+    """What a LoRA file says of itself."""
+    return open_weights(_adapter_file(Path(path))).metadata
+
+
 def _adapter_file(path: Path) -> Path:
     """The file of a path; of a folder as PEFT and diffusers write them, the one inside."""
     if not is_folder(path):

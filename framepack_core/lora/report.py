@@ -22,7 +22,8 @@ from .names import (
     stated_family,
 )
 
-LORA_MODE = "framepack_mode"  # metadata of our own trainer: framepack, f1 or one_frame
+# Metadata of our own trainer: framepack, f1 or one_frame; of F1, whether it has seen end frames.
+LORA_MODE, LORA_END = "framepack_mode", "framepack_end_target"
 MODES = {"framepack": FRAMEPACK, "f1": f"{FRAMEPACK} F1", "one_frame": f"{FRAMEPACK} one-frame"}
 _ONLY_FRAMEPACK = ("clean_x_embedder", "image_projection")
 _SHOWN = 5
@@ -71,6 +72,11 @@ class LoraReport:
     keys: Sequence[str]
     foreign: str | None
     ignored: Sequence[str] = ()  # what stands before the names of modules and says nothing
+
+    @property
+    def sees_end(self) -> bool:
+        """Whether it taught F1 to see an end image."""
+        return LORA_END in self.provenance.metadata
 
     @property
     def text_encoder(self) -> list[str]:
@@ -210,7 +216,8 @@ def _dialect(keys: Sequence[str], names: Sequence[str], bases: set[str]) -> str:
 def _base(names: Sequence[str], metadata: Mapping[str, str]) -> str:
     mode = metadata.get(LORA_MODE)
     if mode in MODES:
-        return f"{MODES[mode]} (says the file)"
+        ends = " with end frames" if LORA_END in metadata else ""
+        return f"{MODES[mode]}{ends} (says the file)"
     stated = stated_family(metadata)
     if stated == FRAMEPACK:
         return f"{FRAMEPACK}{_variant(metadata)} (says the file)"

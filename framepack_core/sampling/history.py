@@ -58,6 +58,8 @@ class History:
             clean_4x, clean_2x, near = self._frames[:, :, -HISTORY_LENGTH:].split(
                 [four, two, one], dim=2
             )
+            if self._end is not None and len(section.clean_indices) > 1 + one:
+                near = torch.cat([near, self._end], dim=2)
         else:
             near, clean_2x, clean_4x = self._frames[:, :, :HISTORY_LENGTH].split(
                 [one, two, four], dim=2

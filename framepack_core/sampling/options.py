@@ -174,7 +174,7 @@ class EndImageOptions(Settings):
     end_image_policy: EndPolicy = option(
         "persistent",
         "End image policy. persistent: all sections see the image, behind what follows them. "
-        "first_section: only the section made first, the last of the video, sees it.",
+        "first_section: only the section made first, the last of the video, sees it; not for F1.",
         node="policy",
         advanced=False,
         metadata="end_image_policy",

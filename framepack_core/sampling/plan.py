@@ -26,9 +26,11 @@ Encode = Callable[[Any], Any]
 FPS = 30  # the rate FramePack was trained at; seconds mean this and nothing else
 HISTORY = (1, 2, 16)  # latents kept at 1x, 2x and 4x
 HISTORY_LENGTH = sum(HISTORY)
+FARTHEST = 3  # windows between a section of F1 and its end image: the most of default paddings
 TIME_SCALE = 1000.0  # the timestep of the noise level 1
 GUIDANCE = 10.0  # the distilled guidance scale that the model was trained for
 LABEL = 40  # characters of a prompt that a description shows
+END_LORA = "apply a LoRA of F1 that was trained with end frames (see docs/training.md)"
 _NAMES = {(name,): name for name in Overrides.model_fields}  # what errors call them
 
 
@@ -67,7 +69,7 @@ class EndImage:
 
     policy: "persistent" leaves the latent behind the last section, in sight of all that are made
     later, as musubi-tuner; "first_section" shows it to the section made first alone, as diffusers.
-    strength multiplies the latent: 0 is no end image.
+    F1 sees it ahead of every section. strength multiplies the latent: 0 is no end image.
     """
 
     image: Any
@@ -99,10 +101,10 @@ class Plan:
     backward: bool = False
 
     def __post_init__(self) -> None:
-        if self.mode == "f1" and self.end is not None:
+        if self.mode == "f1" and self.end is not None and self.end.policy != "persistent":
             raise FramePackError(
-                "end image: F1 makes a video forwards and never sees what comes after; take the "
-                "end image out, or use the framepack mode and model"
+                f"end image: policy {self.end.policy!r} is for the framepack mode, which makes the "
+                "last section first; use 'persistent' with F1"
             )
         if self.mode == "f1" and self.backward:
             raise FramePackError(
@@ -176,8 +178,29 @@ class Plan:
         )
 
     def with_end(self, image: Any, policy: EndPolicy = "persistent", strength: float = 1.0) -> Plan:
-        """The plan of a video that should end with an image."""
-        return replace(self, end=EndImage(image, policy, strength))
+        """The plan of a video that should end with an image.
+
+        F1 sees it where it is, behind the last section, but no further away than FARTHEST.
+        """
+        plan = replace(self, end=EndImage(image, policy, strength))
+        return plan._each(plan._facing_end) if self.mode == "f1" else plan
+
+    def _facing_end(self, section: Section) -> Section:
+        """A section of F1 with a place for the end image, if there is anything of it to see."""
+        assert self.end is not None
+        own = section.clean_indices[: 1 + HISTORY[0]]
+        if self.end.strength:
+            between = min(len(self.sections) - 1 - section.index, FARTHEST)
+            own = (*own, section.latent_indices[-1] + 1 + between * self.window)
+        return section.model_copy(update={"clean_indices": own})
+
+    def check_end(self, trained: bool) -> None:
+        """Refuse an end image for F1 as it was released; trained: a LoRA taught it to see one."""
+        if self.mode == "f1" and self.end is not None and not trained:
+            raise FramePackError(
+                "end image: F1 makes a video forwards and never sees what comes after; take the "
+                f"end image out, use the framepack mode and model, or {END_LORA}"
+            )
 
     def extending(self, existing: int, direction: Direction = "forward") -> Plan:
         """The plan of sections after or before a video of `existing` latent frames."""

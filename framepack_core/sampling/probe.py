@@ -58,6 +58,7 @@ class TrialPass:
     precision: Precision = "full"
     text_tokens: int = TEXT_TOKENS
     image_tokens: int = IMAGE_TOKENS
+    ended: bool = False  # with an end image, which F1 sees besides all else
 
     @property
     def device(self) -> torch.device:
@@ -78,6 +79,7 @@ class TrialPass:
     def run(self, dit: FramePackDiT) -> None:
         """The pass of a model."""
         plan, config = plan_video(self.mode, 1, self.window), self.config
+        plan = plan.with_end(self.start) if self.ended else plan
         history, [section] = History(plan, self.start), plan.sections
 
         def zeros(*shape: int) -> Tensor:

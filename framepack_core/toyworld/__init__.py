@@ -4,3 +4,4 @@ from pathlib import Path
 
 SNAPSHOT = Path(__file__).parent / "snapshot"
 OPPOSITE_LORA = Path(__file__).parent / "loras" / "opposite.safetensors"
+F1_END_LORA = Path(__file__).parent / "loras" / "f1_end.safetensors"

@@ -19,7 +19,17 @@ from ..runtime.errors import FramePackError
 from ..runtime.files import is_file
 from ..weights.files import open_weights, read_header
 from .cache import empty_path, text_path
-from .cache_files import IMAGE, LATENTS, POOLED, TEXT, TEXT_MASK, end_path, load_cache, show_end
+from .cache_files import (
+    END_INDEX,
+    IMAGE,
+    LATENTS,
+    POOLED,
+    TEXT,
+    TEXT_MASK,
+    end_path,
+    load_cache,
+    show_end,
+)
 from .config import TrainConfig, TrainMode
 from .dataset import TrainingSet
 from .rng import draw_seed
@@ -139,10 +149,12 @@ class Batches:
         """The number-th batch.
 
         Where `dropped` says so a sample's caption is the empty one, where `ended` does it sees the
-        end frame, if it can.
+        end frame, if it can. In F1, where that makes the context longer, all do as the first.
         """
         samples = self.pick(number)
         none = [False] * len(samples)
+        if ended and _lengthened(samples[0]):
+            ended = [ended[0]] * len(samples)
         each = zip(samples, dropped or none, ended or none, strict=True)
         return collate([_load(*sample) for sample in each])
 
@@ -162,7 +174,12 @@ def _group(sample: Sample) -> tuple[Any, ...]:
     """What samples of one batch have in common: their data set, names and shapes of tensors."""
     tensors = read_header(sample.latents).tensors
     shapes = sorted((name, info.shape) for name, info in tensors.items())
-    return (sample.latents.parent, *shapes)
+    return ((sample.latents.parent, _lengthened(sample)), *shapes)
+
+
+def _lengthened(sample: Sample) -> bool:
+    """Whether the end frame comes to what a sample sees, instead of in a blank frame's place."""
+    return sample.end is not None and END_INDEX in read_header(sample.end).tensors
 
 
 def _load(sample: Sample, dropped: bool, ended: bool) -> dict[str, Tensor]:

@@ -27,9 +27,11 @@ from ..sampling.history import History
 from ..sampling.masks import latent_mask, load_control, mask_latents
 from ..sampling.one_frame import one_frame_context
 from ..sampling.plan import HISTORY_LENGTH, Mode, Section
-from ..sampling.sections import plan_video
+from ..sampling.sections import plan_f1, plan_video
 from .cache_files import (
     DIGEST,
+    END_INDEX,
+    END_SLOT,
     IMAGE,
     MODELS,
     POOLED,
@@ -110,19 +112,19 @@ def cache_latents(
 ) -> CacheProgress:
     """Encode every item whose files are missing or stale; other files are left alone.
 
-    end_frames: also keep the last frame of each crop, for training with end images (framepack).
+    end_frames: also keep the last frame of each crop, for training with end images.
     `on_item` follows each item; it may raise to stop, and the next call resumes there.
     Raises FramePackError if the folder holds caches of these items in another mode, unless
     skip_existing is off, which writes over them.
     """
-    if end_frames and mode != "framepack":
-        raise FramePackError(f"end_frames: {mode} never sees what comes after; leave them out")
+    if end_frames and mode == "one_frame":
+        raise FramePackError("end_frames: one_frame makes no video that could end; leave them out")
     check_cached(found, mode, overwritten=not skip_existing)
     stale = []
     for item in found.items:
         digest = source_digest(item, mode, one_frame)
         entries = {DIGEST: digest, MODELS: encoders.identity}
-        current = _is_current(item, entries) and (not end_frames or _has_ends(item, entries))
+        current = _is_current(item, entries) and (not end_frames or _has_ends(item, mode, entries))
         if not (skip_existing and current):
             stale.append((item, digest))
     progress = CacheProgress(len(found.items) - len(stale), len(found.items), 0, "")
@@ -204,18 +206,28 @@ def _shape(item: Item) -> tuple[object, ...]:
     return (item.size, len(item.controls))
 
 
-def _has_ends(item: Item, entries: Mapping[str, str]) -> bool:
+def _has_ends(item: Item, mode: TrainMode, entries: Mapping[str, str]) -> bool:
     """Whether the end frame is there for every section that can see it."""
-    headers = [cached_header(end_path(item.paths[section])) for section, _ in _end_slots(item)]
+    places = end_places(mode, item.sections, item.dataset.window)
+    headers = [cached_header(end_path(item.paths[section])) for section, _ in places]
     return all(h is not None and entries.items() <= h.metadata.items() for h in headers)
 
 
-def _end_slots(item: Item) -> Iterator[tuple[int, int]]:
-    """(section, how many frames of the history lie before the end of the video)."""
-    for section in range(item.sections):
-        slot = (item.sections - 1 - section) * item.dataset.window
+def end_places(
+    mode: TrainMode, sections: int, window: int
+) -> Iterator[tuple[int, Mapping[str, int]]]:
+    """Each section that can see the end of a video of so many sections, and where it sees it.
+
+    That is a place in the history of the framepack mode, and an index of its own in F1.
+    """
+    if mode == "f1":
+        for section in plan_f1(sections, window).with_end(None).sections:
+            yield section.index, {END_INDEX: section.clean_indices[-1]}
+        return
+    for section in range(sections):
+        slot = (sections - 1 - section) * window
         if slot < HISTORY_LENGTH:
-            yield section, slot
+            yield section, {END_SLOT: slot}
 
 
 def _encode_videos(
@@ -232,8 +244,8 @@ def _encode_videos(
         _drop_old_ends(item, {DIGEST: digest, MODELS: encoders.identity})
         if end_frames:
             end = to_half(encoders.vae(to_tensor(frames[-1]))[0], item.name)
-            for section, slot in _end_slots(item):
-                save_end(item.paths[section], end, slot, digest, encoders.identity)
+            for section, place in end_places(mode, item.sections, item.dataset.window):
+                save_end(item.paths[section], end, place, digest, encoders.identity)
 
 
 def _drop_old_ends(item: VideoItem, entries: Mapping[str, str]) -> None:

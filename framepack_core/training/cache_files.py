@@ -36,7 +36,9 @@ INDICES = {
 }
 IMAGE = "image_embeddings"
 END_SUFFIX = "_fp_end.safetensors"
-END, END_SLOT = "latent_end", "end_slot"
+END = "latent_end"
+# Where it belongs: a place in the history of the framepack mode, or F1's own index behind all.
+END_SLOT, END_INDEX = "end_slot", "end_index"
 TEXT, TEXT_MASK, POOLED = "llama_vec", "llama_attention_mask", "clip_l_pooler"
 _SIZE = re.compile(r"_\d+x\d+x\d+$")
 _TYPE = re.compile(r"_(?:float16|float32|bfloat16|int64|int32|bool)$")
@@ -78,14 +80,24 @@ def end_path(path: Path) -> Path:
     return path.with_name(path.name.removesuffix(SUFFIX) + END_SUFFIX)
 
 
-def save_end(path: Path, latent: Tensor, slot: int, digest: str, models: str = "") -> None:
-    """Write the latent [C, 1, h, w] of a crop's last frame, and its place in the history."""
-    tensors = {END: latent, END_SLOT: torch.tensor(slot)}
+def save_end(
+    path: Path, latent: Tensor, place: Mapping[str, int], digest: str, models: str = ""
+) -> None:
+    """Write the latent [C, 1, h, w] of a crop's last frame and its END_SLOT or END_INDEX."""
+    tensors = {END: latent, **{name: torch.tensor(number) for name, number in place.items()}}
     save_weights(end_path(path), tensors, _common(digest, models))
 
 
 def show_end(tensors: Mapping[str, Tensor], end: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Cached tensors of a section that also sees the end frame, behind the last section."""
+    if END_INDEX in end:
+        clean, indices = tensors["latents_clean"], tensors["clean_latent_indices"]
+        place = end[END_INDEX].to(indices).view(1)
+        return {
+            **tensors,
+            "latents_clean": torch.cat([clean, end[END].to(clean)], dim=1),
+            "clean_latent_indices": torch.cat([indices, place]),
+        }
     one, two, _ = HISTORY
     slot = int(end[END_SLOT])
     name, frame = ("latents_clean_4x", slot - one - two)

@@ -959,6 +959,11 @@ class TrainConfig(
         return names
 
     @property
+    def sees_end(self) -> bool:
+        """Whether the adapter teaches F1 what the original model knows: to see an end image."""
+        return self.mode == "f1" and self.end_frame_prob > 0
+
+    @property
     def shared(self) -> dict[str, Any]:
         """All settings that may be shown to others: no paths, and nothing secret."""
         found = (x for x in leaves(type(self)) if x.kind not in (Path, Path | bool, SecretStr))

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Mapping
 from datetime import datetime, timezone
 
-from ..lora.report import LORA_MODE
+from ..lora.report import LORA_END, LORA_MODE
 from ..runtime.options import file_metadata, leaves
 from .config import NETWORK_MODULES, AdapterConfig, TrainConfig
 from .dataset import TrainingSet
@@ -24,7 +24,7 @@ WINDOW, TARGET_INDEX, CLEAN_INDICES = (
 NEEDED = frozenset(
     {
         *("ss_base_model_version", "ss_network_module", "ss_network_dim", "ss_network_alpha"),
-        *("ss_network_args", LORA_MODE),
+        *("ss_network_args", LORA_MODE, LORA_END),
     }
 )
 
@@ -56,6 +56,8 @@ def adapter_metadata(
         LORA_MODE: config.mode,
         **more,
     }
+    if config.sees_end:
+        values[LORA_END] = True
     if config.metadata_reso:
         sides = config.metadata_reso.split(",")
         values["modelspec.resolution"] = f"{sides[0]}x{sides[-1]}"

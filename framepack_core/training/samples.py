@@ -68,8 +68,13 @@ class PreparedSample:
         return None if isinstance(self.plan, Section) else self.plan.window
 
 
-def check_prompts(prompts: Sequence[SamplePrompt], mode: TrainMode, window: int) -> None:
-    """Refuse prompts that no sample can be made of, before any model is loaded."""
+def check_prompts(
+    prompts: Sequence[SamplePrompt], mode: TrainMode, window: int, *, sees_end: bool = False
+) -> None:
+    """Refuse prompts that no sample can be made of, before any model is loaded.
+
+    sees_end: whether F1 is trained with end frames, so that it can be given an end image.
+    """
     for prompt in prompts:
         check_size(*_size(prompt))
         if mode == "one_frame":
@@ -77,6 +82,11 @@ def check_prompts(prompts: Sequence[SamplePrompt], mode: TrainMode, window: int)
         else:
             prompt.check()
             _plan(prompt, mode, window)
+            if mode == "f1" and prompt.end_image_path is not None and not sees_end:
+                raise FramePackError(
+                    f"sample {prompt.prompt!r}: F1 has no end image; take it out, or train with "
+                    "end_frame"
+                )
         for path in _images(prompt):
             if not is_file(Path(path)):
                 raise FramePackError(f"sample {prompt.prompt!r}: image {path}: no such file")
@@ -90,13 +100,15 @@ def prepare_samples(
     text: TextEncoder,
     *,
     flow_shift: float = 0.0,
+    sees_end: bool = False,
     device: torch.device | str = "cpu",
 ) -> list[PreparedSample]:
     """Encode all prompts and images; a prompt without a seed gets a random one.
 
-    flow_shift: of all samples; 0 takes each prompt's, else that by its size.
+    flow_shift: of all samples; 0 takes each prompt's, else that by its size. sees_end: as for
+    `check_prompts`.
     """
-    check_prompts(prompts, mode, window)
+    check_prompts(prompts, mode, window, sees_end=sees_end)
     make = _prepare_one_frame if mode == "one_frame" else _prepare_video
     samples = []
     for prompt in prompts:
@@ -211,8 +223,6 @@ def _encode(
 
 
 def _plan(prompt: SamplePrompt, mode: TrainMode, window: int) -> Plan:
-    if mode == "f1" and prompt.end_image_path is not None:
-        raise FramePackError(f"sample {prompt.prompt!r}: F1 has no end image; take it out")
     sections = prompt.video_sections or sections_to_hold(prompt.frame_count or 1, window)
     return plan_video(cast(Mode, mode), sections, window)
 

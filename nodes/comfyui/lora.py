@@ -128,6 +128,11 @@ def applied_loras(model: Any) -> list[LoraUse]:
     return [LoraUse(applied.factors.lora(), applied.strength) for applied in found]
 
 
+def check_end(plan: Plan, model: Any) -> None:
+    """Refuse an end image for an F1 that no LoRA of FramePack Apply LoRA taught to see one."""
+    plan.check_end(any(use.lora.report.sees_end for use in applied_loras(model)))
+
+
 def check_section_loras(plan: Plan, model: Any) -> None:
     """Refuse strengths of sections that no LoRA follows; warn of what does not follow them."""
     own = sorted(section.index for section in plan.sections if section.lora_strength is not None)

@@ -88,6 +88,7 @@ class Needs:
             self._dtype,
             network.host_attention,
             precision_of(model_encodings(network)),
+            ended=self.plan.end is not None,
         )
         return probe_pass(trial)
 

@@ -13,7 +13,7 @@ from comfy.cli_args import args as comfy_args
 
 from ...framepack_core.runtime.errors import FramePackError
 from ...framepack_core.runtime.files import check_file_name, natural_key
-from ...framepack_core.toyworld import OPPOSITE_LORA
+from ...framepack_core.toyworld import F1_END_LORA, OPPOSITE_LORA
 from ...framepack_core.training.config import EARLIER_STATE
 from ...framepack_core.weights.files import GGUF
 from ...framepack_core.weights.layouts import F1_FOLDER, FOLDERS, SHARD, TITLES, Component
@@ -174,7 +174,8 @@ def _find(name: str, *folders: str) -> Path:
     raise FramePackError(f"{name} is not in models/{' or models/'.join(folders)}")
 
 
-OPPOSITE = "Toy World: opposite (built in)"
+OPPOSITE, F1_END = "Toy World: opposite (built in)", "Toy World F1: end image (built in)"
+BUILT_IN_LORAS = {OPPOSITE: OPPOSITE_LORA, F1_END: F1_END_LORA}
 
 
 def lora_choices() -> list[str]:
@@ -185,8 +186,8 @@ def lora_choices() -> list[str]:
 
 def lora_path(name: str) -> Path:
     """The file that a choice, or a line of more_loras, stands for."""
-    if name == OPPOSITE:
-        return OPPOSITE_LORA
+    if name in BUILT_IN_LORAS:
+        return BUILT_IN_LORAS[name]
     wanted = PurePath(name)
     outside = wanted.anchor or ".." in wanted.parts
     path = None if outside else folder_paths.get_full_path("loras", name)

@@ -40,12 +40,20 @@ class Samples:
         self, config: TrainConfig, window: int, device: torch.device
     ) -> list[PreparedSample]:
         """Everything encoded; checked first."""
-        check_prompts(self.prompts, config.mode, window)
+        check_prompts(self.prompts, config.mode, window, sees_end=config.sees_end)
         latent, text = latent_encoders(self.vae, self.clip_vision), text_encoder(self.clip)
         latent = replace(latent, vae=_escaped(latent.vae), image=_escaped(latent.image))
         text = replace(text, encode=_escaped(text.encode))
         with torch.inference_mode(False), torch.no_grad():
-            return prepare_samples(self.prompts, config.mode, window, latent, text, device=device)
+            return prepare_samples(
+                self.prompts,
+                config.mode,
+                window,
+                latent,
+                text,
+                sees_end=config.sees_end,
+                device=device,
+            )
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents [1, 16, T, h, w] to pixels [1, 3, F, H, W] about -1..1."""

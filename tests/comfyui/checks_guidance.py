@@ -117,6 +117,36 @@ def check_end_image_is_that_of_the_core() -> Any:
     return measured
 
 
+def check_f1_sees_an_end_image_as_the_core_with_the_lora_for_it() -> float:
+    """Another LoRA, or none of it, is not enough."""
+    toyworld, paths = pack("framepack_core.toyworld"), pack("nodes.comfyui.paths")
+    other, made = other_scene(), plan("f1")
+    (ended,) = run(
+        "FPReelEndFrame", plan=made, end_image=other.start, strength=1.0, policy="persistent"
+    )
+    apply = partial(run, "FPReelApplyLora", model=toy("f1").model)
+    for lora, strength in ((paths.OPPOSITE, 1.0), (paths.F1_END, 0.0)):
+        (model,) = apply(lora=lora, strength=strength)[:1]
+        message = error_of(lambda model=model: sample(model, plan=ended))
+        assert message.startswith("end image: F1 makes a video forwards"), message
+    model = apply(lora=paths.F1_END, strength=1.0)[0]
+    ours = sample(model, plan=ended)
+    assert difference(ours, sample(model, plan=made)) > 1e-2
+    dit, weights = core("f1").dit, pack("framepack_core.lora.apply")
+    shapes = {name: x.shape for name, x in dit.state_dict().items()}
+    applied = weights.apply_loras(dit, weights.open_loras([toyworld.F1_END_LORA], shapes))
+    end = other.start["samples"] * pack("nodes.comfyui.model").LATENT_SCALE
+    generate = pack("framepack_core.sampling.generate").generate
+    try:
+        sampler = core_sampler("f1")
+        expected = generate(made.with_end(end), sampler, core("f1").start, SETTINGS["seed"])
+    finally:
+        applied.remove()
+    measured = difference(ours, unscaled(expected))
+    assert measured < 1e-3, measured
+    return measured
+
+
 def check_anchor_is_that_of_the_core() -> Any:
     flow, measured = pack("framepack_core.sampling.generate"), {}
     for mode in ("framepack", "f1"):
@@ -512,8 +542,8 @@ def check_bad_guidance_is_named() -> Any:
         "clip_vision_output: 7 wide": lambda: sample(plan=guide(clip_vision_output=small)),
         "prompts: there is no section 2": lambda: schedule(prompts="0:a;;;2:b"),
         "prompts: '' at character 7": lambda: schedule(prompts="0:a;;;"),
-        "end image: F1 makes a video forwards": lambda: ended(
-            plan=plan("f1"), end_image=scene().start
+        "end image: F1 makes a video forwards": lambda: sample(
+            toy("f1").model, plan=ended(plan=plan("f1"), end_image=scene().start)[0]
         ),
         "end_image: 3 latent frames": lambda: ended(plan=plan(), end_image=video),
         "the end image: its latent is [1, 16, 1, 8, 10]": lambda: sample(

@@ -190,8 +190,17 @@ def framepack_i2v(new: NewGraph, mode: str = "framepack") -> Graph:
 # End image, and a prompt for each section
 
 
-def between(world: World, positive: Socket, frames: tuple[Socket, Socket], **choices: Any) -> Graph:
-    """The rest of a workflow from a start and an end image; choices: of the plan."""
+def between(
+    world: World,
+    positive: Socket,
+    frames: tuple[Socket, Socket],
+    lora: str | None = None,
+    **choices: Any,
+) -> Graph:
+    """The rest of a workflow from a start and an end image, with a LoRA or without.
+
+    choices: of the plan.
+    """
     graph = world.graph
     plan = world.plan(**choices)
     graph.column()
@@ -201,6 +210,7 @@ def between(world: World, positive: Socket, frames: tuple[Socket, Socket], **cho
     )
     graph.column()
     ended = graph.add("FPReelEndFrame", plan=plan, end_image=last["start_latent"])["plan"]
+    world = world if lora is None else with_lora(world, lora=lora)
     world.save_video(world.sampler(ended, positive, first))
     return graph
 
@@ -223,8 +233,8 @@ def toyworld_end_image(new: NewGraph) -> Graph:
 def framepack_end_image(new: NewGraph) -> Graph:
     graph = new(
         "framepack_end_image",
-        f"## FramePack with an end image\n{files()}Choose the first and the last picture. Only "
-        "the original model can do this.",
+        f"## FramePack with an end image\n{files()}Choose the first and the last picture. F1 "
+        "needs a LoRA for this.",
     )
     world = real_world(graph)
     prompt = "The woman stands up, walks to the window and opens it."
@@ -564,7 +574,7 @@ def framepack_anchor(new: NewGraph) -> Graph:
 
 # LoRA
 
-OPPOSITE = "Toy World: opposite (built in)"
+OPPOSITE, F1_END = "Toy World: opposite (built in)", "Toy World F1: end image (built in)"
 
 
 def with_lora(world: World, **settings: Any) -> World:
@@ -590,6 +600,35 @@ def toyworld_lora(new: NewGraph) -> Graph:
     world = with_lora(world, lora=OPPOSITE)
     world.save_video(world.sampler(plan, positive, start))
     return graph
+
+
+def toyworld_f1_end(new: NewGraph) -> Graph:
+    graph = new(
+        "toyworld_f1_end",
+        f"## F1 with an end image\n{TOY}F1 makes a video forwards and does not know where it is to "
+        "end. The LoRA on the model shows it the end image: without it the run is refused.",
+    )
+    world = toy_world(graph, "f1")
+    chosen = {"shape": "square", "colour": "yellow", "motion": "left", "scene_seed": 27}
+    start, end = scenes(graph, Start_image=chosen, End_image=chosen | {"then": "up", "frame": 72})
+    graph.column("Prompt and length")
+    positive = world.prompt("a yellow square moves")
+    frames = start["image"], end["image"]
+    return between(world, positive, frames, F1_END, mode="f1", length="sections", sections=2)
+
+
+def framepack_f1_end(new: NewGraph) -> Graph:
+    graph = new(
+        "framepack_f1_end",
+        f"## FramePack F1 with an end image\n{files('f1')}Choose the first and the last picture, "
+        "and in *FramePack Apply LoRA* a LoRA of F1 that was trained with end frames. To make one: "
+        "*end_frames* of *FramePack Cache Latents* in mode f1, and *end_frame* of *FramePack Train "
+        "Config*, such as 0.5. Only that node tells the sampler what the LoRA knows.",
+    )
+    world = real_world(graph, "f1")
+    prompt = "The woman stands up, walks to the window and opens it."
+    lora = "my_f1_end_lora.safetensors"
+    return between(world, *chosen_frames(world, prompt), lora, mode="f1")
 
 
 def framepack_lora(new: NewGraph) -> Graph:
@@ -774,6 +813,8 @@ BUILDS: tuple[Callable[[NewGraph], Graph], ...] = (
     framepack_train_one_frame,
     toyworld_anchor,
     framepack_anchor,
+    toyworld_f1_end,
+    framepack_f1_end,
 )
 
 

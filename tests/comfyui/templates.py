@@ -25,6 +25,7 @@ TITLES = {
     "train": "Train a LoRA",
     "train_one_frame": "Train a LoRA for edits of pictures",
     "anchor": "Long video with F1 (drift anchor)",
+    "f1_end": "Start and end image with F1 (LoRA)",
 }
 WORLDS = {"framepack": "", "toyworld": " - Toy World"}
 NAMES = [f"{world}_{name}" for name in TITLES for world in WORLDS]

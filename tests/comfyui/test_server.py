@@ -129,6 +129,7 @@ MADE = {  # frames of each picture and video that a workflow shows
     "toyworld_train": [37],
     "toyworld_train_one_frame": [1],
     "toyworld_anchor": [217],
+    "toyworld_f1_end": [73],
 }
 
 

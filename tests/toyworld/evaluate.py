@@ -200,10 +200,11 @@ def evaluate(
     """All measures, each over at least `cases` cases (a multiple of 16 spreads them evenly)."""
     yield Measure("VAE: PSNR in dB, 73 frames", vae_psnr(toy, cases), 34, percent=False)
     for mode in modes:
-        yield from _motion_measures(toy, mode, cases, steps)
-        yield from _long_measures(toy, mode, cases, steps)
+        yield from motion_measures(toy, mode, cases, steps)
+        yield from long_measures(toy, mode, cases, steps)
         if mode == "framepack":
-            yield from _end_measures(toy, cases, steps)
+            for sections in (1, 2):
+                yield end_measure(toy, mode, cases, steps, sections)
 
 
 @torch.no_grad()
@@ -258,7 +259,8 @@ class Cases:
         return replace(self, motions=tuple(render.OPPOSITE[name] for name in self.motions))
 
 
-def _motion_measures(toy: Toy, mode: Mode, cases: int, steps: int) -> Iterator[Measure]:
+def motion_measures(toy: Toy, mode: Mode, cases: int, steps: int) -> Iterator[Measure]:
+    """How well short videos follow their prompts."""
     for sections in (1, 2):
         drawn = Cases.draw(cases, 10_000 * sections)
         video = _run(toy, mode, drawn, sections, steps)
@@ -282,7 +284,8 @@ def _motion_measures(toy: Toy, mode: Mode, cases: int, steps: int) -> Iterator[M
     )
 
 
-def _long_measures(toy: Toy, mode: Mode, cases: int, steps: int) -> Iterator[Measure]:
+def long_measures(toy: Toy, mode: Mode, cases: int, steps: int) -> Iterator[Measure]:
+    """What is left of the start image at the end of a long video, and the joins in it."""
     drawn = Cases.draw(cases, 40_000)
     video = _run(toy, mode, drawn, LONG, steps)
     kept = f"{mode}: colour and form kept after {LONG} sections"
@@ -304,24 +307,19 @@ def _long_measures(toy: Toy, mode: Mode, cases: int, steps: int) -> Iterator[Mea
     )
 
 
-def _end_measures(toy: Toy, cases: int, steps: int) -> Iterator[Measure]:
-    for sections in (1, 2):
-        first = render.HELD_OUT + 50_000 * sections
-        clips = render.draw(range(first, first + cases), sections, "travel")
-        prompts = [texts[0] for texts in render.captions(clips)]
-        seeds = [seed % 2**31 for seed in clips.seeds]
-        starts, ends = render.start_image(clips), render.end_image(clips)
-        video = toy.make_videos(
-            "framepack", starts, prompts, sections, seeds, steps=steps, ends=ends
-        )
-        goal = clips.track[:, -1, :2].to(video.pixels)
-        error = (video.track.position[:, -1] - goal).norm(dim=-1)
-        found = (error <= END_ERROR) & video.track.present[:, -1]
-        yield Measure(
-            f"framepack: last frame within 5 % of the given end frame, {sections} section(s)",
-            found.float().mean().item(),
-            0.90,
-        )
+def end_measure(toy: Toy, mode: Mode, cases: int, steps: int, sections: int) -> Measure:
+    """How often a shape that travels ends where the end image has it."""
+    first = render.HELD_OUT + 50_000 * sections
+    clips = render.draw(range(first, first + cases), sections, "travel")
+    prompts = [texts[0] for texts in render.captions(clips)]
+    seeds = [seed % 2**31 for seed in clips.seeds]
+    starts, ends = render.start_image(clips), render.end_image(clips)
+    video = toy.make_videos(mode, starts, prompts, sections, seeds, steps=steps, ends=ends)
+    goal = clips.track[:, -1, :2].to(video.pixels)
+    error = (video.track.position[:, -1] - goal).norm(dim=-1)
+    found = (error <= END_ERROR) & video.track.present[:, -1]
+    name = f"{mode}: last frame within 5 % of the given end frame, {sections} section(s)"
+    return Measure(name, found.float().mean().item(), 0.90)
 
 
 def _run(toy: Toy, mode: Mode, cases: Cases, sections: int, steps: int) -> Video:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,14 +16,30 @@ import torch
 
 from framepack_core.models.build import Snapshot, load_snapshot
 from framepack_core.sampling.flow import FlowDenoiser
+from framepack_core.sampling.plan import Mode
 from framepack_core.sampling.sections import WINDOW
 from framepack_core.toyworld import SNAPSHOT, render
 from framepack_core.training.batches import Batches, Sample
-from framepack_core.training.cache import LatentEncoders, TextEncoder, section_tensors, text_tensors
-from framepack_core.training.cache_files import IMAGE, save_latent_cache, save_text_cache, to_half
+from framepack_core.training.cache import (
+    LatentEncoders,
+    TextEncoder,
+    end_places,
+    section_tensors,
+    text_tensors,
+)
+from framepack_core.training.cache_files import (
+    IMAGE,
+    end_path,
+    save_end,
+    save_latent_cache,
+    save_text_cache,
+    to_half,
+)
 from framepack_core.training.config import AdapterConfig, Timesteps, TrainConfig
 from framepack_core.training.encoders import latent_encoders, text_encoder
 from framepack_core.training.loop import Callbacks, StepReport, train
+
+from .evaluate import Toy
 
 NAME = "opposite"
 CLIPS, BATCH, RANK = 160, 4, 8
@@ -39,7 +55,7 @@ class Clip:
     name: str
     pixels: torch.Tensor
     start: torch.Tensor
-    caption: str
+    captions: Sequence[str]  # of its sections
 
 
 def train_lora(folder: Path, steps: int = STEPS, clips: int = CLIPS) -> Path:
@@ -60,9 +76,9 @@ def train_lora(folder: Path, steps: int = STEPS, clips: int = CLIPS) -> Path:
         keep_last=1,
     )
     with tempfile.TemporaryDirectory() as cache:
-        samples = make_samples(models, Path(cache), make_clips(clips))
+        samples = list(make_samples(encoders_of(models), Path(cache), make_clips(clips), BATCH))
         batches = Batches(samples, config.seed)
-        return train(config, FlowDenoiser(models.dit), batches, Callbacks(_print_step)).path
+        return train(config, FlowDenoiser(models.dit), batches, Callbacks(print_step)).path
 
 
 def make_clips(count: int) -> list[Clip]:
@@ -86,7 +102,8 @@ def _clips(numbers: range, sections: int) -> list[Clip]:
             str(number),
             pixels[i : i + 1],
             starts[i],
-            render.caption(form, colour, said[i], variant=number % render.CAPTION_VARIANTS),
+            [render.caption(form, colour, said[i], variant=number % render.CAPTION_VARIANTS)]
+            * sections,
         )
         for i, (number, form, colour) in enumerate(
             zip(numbers, drawn.form.tolist(), drawn.colour.tolist(), strict=True)
@@ -94,38 +111,70 @@ def _clips(numbers: range, sections: int) -> list[Clip]:
     ]
 
 
-def make_samples(models: Snapshot, folder: Path, clips: Sequence[Clip]) -> list[Sample]:
-    """Cache files of clips, a sample a section."""
-    latent = latent_encoders(models.vae, models.image_encoder, NAME)
-    text = text_encoder(models.text_encoders, NAME)
-    empty = _cache_text(folder, "empty", "", text)
-    return [
-        Sample(folder / clip.name, path, words, empty, BATCH)
-        for clip in clips
-        for words in [_cache_text(folder, clip.name, clip.caption, text)]
-        for path in _cache_sections(folder, clip, latent)
-    ]
+@dataclass(frozen=True)
+class Encoders:
+    """What encodes clips and captions."""
+
+    latent: LatentEncoders
+    text: TextEncoder
 
 
-def _cache_text(folder: Path, name: str, caption: str, encoder: TextEncoder) -> Path:
-    path = folder / f"{name}_fp_te.safetensors"
+def encoders_of(models: Snapshot | Toy) -> Encoders:
+    """Those of loaded models."""
+    return Encoders(
+        latent_encoders(models.vae, models.image_encoder, NAME),
+        text_encoder(models.text_encoders, NAME),
+    )
+
+
+def make_samples(
+    encoders: Encoders,
+    folder: Path,
+    clips: Iterable[Clip],
+    batch: int,
+    mode: Mode = "framepack",
+    *,
+    ends: bool = False,
+) -> Iterator[Sample]:
+    """Cache files of clips, a sample a section; ends: also each clip's last frame."""
+    texts = {"": _cache_text(folder, 0, "", encoders.text)}
+    for clip in clips:
+        for caption in clip.captions:
+            if caption not in texts:
+                texts[caption] = _cache_text(folder, len(texts), caption, encoders.text)
+        paths = _cache_sections(folder, clip, encoders.latent, mode, ends)
+        for path, caption in zip(paths, clip.captions, strict=True):
+            end = end_path(path) if ends else None
+            text, empty = texts[caption], texts[""]
+            yield Sample(folder / clip.name, path, text, empty, batch, end=end)
+
+
+def _cache_text(folder: Path, number: int, caption: str, encoder: TextEncoder) -> Path:
+    path = folder / f"caption{number}_fp_te.safetensors"
     save_text_cache(path, text_tensors(encoder.encode(caption), caption), caption, "")
     return path
 
 
-def _cache_sections(folder: Path, clip: Clip, encoders: LatentEncoders) -> list[Path]:
+def _cache_sections(
+    folder: Path, clip: Clip, encoders: LatentEncoders, mode: Mode, ends: bool
+) -> list[Path]:
     latents = to_half(encoders.vae(clip.pixels), clip.name)
     image = to_half(encoders.image(clip.start.numpy())[0], clip.name)
-    paths = []
-    for section, tensors in section_tensors("framepack", latents, WINDOW):
-        paths.append(folder / f"{clip.name}_{section.index}_fp.safetensors")
+    paths = {}
+    for section, tensors in section_tensors(mode, latents, WINDOW):
+        path = folder / f"{clip.name}_{section.index}_fp.safetensors"
         size = (render.SIZE, render.SIZE)
-        tensors = {**tensors, IMAGE: image}
-        save_latent_cache(paths[-1], tensors, size=size, digest="", mode="framepack")
-    return paths
+        save_latent_cache(path, {**tensors, IMAGE: image}, size=size, digest="", mode=mode)
+        paths[section.index] = path
+    if ends:
+        end = to_half(encoders.vae(clip.pixels[:, :, -1:])[0], clip.name)
+        for index, place in end_places(mode, len(paths), WINDOW):
+            save_end(paths[index], end, place, "")
+    return [paths[index] for index in sorted(paths)]
 
 
-def _print_step(report: StepReport) -> None:
+def print_step(report: StepReport) -> None:
+    """The loss, now and then."""
     if report.step % 50 == 0:
         print(f"step {report.step} of {report.total}, loss {report.loss:.4f}", flush=True)
 
