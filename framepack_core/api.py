@@ -52,7 +52,7 @@ def generate(models: Models | None = None, **options: Any) -> list[Path]:
 
     def lead(models: Models) -> None:
         encodings = Encodings(models.device, job.prompt.custom_system_prompt)
-        files.extend(make([Job.prepare(decide(job))], models, encodings))
+        files.extend(make(Job.prepare(decide(job)), models, encodings))
 
     if models is None:
         together(job, lead)

@@ -47,6 +47,10 @@ export function asOneStep(change) {
   }
 }
 
+/** Ask a run to end after the section in progress. */
+export const finishRun = (run) =>
+  api.fetchApi("/fpreel/finish", { method: "POST", body: JSON.stringify({ run }) });
+
 /** Where a file of ComfyUI's folders is served. */
 export function fileUrl({ filename, subfolder = "", type = "input" }) {
   return api.apiURL(`/view?${new URLSearchParams({ filename, subfolder, type })}`);

@@ -1,8 +1,8 @@
 // What FPReelSampler shows of its run: the section in progress, and the video so far.
-import { clipsOf, sectionStates } from "./lib/reports.js";
+import { clipsOf, plannedOf, sectionStates } from "./lib/reports.js";
 import { h, setAttributes } from "./dom.js";
 import { duration, t } from "./messages.js";
-import { fileUrl } from "./node_bridge.js";
+import { fileUrl, finishRun } from "./node_bridge.js";
 
 export class SectionResult {
   static HEIGHT = 380;
@@ -15,6 +15,11 @@ export class SectionResult {
     this.news = h("div", { class: "fpreel-news", role: "status" });
     this.bar = h("progress", { class: "fpreel-bar", max: 1 });
     this.cells = h("div", { class: "fpreel-cells", role: "group" });
+    this.finish = h("button", {
+      class: "fpreel-finish",
+      type: "button",
+      on: { click: () => finishRun(this.report.run) },
+    });
     this.picture = h("img", { class: "fpreel-picture", alt: "" });
     this.video = h("video", {
       class: "fpreel-video",
@@ -25,7 +30,7 @@ export class SectionResult {
     });
     this.log = h("div", { class: "fpreel-log" });
     const seen = [this.picture, this.video, this.log];
-    const parts = [this.text, this.news, this.bar, this.cells, ...seen];
+    const parts = [this.text, this.news, this.bar, this.cells, this.finish, ...seen];
     this.element = h("div", { class: "fpreel fpreel-result", role: "group" }, ...parts);
   }
 
@@ -38,6 +43,7 @@ export class SectionResult {
     if (isNews) this.news.textContent = this.words();
     this.showProgress();
     this.showCells();
+    this.showFinish();
     this.showPicture();
     this.showClips();
     this.log.textContent = this.logLines().join("\n");
@@ -52,7 +58,8 @@ export class SectionResult {
   }
 
   words() {
-    const { state, sections, section, order, step, steps, elapsed, remaining } = this.report;
+    const { state, section, order, step, steps, elapsed, remaining } = this.report;
+    const sections = plannedOf(this.report);
     if (state === "finished") return this.finishedWords();
     if (state === "interrupted") return this.stoppedWords();
     if (order === undefined) return t("result.starting", { sections });
@@ -69,8 +76,10 @@ export class SectionResult {
   }
 
   finishedWords() {
-    const { frames, fps, width, height, elapsed } = this.report;
+    const { frames, fps, width, height, elapsed, sections, done = [] } = this.report;
+    const early = t("result.early", { done: done.length, sections });
     return [
+      ...(done.length < sections ? [early] : []),
       t("timeline.frames", { frames }),
       t("timeline.seconds", { seconds: (frames / fps).toFixed(2) }),
       `${width}×${height}`,
@@ -79,10 +88,10 @@ export class SectionResult {
   }
 
   showProgress() {
-    const { state, sections, done = [], step = 0, steps = 1 } = this.report;
+    const { state, done = [], step = 0, steps = 1 } = this.report;
     const current = state === "sampling" && step < steps ? step / steps : 0;
     this.bar.hidden = state !== "sampling";
-    this.bar.value = Math.min(1, (done.length + current) / sections);
+    this.bar.value = Math.min(1, (done.length + current) / plannedOf(this.report));
     setAttributes(this.bar, { "aria-label": t("result.title") });
   }
 
@@ -104,6 +113,15 @@ export class SectionResult {
       });
       this.cells.children[section].textContent = state === "stored" ? `↺ ${section}` : section;
     });
+  }
+
+  /** The run can end as a whole video where another section would follow. */
+  showFinish() {
+    const { state, order = 0, finishing = false } = this.report;
+    this.finish.hidden = state !== "sampling" || order + 1 >= plannedOf(this.report);
+    this.finish.disabled = finishing;
+    this.finish.textContent = t(finishing ? "result.finishing" : "result.finish");
+    setAttributes(this.finish, { title: t("result.finishTip") });
   }
 
   newCell() {

@@ -1,6 +1,8 @@
-// Prompts or images of all sections as one `;;;` text, to be copied out or pasted in.
+// Prompts or images of all sections as one `;;;` text, to be copied out or pasted in; prompts with
+// times, as other programs have them, can be pasted in too.
 import { formatSpec, parseSpec, resolveSpec } from "./lib/spec.js";
 import * as edits from "./lib/timeline.js";
+import { isTimed, promptsBySection } from "./lib/timestamps.js";
 import { h, setAttributes } from "./dom.js";
 import { t } from "./messages.js";
 
@@ -37,13 +39,15 @@ export class TextPanel {
   }
 
   apply() {
-    const { count } = this.view.shown;
+    const { count, window } = this.view.shown;
     const kind = this.kind.value;
+    const read = (text) => {
+      if (!text.trim()) return Array(count).fill(null);
+      if (kind === "prompt" && isTimed(text)) return promptsBySection(text, count, window);
+      return resolveSpec(parseSpec(text, kind), count, kind);
+    };
     try {
-      const text = this.area.value;
-      const texts = text.trim()
-        ? resolveSpec(parseSpec(text, kind), count, kind)
-        : Array(count).fill(null);
+      const texts = read(this.area.value);
       this.view.state.edit((sections, selected) => ({
         sections: edits.withTexts(sections, kind, texts),
         selected,

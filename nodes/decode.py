@@ -65,7 +65,13 @@ class Decode(io.ComfyNode):
                 *option_inputs(MadeWith, ("window",), optional=False),
                 *option_inputs(DecodingOptions, ("overlap",), optional=True),
             ],
-            outputs=[io.Image.Output(display_name="images")],
+            outputs=[
+                io.Image.Output(display_name="images"),
+                io.Image.Output(
+                    display_name="last_frame",
+                    tooltip="The last frame of each video, to go on from.",
+                ),
+            ],
         )
 
     @classmethod
@@ -87,7 +93,8 @@ class Decode(io.ComfyNode):
             )
             for sample in latent["samples"].split(1)
         ]
-        return io.NodeOutput(torch.cat(videos) if len(videos) > 1 else videos[0])
+        last = torch.cat([video[-1:] for video in videos])
+        return io.NodeOutput(torch.cat(videos) if len(videos) > 1 else videos[0], last)
 
 
 class SaveLatent(io.ComfyNode):

@@ -8,7 +8,6 @@ from typing import Any, cast
 from comfy_api.latest import io, ui
 
 from ..framepack_core.parsing.overrides import Overrides
-from ..framepack_core.parsing.section_spec import parse_spec
 from ..framepack_core.sampling.options import EndImageOptions
 from ..framepack_core.sampling.plan import EndPolicy, Plan
 from .comfyui.encode import encode_prompt
@@ -137,7 +136,8 @@ class PromptSchedule(io.ComfyNode):
                     dynamic_prompts=True,
                     tooltip="Prompts between ;;; with their sections in front: 0:a cat sleeps;;;"
                     "1-2:it wakes up;;;-1:it runs. 0 is the first section in time, -1 the last. "
-                    "Sections that are not named take the prompt of section 0.",
+                    "Sections that are not named take the prompt of section 0. Or with times: "
+                    "[0s: a cat sleeps] [2.5s: it wakes up].",
                 ),
                 system_prompt_input(),
             ],
@@ -152,7 +152,7 @@ class PromptSchedule(io.ComfyNode):
 
     @classmethod
     def execute(cls, plan: Plan, clip: Any, prompts: str, system_prompt: str = "") -> io.NodeOutput:
-        texts = cast(list[str], parse_spec(prompts, "prompts").resolve(len(plan.sections)))
+        texts = cast(list[str], plan.texts(prompts, "prompts"))
         encoded = {
             text: PlanValue(encode_prompt(clip, text, system_prompt), text)
             for text in dict.fromkeys(texts)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Sequence
 from functools import partial
 from typing import Any, get_args
 
@@ -11,22 +11,26 @@ from comfy_api.latest import io, ui
 from torch import Tensor
 
 from ..framepack_core.runtime.display import Display
+from ..framepack_core.runtime.errors import FramePackError
 from ..framepack_core.sampling.anchor import check_anchor
-from ..framepack_core.sampling.generate import OnSection, SectionDone, extend, generate
-from ..framepack_core.sampling.ledger import LedgerRun
-from ..framepack_core.sampling.options import AnchorOption
+from ..framepack_core.sampling.generate import SectionDone, VideoVariant, generate_variants
+from ..framepack_core.sampling.options import AnchorOption, VariantOptions
 from ..framepack_core.sampling.plan import Direction, Plan
 from ..framepack_core.sampling.sections import LATENT_STRIDE
 from .comfyui.ledger import open_ledger
 from .comfyui.live_sections import ReportedProgress, SectionReport
 from .comfyui.lora import check_end, check_section_loras
-from .comfyui.section_run import SectionRun, check_mode, image_embeds
+from .comfyui.section_run import check_mode, image_embeds
 from .comfyui.sockets import WINDOW_KEY, to_image_latent, to_latent, to_latents
 from .option_inputs import option_inputs, read_inputs
-from .sampler_inputs import run_of, setting_inputs
+from .sampler_inputs import LATER, NEEDED, run_of, setting_inputs
 from .types import CATEGORY, PlanSocket, advanced, schema
 
 logger = logging.getLogger(__name__)
+NODE = "FramePack Sampler"
+VARIANTS = ("variants", "finish_after", "pick")
+
+_finished_early: list[dict[str, Any]] = []  # the inputs of runs whose users asked for it
 
 
 class Sampler(io.ComfyNode):
@@ -115,8 +119,20 @@ class Sampler(io.ComfyNode):
                     "are made, for the time of one more decode.",
                 ),
                 *option_inputs(AnchorOption, ("anchor",)),
+                *option_inputs(VariantOptions, VARIANTS),
             ],
-            outputs=[io.Latent.Output(display_name="latent")],
+            outputs=[
+                io.Latent.Output(display_name="latent"),
+                io.Latent.Output(
+                    display_name="last_latent",
+                    tooltip="The last latent frame, to start or end another video with.",
+                ),
+                io.String.Output(
+                    display_name="sections",
+                    tooltip="The sections as JSON: frames, order made, and what each has of its "
+                    "own.",
+                ),
+            ],
             hidden=[io.Hidden.unique_id, io.Hidden.extra_pnginfo],
         )
 
@@ -134,52 +150,74 @@ class Sampler(io.ComfyNode):
         anchor: float = 0.0,
         **inputs: Any,
     ) -> io.NodeOutput:
-        anchor = read_inputs(AnchorOption, {"anchor": anchor}, "FramePack Sampler").anchor
+        anchor = read_inputs(AnchorOption, {"anchor": anchor}, NODE).anchor
+        given = {name: inputs.pop(name) for name in VARIANTS if name in inputs}
+        chosen = read_inputs(VariantOptions, given, NODE)
         start = to_image_latent(start_latent, "start_latent")
         video = None if existing is None else to_latents(existing, "existing")
         if video is not None:
             plan = plan.extending(video.shape[2], direction)
-        log = RunLog()
-        report = SectionReport(cls.hidden, plan, start, vae, ledger, log.notes)
-        progress = partial(ReportedProgress, report)
+        log, count = RunLog(), len(chosen.seeds(0))
+        for name, latents in (("start_latent", start), ("existing", video)):
+            if count > 1 and latents is not None and latents.shape[0] > 1:
+                raise FramePackError(
+                    f"variants: {name} has {latents.shape[0]} samples; give one, or set variants "
+                    "to 1"
+                )
+        made = plan.first(chosen.sections)
+        report = SectionReport(cls.hidden, made, start, vae, ledger, log.notes, count)
         shape = (plan.window, *start.shape[3:])
-        run = run_of("FramePack Sampler", model, positive, shape, progress, inputs)
+
+        def progress(patcher: Any, steps: int) -> ReportedProgress:
+            return ReportedProgress(report, patcher, count * steps)
+
+        run = run_of(NODE, model, positive, shape, progress, inputs)
         check_mode(model, plan.mode, "FramePack Plan says", "set mode to {mode} in FramePack Plan")
         check_section_loras(plan, model)
         check_end(plan, model)
         check_anchor(plan, anchor, "anchor")
-        plan = encoded(plan, model, start)
+        plan = encoded(plan, model, start).first(chosen.sections)
         origin: dict[str, Any] = {"start_latent": start, "existing": video}
         if anchor:  # off it has no name, so that sections of before are found
             origin["anchor"] = anchor
-        kept = open_ledger(run, plan, origin, log.say) if ledger else None
+        runs = run.variants(chosen.seeds(run.settings.seed))
+        keep = partial(open_ledger, plan=plan, inputs=origin, say=log.say)
+        variants = [VideoVariant(r, r.settings.seed, keep(r) if ledger else None) for r in runs]
+
+        def on_section(done: SectionDone) -> None:
+            log.on_section(done)
+            report.on_section(done)
+
         with report.run():
-            followers = (log.on_section, report.on_section)
-            latents = make(plan, run, start, video, followers, kept, anchor)
-        made = to_latent(latents, **{WINDOW_KEY: plan.window})
-        return io.NodeOutput(made, ui=ui.PreviewText(log.text))
+            latents = generate_variants(
+                plan,
+                variants,
+                start,
+                on_section,
+                existing=video,
+                anchor=anchor,
+                finish=report.finishing,
+            )
+            if report.finished < len(plan.sections):
+                widgets = inputs | given
+                _finished_early.append({n: widgets[n] for n in (*NEEDED, *LATER) if n in widgets})
+                log.say(
+                    f"finished early, with {report.finished} of {len(plan.sections)} sections; "
+                    "queue again with the same seed to make the others"
+                )
+        latent = to_latent(latents, **{WINDOW_KEY: plan.window})
+        last = to_latent(latents[:, :, -1:])
+        sections = json.dumps(made.first(report.finished).listed(), ensure_ascii=False)
+        return io.NodeOutput(latent, last, sections, ui=ui.PreviewText(log.text))
 
+    @classmethod
+    def fingerprint_inputs(cls, **inputs: Any) -> int:
+        """Another number after a run was finished early: queued again it goes on.
 
-def make(
-    plan: Plan,
-    run: SectionRun,
-    start: Tensor,
-    video: Tensor | None,
-    followers: Sequence[OnSection],
-    ledger: LedgerRun | None,
-    anchor: float = 0.0,
-) -> Tensor:
-    """The latents of a plan's sections, with those of the video that it extends, if any."""
-
-    def on_section(done: SectionDone) -> None:
-        for follow in followers:
-            follow(done)
-
-    seed = run.settings.seed
-    if video is None:
-        return generate(plan, run, start, seed, on_section, ledger=ledger, anchor=anchor)
-    direction: Direction = "backward" if plan.backward else "forward"
-    return extend(plan, run, video, seed, direction, start, on_section, ledger, anchor)
+        Runs are told by their widgets; what links bring is not known yet when this is asked.
+        """
+        widgets = {n: v for n, v in inputs.items() if isinstance(v, int | float | str)}
+        return sum(all(run.get(n, v) == v for n, v in widgets.items()) for run in _finished_early)
 
 
 class RunLog:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from comfy_api.latest import InputImpl, io, ui
 from torch import Tensor
 
@@ -20,7 +21,7 @@ from ..framepack_core.sampling.sections import LATENT_STRIDE, WINDOW
 from .comfyui.decode import SECTIONS, decode_video
 from .comfyui.paths import metadata_of, output_folder, output_names
 from .comfyui.progress import Interrupted
-from .comfyui.sockets import WINDOW_KEY, to_latents
+from .comfyui.sockets import WINDOW_KEY, to_audio, to_image, to_latents
 from .decode import SAVED, MadeWith
 from .option_inputs import option_inputs
 from .types import CATEGORY, schema
@@ -50,8 +51,20 @@ class SaveVideo(io.ComfyNode):
                 *option_inputs(DecodingOptions, ("tile_size",), optional=False),
                 *option_inputs(MadeWith, ("window",), optional=False),
                 *option_inputs(DecodingOptions, ("overlap",), optional=True),
+                io.Audio.Input(
+                    "audio",
+                    optional=True,
+                    tooltip="Sound for the video, of Load Audio or Get Video Components; cut to "
+                    "the video's length.",
+                ),
             ],
-            outputs=[io.Video.Output(display_name="video")],
+            outputs=[
+                io.Video.Output(display_name="video"),
+                io.Image.Output(
+                    display_name="last_frame",
+                    tooltip="The last frame of each video, to go on from.",
+                ),
+            ],
             is_output_node=True,
         )
 
@@ -67,6 +80,7 @@ class SaveVideo(io.ComfyNode):
         tile_size: int,
         window: int,
         overlap: int = 0,
+        audio: dict[str, Any] | None = None,
     ) -> io.NodeOutput:
         latents = to_latents(latent, "latent")
         probe_encoder(codec)
@@ -74,16 +88,19 @@ class SaveVideo(io.ComfyNode):
         height, width = (side * LATENT_STRIDE for side in latents.shape[3:])
         folder, name, counter, subfolder = output_names(filename_prefix, width, height)
         options = {"width": width, "height": height, "fps": fps, "crf": crf, "codec": codec}
-        results = []
+        results, last = [], []
         for number, sample in enumerate(latent["samples"].split(1), counter):
             path = folder / f"{name}_{number:05}_.mp4"
-            video = VideoWriter(path, **options, metadata=cls._metadata())
+            sound = None if audio is None else to_audio(audio, number - counter)
+            video = VideoWriter(path, **options, metadata=cls._metadata(), audio=sound)
             with _latents_rescued(latents[number - counter :], window), video:
                 for clip in decode_video(sample, vae, SECTIONS, tile_size, window, overlap):
                     for frame in to_uint8(clip):
                         video.write(frame)
             results.append(ui.SavedResult(path.name, subfolder, io.FolderType.output))
-        return io.NodeOutput(InputImpl.VideoFromFile(str(path)), ui=ui.PreviewVideo(results))
+            last.append(to_image(frame[None]))
+        made = InputImpl.VideoFromFile(str(path)), torch.cat(last)
+        return io.NodeOutput(*made, ui=ui.PreviewVideo(results))
 
     @classmethod
     def _metadata(cls) -> dict[str, str]:

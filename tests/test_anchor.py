@@ -174,3 +174,11 @@ def test_stored_sections_are_the_anchored_ones(tmp_path: Path) -> None:
     again, none = run(plan, 1.0, tmp_path)
     assert torch.equal(again, video) and len(made) == 3 and none == []
     assert len(run(plan, 0.5, tmp_path)[1]) == 3
+
+
+def test_a_plan_that_ends_early_is_anchored_as_the_whole_one() -> None:
+    """Or its sections in the ledger would be others than those of the whole video."""
+    plan = plan_f1(3, window=2).with_end(torch.zeros(1, 16, 1, 4, 4))
+    assert [is_anchored(plan, section) for section in plan.sections] == [True, True, False]
+    early = plan.first(2)
+    assert [is_anchored(early, section) for section in early.sections] == [True, True]

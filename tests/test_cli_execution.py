@@ -50,7 +50,7 @@ def test_a_budget_of_gpu_memory_chooses_how_many_blocks_are_swapped(
     models = open_job_models(job)
     with models.dit() as dit:
         sizes = WeightSizes.of_model(dit)
-    taken = pass_memory(jobs.pass_of(Job.prepare(decide(job)), models)) + OTHER_MEMORY
+    taken = pass_memory(jobs.pass_of(Job.prepare(decide(job))[0], models)) + OTHER_MEMORY
     budget = 0
 
     @contextmanager
@@ -84,10 +84,10 @@ def test_layers_of_llama_visit_the_device_where_they_do_not_fit(command: list[st
 def test_check_counts_within_a_budget(command: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(check.Check, "step", StepCost(seconds=1, memory=10**6))
     plain = parse(["check", *command[1:]])
-    sizes = check.Check(Job.prepare(decide(plain)), open_job_models(plain))._sizes
+    sizes = check.Check(Job.prepare(decide(plain))[0], open_job_models(plain))._sizes
     budget = (sizes.needed(4) + 10**6 + OTHER_MEMORY + 1) / GIB
     job = parse(["check", *command[1:], "--gpu_memory", str(budget)])
-    found = check.Check(Job.prepare(decide(job)), open_job_models(job))
+    found = check.Check(Job.prepare(decide(job))[0], open_job_models(job))
     assert found._free_device == int(budget * GIB)
     assert (found._swapped, found._encoder_need) == (4, 0)
     assert found._transformer_need <= found._free_device
@@ -159,7 +159,7 @@ def test_check_counts_the_weights_that_are_on_the_device(
     for swapped in ("0", "2"):
         job = parse(["check", *command[1:], *precision, "--blocks_to_swap", swapped])
         models = open_job_models(job)
-        needs.append(check.Check(Job.prepare(decide(job)), models)._transformer_need - 10**6)
+        needs.append(check.Check(Job.prepare(decide(job))[0], models)._transformer_need - 10**6)
     with models.dit() as dit:
         whole, *blocks = (
             sum(x.nbytes for x in module.state_dict().values()) for module in (dit, *blocks_of(dit))
@@ -173,7 +173,7 @@ def test_check_proposes_what_makes_the_transformer_fit(
 ) -> None:
     monkeypatch.setattr(check.Check, "step", StepCost(seconds=1, memory=10**6))
     options = parse(["check", *command[1:]])
-    job, models = Job.prepare(decide(options)), open_job_models(options)
+    [job], models = Job.prepare(decide(options)), open_job_models(options)
     found = check.Check(job, models)
     scaled = check.Check(job, replace(models, precision="fp8_scaled"))._transformer_need
     assert found._smaller_transformer(scaled + 1) == "use --fp8_scaled"

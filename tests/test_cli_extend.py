@@ -105,6 +105,26 @@ def test_a_video_gets_another_beginning(
     assert len(video) == 80 + NEW
 
 
+def test_an_extension_that_ends_early_holds_what_is_joined(
+    tmp_path: Path, finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One of two sections: before the old video, after it with F1, and alone in the middle."""
+    start = ("--image_path", picture(tmp_path / "b.png", 1))
+    old = decoded(finished, tmp_path / "old", capsys)
+    options = ("--latent_path", str(finished), "--finish_after", "1")
+
+    def ended(*more: str) -> tuple[int, Pixels]:
+        latents, video = made(command(tmp_path, *options, *more), capsys)
+        return latents.shape[2], video
+
+    count, video = ended("--direction", "backward", *start)
+    assert (count, len(video)) == (2, OLD) and np.array_equal(video[1:], old[1:])
+    count, video = ended("--f1")
+    assert (count, len(video)) == (3, OLD + 4) and np.array_equal(video[:OLD], old)
+    count, video = ended()
+    assert (count, len(video)) == (1, 1)
+
+
 def test_the_plan_counts_all_frames(
     tmp_path: Path, clip: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -131,7 +151,7 @@ def test_the_plan_counts_all_frames(
         ("--video_path {clip} --direction backward --f1 --image_path {picture}", "F1 only extends"),
         ("--video_path {clip} --image_mask_path {picture}", "needs an image to mask"),
         ("--latent_path {clip}", "is not a file of weights"),
-        ("--latent_path {latents} --latent_window_size 2", "2 latent frames are not 1"),
+        ("--latent_path {latents} --latent_window_size 2", "5 frames are less than a section"),
         ("--latent_path {short}", "1 frames are less than a section"),
         ("--latent_path {latents} --one_frame_inference default", "unrecognized arguments"),
     ],

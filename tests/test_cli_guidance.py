@@ -66,6 +66,15 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> torch.Tensor:
 # Sections
 
 
+def test_prompts_with_times_are_those_of_the_nearest_sections(pictures: dict[str, str]) -> None:
+    """Sections of a window of 1 take 4 frames, 0.13 s."""
+    timed = command(pictures, "--prompt", "[0s: runs] [0.15s: sits] [0.25s: lies down]")
+    scene = Request.of(decide(parse(timed))).scene
+    assert isinstance(scene, Video) and scene.prompt == "runs"
+    by_time = sorted(scene.plan.sections, key=lambda section: section.index)
+    assert [section.prompt for section in by_time] == [None, "sits", "lies down"]
+
+
 def test_prompts_and_images_by_section(pictures: dict[str, str]) -> None:
     images = "0:{a};;;1:{b};;;2:{c}"
     scene = video(pictures, "--prompt", DOG, "--image_path", images, "--end_image_path", "{d}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from framepack_core.headless import crew, models
 from framepack_core.models import fastest
 from framepack_core.models.vae import AutoencoderKL
 from framepack_core.runtime import files as runtime_files
+from framepack_core.runtime.images import load_image
 from framepack_core.runtime.video import read_video
 from framepack_core.sampling.generate import SectionTask, unipc_sampler
 from framepack_core.sampling.latents import load_latents
@@ -95,13 +97,105 @@ def test_a_stopped_run_says_how_to_go_on_and_does(
     ledger = tmp_path / "out" / ".ledger"
     assert (
         f"warning: 1 of 3 sections are kept in {ledger}; the same command with --seed 1 resumes "
-        "after them"
+        "after them, and with --finish_after 1 too it makes a video of them"
     ) in capsys.readouterr().err
+    with monkeypatch.context() as patch:
+        stop_in(1, AssertionError("nothing new is made"), patch)
+        ended = latents(command(image, tmp_path / "out", "--finish_after", "1"), capsys)
+    assert torch.equal(ended, expected[:, :, -1:])
     assert main(command(image, tmp_path / "out")) == 0
     out = capsys.readouterr().out
     assert "ledger: 1 of 3 sections are there already; resuming after them" in out
     assert torch.equal(load_latents(paths(out)[-1])[0], expected)
-    assert noted == 2 * [ledger / "attention.json"]
+    assert noted == 3 * [ledger / "attention.json"]
+
+
+@pytest.mark.parametrize("mode", [(), ("--f1",)])
+def test_a_run_that_is_told_to_finish_ends_as_a_whole_video(
+    image: str, tmp_path: Path, mode: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    """After the section in progress; the same command then makes the others, to the same bits."""
+    whole = latents(command(image, tmp_path / "whole", *mode, "--no_ledger"), capsys)
+    out, made = tmp_path / "out", []
+
+    def told(*args):
+        sample = unipc_sampler(*args)
+
+        def begin(task: SectionTask) -> torch.Tensor:
+            if made == [0]:
+                assert main(["finish", "--save_path", str(out)]) == 0
+            made.append(task.order)
+            return sample(task)
+
+        return begin
+
+    monkeypatch.setattr(crew, "unipc_sampler", told)
+    assert main(command(image, out, *mode, "--output_type", "both")) == 0
+    printed = capsys.readouterr().out
+    assert "finish after the section in progress" in printed
+    assert (
+        "finished early, with 2 of 3 sections; the same command with --seed 1 makes the others"
+    ) in printed
+    latent_file, video = paths(printed)
+    ended = load_latents(latent_file)[0]
+    assert torch.equal(ended, whole[:, :, :3] if mode else whole[:, :, -2:])
+    assert len(read_video(video)[0]) == (9 if mode else 5) == 4 * ended.shape[2] - 3
+    assert made == [0, 1]
+    assert torch.equal(latents(command(image, out, *mode), capsys), whole)
+    assert made == [0, 1, 2]  # and what was asked before this run began did not end it
+
+
+def test_finishing_where_no_run_keeps_its_sections_is_refused(tmp_path: Path, capsys) -> None:
+    message = failure(["finish", "--save_path", str(tmp_path / "typo")], capsys)
+    assert message == (
+        f"error: ledger {tmp_path / 'typo' / '.ledger'}: no such folder, so no run keeps its "
+        "sections there; name --ledger or --save_path as the run does"
+    )
+
+
+def test_variants_are_each_what_their_seed_makes_alone_and_one_goes_on(
+    image: str, tmp_path: Path, made: list[int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two first sections are looked at, then one of them becomes the whole video."""
+    out = tmp_path / "out"
+    assert main(command(image, out, "--f1", "--variants", "2", "--finish_after", "2")) == 0
+    printed = capsys.readouterr().out
+    assert "2 variants, seeds 1, 2" in printed
+    both = paths(printed)
+    assert [path.stem.split("_")[1] for path in both] == ["1", "2"]
+    made.clear()
+    picked = latents(command(image, out, "--f1", "--seed", "2"), capsys)
+    assert made == [2]
+    assert torch.equal(load_latents(both[1])[0], picked[:, :, :3])
+    alone = latents(command(image, tmp_path / "alone", "--f1", "--seed", "2"), capsys)
+    assert torch.equal(alone, picked)
+
+
+def test_what_another_video_goes_on_from_is_written_beside(
+    image: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prompts = ["--prompt", "0:walks;;;2:sits", "--section_seeds", "1:7"]
+    words = command(image, tmp_path / "out", *prompts, "--hand_on")
+    latent_file, folder = files([*words, "--output_type", "latent_images"], capsys)
+    stem = str(folder)
+    last = load_latents(Path(f"{stem}_last_latent.safetensors"))[0]
+    assert torch.equal(last, load_latents(latent_file)[0][:, :, -1:])
+    frames = sorted(folder.iterdir())
+    assert (load_image(Path(f"{stem}_last.png")) == load_image(frames[-1])).all()
+    assert json.loads(Path(f"{stem}_sections.json").read_text(encoding="utf-8")) == [
+        {"section": 0, "frames": [1, 4], "made": 3, "padding": 0},
+        {"section": 1, "frames": [5, 8], "made": 2, "padding": 1, "seed": 7},
+        {"section": 2, "frames": [9, 12], "made": 1, "padding": 2, "prompt": "sits"},
+    ]
+
+
+def test_an_end_after_all_sections_is_no_early_end(
+    image: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(command(image, tmp_path / "out", "--finish_after", "3")) == 0
+    told = capsys.readouterr()
+    assert "--finish_after 3 has no effect, as the video has 3 sections" in told.err
+    assert "finished early" not in told.out
 
 
 def test_other_settings_start_afresh_and_no_ledger_keeps_nothing(

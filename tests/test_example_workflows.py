@@ -70,8 +70,8 @@ def test_every_file_of_the_real_model_can_be_downloaded(path: Path) -> None:
     if path.stem.endswith(TOY):
         assert given == []
         return
-    names = "framepack_f1", "framepack_extend", "framepack_anchor", "framepack_f1_end"
-    with_f1 = path in map(template, names)
+    names = ("f1", "extend", "anchor", "f1_end", "variants")
+    with_f1 = path in [template(f"framepack_{name}") for name in names]
     files = RELEASED | ({"dit": RELEASED_F1} if with_f1 else {})
     assert sorted(given) == sorted((file.name, file.url, file.folder) for file in files.values())
     (note,) = (node for node in workflow["nodes"] if node["type"] == "MarkdownNote")

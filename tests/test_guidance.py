@@ -17,14 +17,17 @@ from framepack_core.runtime.errors import FramePackError
 from framepack_core.sampling.flow import CFG, FlowDenoiser
 from framepack_core.sampling.generate import (
     SamplerConfig,
+    SampleSection,
+    SectionDone,
     SectionTask,
-    extend,
+    VideoVariant,
     generate,
+    generate_variants,
     plan_noise,
     section_noise,
     unipc_sampler,
 )
-from framepack_core.sampling.plan import Plan
+from framepack_core.sampling.plan import Direction, Plan
 from framepack_core.sampling.sections import (
     parse_paddings,
     plan_f1,
@@ -110,7 +113,7 @@ def test_a_padding_moves_all_indices_and_keeps_what_the_section_has() -> None:
 
 def test_texts_become_overrides_of_all_sections_but_the_like_of_the_first() -> None:
     spec = parse_spec("0:a;;;-1:b")
-    plan = plan_framepack(3).scheduled(spec, "image", "image_embeds")
+    plan = plan_framepack(3).scheduled(spec.resolve(3), "image", "image_embeds")
     assert [(s.index, s.image, s.image_embeds) for s in plan.sections] == [
         (2, "b", "b"),
         (1, None, None),
@@ -119,7 +122,8 @@ def test_texts_become_overrides_of_all_sections_but_the_like_of_the_first() -> N
 
 
 def test_handles_are_collected_once_and_encoded() -> None:
-    plan = plan_framepack(4).scheduled(parse_spec("0:a;;;1-2:b;;;3:c"), "image").with_end("e")
+    images = parse_spec("0:a;;;1-2:b;;;3:c").resolve(4)
+    plan = plan_framepack(4).scheduled(images, "image").with_end("e")
     assert plan.handles("image") == ["b", "c", "e"]
     encoded = plan.encoded(image=str.upper, prompt=lambda _: pytest.fail("there is none"))
     assert [s.image for s in encoded.sections] == ["C", "B", "B", None]
@@ -257,7 +261,7 @@ def test_f1_sees_nothing_of_an_end_image_of_strength_0() -> None:
 
 def test_f1_extends_a_video_to_an_end_image() -> None:
     plan = plan_f1(1, window=2).with_end(labelled(END))
-    recorder, _ = extended(plan)
+    recorder, _ = extended(plan, 1)
     assert recorder.clean()[0][-1] == END
     assert plan.sections[0].clean_indices == (0, 19, 22)
 
@@ -373,14 +377,17 @@ def test_a_lora_strength_without_a_lora_is_refused(uses) -> None:
 # Extended videos
 
 
-def extended(plan: Plan, *args, **kwargs) -> tuple[Recorder, list[float]]:
-    recorder = Recorder()
-    existing = labelled(1, 2, 3, 4)
-    return recorder, values(extend(plan, recorder, existing, 0, *args, **kwargs))
+def extended(
+    plan: Plan, start: float, direction: Direction = "forward", **kwargs
+) -> tuple[Recorder, list[float]]:
+    recorder, existing = Recorder(), labelled(1, 2, 3, 4)
+    plan = plan.extending(4, direction).first(kwargs.pop("made", None))
+    video = generate(plan, recorder, labelled(start), 0, existing=existing, **kwargs)
+    return recorder, values(video)
 
 
 def test_f1_goes_on_from_the_last_frames() -> None:
-    recorder, video = extended(plan_f1(2, window=2))
+    recorder, video = extended(plan_f1(2, window=2), 1)
     assert video == [1, 2, 3, 4, 100, 101, 200, 201]
     first = recorder.tasks[0].context
     assert values(first.clean) == [1, 4] and values(first.clean_2x) == [2, 3]
@@ -389,29 +396,30 @@ def test_f1_goes_on_from_the_last_frames() -> None:
 
 
 def test_framepack_goes_on_from_the_last_frame_as_its_start_image() -> None:
-    recorder, video = extended(plan_framepack(2, window=2))
+    recorder, video = extended(plan_framepack(2, window=2), 4)
     assert video == [1, 2, 3, 4, 200, 201, 100, 101]
     assert recorder.clean() == [[4, 0], [4, 100]]
-    recorder, video = extended(plan_framepack(2, window=2).with_end(labelled(END)))
+    recorder, video = extended(plan_framepack(2, window=2).with_end(labelled(END)), 4)
     assert video == [1, 2, 3, 4, 200, 201, 100, 101]
     assert recorder.clean() == [[4, END], [4, 100]]
 
 
 def test_framepack_goes_backward_with_the_video_as_its_future() -> None:
-    recorder, video = extended(plan_framepack(2, window=2), "backward", labelled(9))
+    recorder, video = extended(plan_framepack(2, window=2), 9, "backward")
     assert video == [9, 200, 201, 100, 101, 2, 3, 4]
     first = recorder.tasks[0].context
     assert values(first.clean) == [9, 2] and values(first.clean_2x) == [3, 4]
     assert set(values(first.clean_4x)) == {0}
     assert recorder.clean()[1] == [9, 100]
-    assert extended(plan_framepack(1, window=2), "backward")[1] == [1, 100, 101, 2, 3, 4]
+    assert extended(plan_framepack(1, window=2), 1, "backward")[1] == [1, 100, 101, 2, 3, 4]
 
 
 def test_an_extension_sees_what_a_longer_run_sees() -> None:
     """F1 over three sections, and F1 over the last two of them after the first."""
     recorder, _ = record(plan_f1(3, window=2))
     longer = Recorder()
-    extend(plan_f1(2, window=2), longer, labelled(START, 100, 101), 0)
+    existing = labelled(START, 100, 101)
+    generate(plan_f1(2, window=2).extending(3), longer, labelled(START), 0, existing=existing)
     for task, other in zip(recorder.tasks[1:], longer.tasks, strict=True):
         assert task.context.clean_4x.shape == other.context.clean_4x.shape
     expected = recorder.tasks[1].context
@@ -431,6 +439,74 @@ def test_the_plan_of_an_extension_counts_all_frames() -> None:
 def test_a_video_that_does_not_fit_is_named() -> None:
     plan, video = plan_f1(1, window=2), labelled(1, 2, 3)
     with pytest.raises(FramePackError, match="start: its latent is"):
-        extend(plan, Recorder(), video, 0, start=torch.zeros(1, 1, 1, 4, 4))
+        generate(plan.extending(3), Recorder(), torch.zeros(1, 1, 1, 4, 4), 0, existing=video)
     with pytest.raises(FramePackError, match="extends 5 latent frames"):
         generate(plan.extending(5), Recorder(), labelled(1), 0, existing=video)
+
+
+# Videos that end early
+
+
+def test_the_sections_made_first_are_a_whole_video() -> None:
+    """The framepack mode has made the end, F1 the beginning; their length is the plan's."""
+
+    def made(plan: Plan, count: int) -> list[float]:
+        video = values(generate(plan.first(count), Recorder(), labelled(START), 0))
+        assert len(video) == plan.first(count).latent_frames
+        return video
+
+    plan, f1 = plan_framepack(3, window=2), plan_f1(3, window=2)
+    assert made(plan, 1) == [100, 101] and made(plan, 2) == [200, 201, 100, 101]
+    assert made(plan, 3) == [START, 300, 301, 200, 201, 100, 101]
+    assert made(f1, 2) == [START, 100, 101, 200, 201]
+    ended = plan.first(2)
+    assert (ended.frames, ended.begins) == (13, False) and f1.first(1).begins
+    assert [ended.frames_of(section) for section in ended.sections] == [(5, 12), (0, 4)]
+    assert "window 2), without the beginning of the video" in ended.describe()
+
+
+def test_an_extension_that_ends_early_holds_what_joins_on() -> None:
+    plan = plan_framepack(2, window=2)
+    assert extended(plan, 4, made=1)[1] == [100, 101]
+    assert extended(plan, 9, "backward", made=1)[1] == [100, 101, 2, 3, 4]
+    assert extended(plan_f1(2, window=2), 1, made=1)[1] == [1, 2, 3, 4, 100, 101]
+    assert plan.extending(4).first(1).latent_frames == 2
+    assert plan.extending(4, "backward").first(1).latent_frames == 5
+
+
+def test_a_run_ends_when_it_is_asked_to() -> None:
+    """Not before a section is done, and its video is that of the sections made first."""
+    asked: list[int] = []
+
+    def finish() -> bool:
+        asked.append(1)
+        return len(asked) == 2
+
+    recorder = Recorder()
+    plan = plan_framepack(4, window=2)
+    video = generate(plan, recorder, labelled(START), 0, finish=finish)
+    assert len(recorder.tasks) == 2 and values(video) == [200, 201, 100, 101]
+    assert values(generate(plan, Recorder(), labelled(START), 0, finish=lambda: True)) == [100, 101]
+
+
+def test_variants_take_turns_and_are_each_what_they_are_alone() -> None:
+    plan, start = plan_framepack(2, window=2), randn(1, 16, 1, 4, 4, seed=3)
+    turns: list[tuple[int, int]] = []
+
+    def sampler(seed: int) -> SampleSection:
+        sample = unipc_sampler(FlowDenoiser(tiny_dit()), guided(), SamplerConfig(2))
+
+        def begin(task: SectionTask) -> Tensor:
+            turns.append((task.order, seed))
+            return sample(task)
+
+        return begin
+
+    alone = [generate(plan, sampler(seed), start, seed) for seed in (7, 8)]
+    turns.clear()
+    done: list[SectionDone] = []
+    variants = [VideoVariant(sampler(seed), seed) for seed in (7, 8)]
+    both = generate_variants(plan, variants, start, done.append)
+    assert torch.equal(both, torch.cat(alone)) and not torch.equal(*alone)
+    assert turns == [(0, 7), (0, 8), (1, 7), (1, 8)]
+    assert [section.latents.shape[0] for section in done] == [2, 2]

@@ -197,7 +197,7 @@ def texts(*reads: Callable[[str], object]) -> Read:
 
 
 def spec_of_plan(text: str) -> object:
-    return plan_framepack(4).scheduled(parse_spec(text), "prompt").describe()
+    return plan_framepack(4).scheduled(parse_spec(text).resolve(4), "prompt").describe()
 
 
 def timeline_of_plan(text: str) -> object:

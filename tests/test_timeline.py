@@ -30,6 +30,12 @@ def timeline(*sections: dict[str, Any]) -> str:
     return json.dumps({"version": 1, "sections": sections})
 
 
+@pytest.mark.parametrize("case", GOLDEN["timed"])
+def test_prompts_with_times_are_given_to_sections(case: dict[str, Any]) -> None:
+    plan = plan_framepack(case["sections"], case["window"])
+    assert plan.texts(case["text"], "--prompt") == case["prompts"]
+
+
 def test_sections_take_what_the_timeline_says_by_time() -> None:
     image = {"image": "b.png", "padding": 5, "lora_strength": 0.5}
     text = timeline({"prompt": "a", "seed": 7}, {}, image, {"lora_strength": 0})

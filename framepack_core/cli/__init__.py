@@ -28,6 +28,7 @@ COMMANDS: dict[str, tuple[str, type[Settings] | AddOptions]] = {
     "extend": ("continue a video", commands.Extend),
     "check": ("report what a run will make and take, without making it", commands.Make),
     "verify": ("say whether models compute here what the reference does", commands.Verify),
+    "finish": ("end running videos after the section in progress", commands.Finish),
     "ledger": ("list or prune finished sections that are kept", commands.Ledgers),
     "lora": ("report what LoRA files are and what of them fits", commands.Inspect),
     "merge": ("write the transformer with LoRAs merged in", commands.Merge),

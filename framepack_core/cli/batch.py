@@ -63,7 +63,7 @@ def make_lines(
         title = f"line {number}"
         with attempt(title):
             job = decide(command.with_line(parse_prompt_line(text)))
-            jobs.append(Job.prepare(job, f"{start}_{number:04d}", title))
+            jobs += Job.prepare(job, f"{start}_{number:04d}", title)
     if jobs:
         encodings = Encodings(models.device, command.prompt.custom_system_prompt)
         make(jobs, models, encodings, lambda job: attempt(job.title))

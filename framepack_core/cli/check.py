@@ -48,7 +48,10 @@ VIDEO_BYTES = 0.15  # for each pixel at the quality used by default, with some t
 def run(command: Make) -> None:
     """Report on everything a run needs; an error names the first thing to change."""
     models = open_job_models(command)
-    check = Check(Job.prepare(decide(command)), models)
+    job, *variants = Job.prepare(decide(command))
+    if variants:
+        say(f"check: what follows is for one of {1 + len(variants)} variants")
+    check = Check(job, models)
     with limited_memory(models.execution.gpu_memory, models.device):
         say("\n".join(f"check: {line}" for line in check.lines()))
         problems = list(check.problems())

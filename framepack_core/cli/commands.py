@@ -145,6 +145,10 @@ class Ledgers(LedgerOptions):
     )
 
 
+class Finish(LedgerOptions):
+    """Which runs end early."""
+
+
 class Verify(AnyJob):
     """Which files are compared with the reference, and how they are run."""
 

@@ -19,6 +19,7 @@ from ..headless.request import (
     first_prompt,
     fit_pictures,
     read_anchor,
+    read_finish,
     read_plan,
     require_prompt,
     warn,
@@ -48,8 +49,8 @@ def _extend(command: Extend, models: Models) -> None:
         scene, fps = _from_latents(command, models)
     else:
         scene, fps = _from_video(command)
-    job = Job.prepare(options, scene=scene, fps=fps)
-    make([job], models, Encodings(models.device, command.prompt.custom_system_prompt))
+    jobs = Job.prepare(options, scene=scene, fps=fps)
+    make(jobs, models, Encodings(models.device, command.prompt.custom_system_prompt))
 
 
 def _refuse_without_image(command: Extend) -> None:
@@ -110,7 +111,8 @@ def _video(
     plan = fit_pictures(plan, image.size)
     mask = load_start_mask(command, image.label, image.size)
     anchor = read_anchor(command, plan)
-    return Video(plan, first_prompt(command, plan), image, start, mask, existing, anchor)
+    video = Video(plan, first_prompt(command, plan), image, start, mask, existing, anchor)
+    return video.first(read_finish(command, plan))
 
 
 def _given_image(command: Extend, plan: Plan, size: tuple[int, int]) -> Picture | None:

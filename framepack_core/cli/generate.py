@@ -27,4 +27,4 @@ def run(command: Generate) -> None:
 
 def _make(command: Generate, models: Models) -> None:
     encodings = Encodings(models.device, command.prompt.custom_system_prompt)
-    make([Job.prepare(decide(command))], models, encodings)
+    make(Job.prepare(decide(command)), models, encodings)

@@ -37,8 +37,8 @@ def run(command: Make) -> None:
         try:
             line = read("> ").strip()
             if line and not line.startswith("#"):
-                job = Job.prepare(decide(command.with_line(parse_prompt_line(line))))
-                make([job], models, encodings)
+                jobs = Job.prepare(decide(command.with_line(parse_prompt_line(line))))
+                make(jobs, models, encodings)
         except EOFError:
             return
         except KeyboardInterrupt:

@@ -22,6 +22,7 @@ from ..sampling.options import (
     PaddingOption,
     SamplingOptions,
     SectionOptions,
+    VariantOptions,
     WindowOption,
 )
 from ..sampling.plan import END_LORA, FPS, Mode
@@ -47,6 +48,7 @@ _SIDE: dict[str, Any] = {
     **{"initial": 640, "low": SIZE_MULTIPLE, "high": MAX_SIZE, "step": SIZE_MULTIPLE},
 }
 OutputType = Literal["video", "images", "latent", "both", "latent_images"]
+WITH_VIDEO = ("video", "both")
 
 
 class PromptOptions(WindowOption, ModeOption):
@@ -56,7 +58,8 @@ class PromptOptions(WindowOption, ModeOption):
     prompt: str | None = option(
         None,
         "Prompt: what happens in the video, or in its sections: 0:walks;;;1-2:sits;;;-1:waves, "
-        "where 0 is the first and -1 the last section. The others take that of section 0.",
+        "where 0 is the first and -1 the last section. The others take that of section 0. Or with "
+        "times: [0s: walks] [2.5s: sits].",
         metavar="TEXT",
         metadata="prompt",
     )
@@ -191,6 +194,18 @@ class OutputOptions(LedgerOptions):
         advanced=False,
     )
     codec: Codec = option("libx264", "Codec: the video encoder; libx264 plays everywhere.")
+    audio: Path | None = option(
+        None,
+        "Audio: a file whose sound the video gets, a video too; cut to the video's length.",
+        metavar="FILE",
+        node="",
+    )
+    hand_on: bool = option(
+        False,
+        "Hand on: also the last frame as NAME_last.png, its latent as NAME_last_latent.safetensors "
+        "and the list of sections as NAME_sections.json.",
+        node="",
+    )
     no_metadata: bool = option(False, "No metadata: leave prompt and settings out of the files.")
 
 
@@ -224,6 +239,7 @@ class VideoJob(JobOptions):
 
     length: LengthOptions = LengthOptions()
     guidance: VideoGuidance = VideoGuidance()
+    variants: VariantOptions = VariantOptions()
 
     def without_ignored(self: V) -> V:
         """Without what F1, which makes a video forwards, has no place for."""
@@ -281,7 +297,8 @@ class AnyJob(VideoJob, EditJob):
                 yield others, f"without --{switch}"
         if self.one_frame.one_frame_inference is not None:
             only = set(_flags(VideoJob)) - set(_flags(EditJob))
-            yield [flag for flag in _flags(VideoJob) if flag in only], "with --one_frame_inference"
+            flags = [flag for flag in _flags(VideoJob) if flag in only]
+            yield [*flags, "audio", "hand_on"], "with --one_frame_inference"
             return
         yield ("one_frame_auto_resize",), "without --one_frame_inference"
         ignored = self.not_of_f1 if self.prompt.f1 else ()
@@ -293,6 +310,8 @@ class AnyJob(VideoJob, EditJob):
             yield _flags(EndImageOptions), "without --end_image_path"
         if self.output.no_ledger:
             yield ("ledger",), "with --no_ledger"
+        if self.output.output_type not in WITH_VIDEO:
+            yield ("audio",), f"with --output_type {self.output.output_type}"
         if self.length.video_sections is not None:
             yield ("video_seconds",), "with --video_sections; give one of them"
 

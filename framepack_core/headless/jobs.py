@@ -59,25 +59,34 @@ class Job:
         *,
         scene: Scene | None = None,
         fps: float = FPS,
-    ) -> Job:
-        """Check all that is cheap to check, and say what will be made.
+    ) -> list[Job]:
+        """Check all that is cheap to check, and say what will be made: a job for each variant.
 
         name: what the files' names begin with before the seed, the time by default.
         """
         request = Request.of(options, scene)
         single = isinstance(request.scene, OneFrameEdit)
-        name = f"{name or timestamp()}_{request.seed}"
-        output = Output(options.output, name, fps, single).unused()
+        seeds, name = request.seeds, name or timestamp()
+        jobs = []
+        for seed in seeds:
+            output = Output(options.output, f"{name}_{seed}", fps, single).unused()
+            own = title if len(seeds) == 1 else f"{title and f'{title}, '}seed {seed}"
+            jobs.append(cls(replace(request, seed=seed), output, own))
         scene = request.scene
-        output.check(latent_bytes(start_shape(*scene.size), scene.latent_frames))
-        job = cls(request, output, title)
+        output.check(len(jobs) * latent_bytes(start_shape(*scene.size), scene.latent_frames))
         with Display("summary of the run"):
-            say(job.named(request.describe()))
-        return job
+            say(f"{title and f'{title}: '}{request.describe()}")
+        return jobs
 
     @property
     def metadata(self) -> dict[str, str]:
         return self.request.metadata(self.output.fps)
+
+    def first(self, made: int) -> Job:
+        """The job of the sections of a video that are made first."""
+        scene = self.request.scene
+        assert isinstance(scene, Video)  # an edited frame has one section
+        return replace(self, request=replace(self.request, scene=scene.first(made)))
 
     def named(self, message: str) -> str:
         """A message that says which job it is about."""
@@ -130,13 +139,15 @@ def _sample_all(
     with models.dit(max(working, default=0)) as dit:
         for job in jobs:
             with attempt(job):
-                latents = _sample(job, dit, models, encodings)
-                metadata = None if job.output.options.no_metadata else job.metadata
-                save_latents(job.output.latent_path, latents, metadata)
-                if job.output.decodes:
-                    waiting.append(job)
-                if job.output.keeps_latents:
-                    made.append(shown(job.output.latent_path))
+                done, latents = _sample(job, dit, models, encodings)
+                metadata = None if done.output.options.no_metadata else done.metadata
+                save_latents(done.output.latent_path, latents, metadata)
+                if done.output.options.hand_on and isinstance(done.request.scene, Video):
+                    done.output.hand_on(latents, done.request.scene.plan.listed())
+                if done.output.decodes:
+                    waiting.append(done)
+                if done.output.keeps_latents:
+                    made.append(shown(done.output.latent_path))
     return made
 
 
@@ -155,7 +166,10 @@ def pass_of(job: Job, models: Models) -> TrialPass:
     return replace(trial, ended=ended)
 
 
-def _sample(job: Job, dit: FramePackDiT, models: Models, encodings: Encodings) -> Tensor:
+def _sample(
+    job: Job, dit: FramePackDiT, models: Models, encodings: Encodings
+) -> tuple[Job, Tensor]:
+    """The latents, and the job, of those sections only that were made where it ended early."""
     request, scene = job.request, job.request.scene
     embeds = encodings.embeds(scene.image)
     positive = request.guided(encodings.text(scene.prompt), embeds)
@@ -167,11 +181,17 @@ def _sample(job: Job, dit: FramePackDiT, models: Models, encodings: Encodings) -
     sampling = Sampling(positive, request.sampler, cfg, request.rope_scaling)
     with explain_out_of_memory(SMALLER_VIDEO), _followed(job, models.crew) as progress:
         sampler = sampling.sampler(dit, models, progress.on_step)
-        context = SampleContext(sampler, request.seed, open_ledger, progress.on_section)
+        finish = None if job.output.ledger is None else Ledger(job.output.ledger).finish_asked()
+        context = SampleContext(sampler, request.seed, open_ledger, progress.on_section, finish)
         latents = scene.make(encodings, context).cpu()
     if isinstance(request.step_cache, Calibration):
         say(f"--magcache_mag_ratios {request.step_cache.ratios()}")
-    return latents
+    if not progress.finished or progress.finished == scene.sections:
+        return job, latents
+    finished = job.first(progress.finished)
+    with Display("note on the early end"):
+        say(finished.named(progress.describe_early_end(request.seed)))
+    return finished, latents
 
 
 def _ledger(job: Job, models: Models, positive: Guided, cfg: CFG | None) -> OpenLedger | None:
@@ -244,6 +264,12 @@ class _Progress:
         if done.drift is not None:
             self.drifts[done.section.index] = done.drift
 
+    def describe_early_end(self, seed: int) -> str:
+        return (
+            f"finished early, with {self.finished} of {self.sections} sections; the same command "
+            f"with --seed {seed} makes the others"
+        )
+
     def describe_drift(self) -> str:
         """The sections that moved furthest from the start image."""
         colour = max(self.drifts, key=lambda index: self.drifts[index].colour)
@@ -267,7 +293,8 @@ def _followed(job: Job, crew: Crew | None) -> Iterator[_Progress]:
                 return ""
             return (
                 f"{progress.finished} of {sections} sections are kept in {job.output.ledger}; "
-                f"the same command with --seed {job.request.seed} resumes after them"
+                f"the same command with --seed {job.request.seed} resumes after them, and with "
+                f"--finish_after {progress.finished} too it makes a video of them"
             )
 
         with nullcontext() if crew is None else crew.watch.noting(kept):

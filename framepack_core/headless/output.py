@@ -8,18 +8,26 @@ import shutil
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
+from ..runtime.audio import check_audio, read_audio
 from ..runtime.display import Bar
 from ..runtime.errors import FramePackError
+from ..runtime.files import atomic_path
 from ..runtime.images import save_png, to_uint8
 from ..runtime.video import ImageSequenceWriter, VideoWriter, probe_encoder
+from ..sampling.latents import save_latents
 from ..sampling.plan import FPS
-from .job import OutputOptions, OutputType
+from .job import WITH_VIDEO, OutputOptions, OutputType
 
 LATENT_SUFFIX = "_latent"
-OWN_SUFFIXES = (".mp4", ".png", f"{LATENT_SUFFIX}.safetensors")
+LAST = "_last"
+LAST_FRAME, LAST_LATENT = f"{LAST}.png", f"{LAST}{LATENT_SUFFIX}.safetensors"
+SECTIONS = "_sections.json"
+HANDED_ON = (LAST_FRAME, LAST_LATENT, SECTIONS)
+OWN_SUFFIXES = (".mp4", ".png", f"{LATENT_SUFFIX}.safetensors", *HANDED_ON)
 
 
 @dataclass(frozen=True)
@@ -55,8 +63,11 @@ class Output:
     @property
     def paths(self) -> tuple[Path, ...]:
         """Everything that it can write: video, picture, folder of pictures and latents."""
-        stem = self.folder / self.name
-        return (*(stem.with_name(f"{self.name}{suffix}") for suffix in OWN_SUFFIXES), stem)
+        return (*map(self.beside, OWN_SUFFIXES), self.folder / self.name)
+
+    def beside(self, suffix: str) -> Path:
+        """A file of its name with something behind it."""
+        return self.folder / f"{self.name}{suffix}"
 
     def unused(self, taken: Collection[str] = ()) -> Output:
         """The same under the first name, by a number behind it, that writes over no file.
@@ -79,11 +90,11 @@ class Output:
 
     @property
     def makes_video(self) -> bool:
-        return not self.single and self.kind in ("video", "both")
+        return not self.single and self.kind in WITH_VIDEO
 
     @property
     def latent_path(self) -> Path:
-        return self.folder / f"{self.name}{LATENT_SUFFIX}.safetensors"
+        return self.beside(f"{LATENT_SUFFIX}.safetensors")
 
     def check(self, latent_bytes: int) -> None:
         """Refuse a folder that cannot be written, a full disk and an encoder that fails."""
@@ -97,6 +108,8 @@ class Output:
             )
         if self.makes_video:
             probe_encoder(self.options.codec)
+            if self.options.audio is not None:
+                check_audio(self.options.audio, "--audio")
 
     def write(
         self,
@@ -120,11 +133,21 @@ class Output:
             save_png(path, next(pictures), text)
             return path
         path, writer = self._writer(size, text)
+        last = None
         with Bar("decoding", frames, unit="frame") as bar, writer:
-            for frame in pictures:
-                writer.write(frame)
+            for last in pictures:
+                writer.write(last)
                 bar.move()
+        if self.options.hand_on and last is not None:
+            save_png(self.beside(LAST_FRAME), last, text)
         return path
+
+    def hand_on(self, latents: Tensor, sections: list[dict[str, Any]]) -> None:
+        """Write the last latent of [1, 16, T, h, w] and the list of sections."""
+        save_latents(self.beside(LAST_LATENT), latents[:, :, -1:])
+        with atomic_path(self.beside(SECTIONS)) as temporary:
+            text = json.dumps(sections, indent=1, ensure_ascii=False)
+            temporary.write_text(f"{text}\n", encoding="utf-8")
 
     def _writer(
         self, size: tuple[int, int], text: dict[str, str]
@@ -135,6 +158,8 @@ class Output:
         path = self.folder / f"{self.name}.mp4"
         width, height = size
         options = {"fps": self.fps, "crf": self.options.crf, "codec": self.options.codec}
+        if self.options.audio is not None:
+            options["audio"] = read_audio(self.options.audio, "--audio")
         return path, VideoWriter(path, width=width, height=height, **options, metadata=text)
 
 

@@ -60,6 +60,13 @@ class Request:
         return cls(job, scene, random.randrange(2**32) if seed is None else seed, step_cache)
 
     @property
+    def seeds(self) -> list[int]:
+        """Of the variants, of which one has the request's own seed."""
+        if not isinstance(self.job, VideoJob):
+            return [self.seed]
+        return self.job.variants.seeds(self.seed)
+
+    @property
     def sampler(self) -> SamplerConfig:
         options = self.job.sampling
         return SamplerConfig(
@@ -90,7 +97,9 @@ class Request:
     def describe(self) -> str:
         """The plan, and what it is sampled with."""
         guidance = self.job.sampling.embedded_cfg_scale
-        return f"{self.scene.describe()}, guidance {guidance:g}\nseed {self.seed}"
+        seeds = ", ".join(map(str, self.seeds))
+        title = "seed" if len(self.seeds) == 1 else f"{len(self.seeds)} variants, seeds"
+        return f"{self.scene.describe()}, guidance {guidance:g}\n{title} {seeds}"
 
     def wanted(self) -> EncodeRequest:
         """What has to be encoded for it."""
@@ -171,7 +180,8 @@ def _read_video(job: VideoJob) -> Video:
     plan, image = fit_pictures(plan, size), Picture.load(start, size)
     mask = load_start_mask(job, start, size)
     anchor = read_anchor(job, plan)
-    return Video(plan, first_prompt(job, plan), image, image, mask, anchor=anchor)
+    video = Video(plan, first_prompt(job, plan), image, image, mask, anchor=anchor)
+    return video.first(read_finish(job, plan))
 
 
 def _read_edit(job: EditJob) -> OneFrameEdit:
@@ -206,8 +216,9 @@ def read_plan(job: VideoJob) -> Plan:
         paddings = parse_paddings(paddings, "--latent_paddings")
     plan = plan_video(prompt.mode, count, window, paddings)
     decode_slices(plan.latent_frames, window, job.decoding.decode_overlap)  # refuses before a run
-    plan = plan.scheduled(parse_spec(prompt.prompt, "--prompt"), "prompt")
-    plan = plan.scheduled(parse_spec(prompt.image_path, "--image_path"), "image", "image_embeds")
+    plan = plan.scheduled(plan.texts(prompt.prompt, "--prompt"), "prompt")
+    images = parse_spec(prompt.image_path, "--image_path").resolve(count)
+    plan = plan.scheduled(images, "image", "image_embeds")
     for leaf in by_section():
         plan = _with_numbers(plan, leaf, getattr(guidance, leaf.flag))
     if any(s.lora_strength is not None for s in plan.sections) and not job.loras.lora_weight:
@@ -229,9 +240,19 @@ def read_anchor(job: VideoJob, plan: Plan) -> float:
     return job.guidance.anchor
 
 
+def read_finish(job: VideoJob, plan: Plan) -> int | None:
+    """After how many sections a video ends, None after all; warns where there are no more."""
+    count = job.variants.finish_after
+    if count is not None and count >= len(plan.sections):
+        warn(
+            f"--finish_after {count} has no effect, as the video has {len(plan.sections)} sections"
+        )
+    return count
+
+
 def first_prompt(job: VideoJob, plan: Plan) -> str:
     """The prompt of the sections that have none of their own."""
-    first = parse_spec(job.prompt.prompt, "--prompt").resolve(len(plan.sections))[0]
+    first = plan.texts(job.prompt.prompt, "--prompt")[0]
     assert first is not None
     return first
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, islice
 from typing import Protocol
@@ -15,7 +15,7 @@ from torch import Tensor
 from ..runtime.images import Size, fitted, to_tensor
 from ..runtime.video_reader import VideoFile
 from ..sampling.decode import Decode, decode_frames, decode_video
-from ..sampling.generate import OnSection, SampleSection, generate
+from ..sampling.generate import Finish, OnSection, SampleSection, generate
 from ..sampling.ledger import OpenLedger
 from ..sampling.masks import mask_latents
 from ..sampling.one_frame import describe_one_frame, generate_one_frame
@@ -29,12 +29,16 @@ CLIP = 8  # frames of an old video that are in memory at once
 
 @dataclass(frozen=True)
 class SampleContext:
-    """How the sections of a scene are made, where they are kept, and who is told of each."""
+    """How the sections of a scene are made, where they are kept, and who is told of each.
+
+    finish: says where a video shall end with the sections that it has.
+    """
 
     sample: SampleSection
     seed: int
     open_ledger: OpenLedger | None = None
     on_section: OnSection | None = None
+    finish: Finish | None = None
 
 
 class Scene(Protocol):
@@ -163,17 +167,25 @@ class Video:
 
     @property
     def frames(self) -> int:
-        old = 1 if self.existing is None else self.existing.frames
-        return old + 4 * self.window * self.sections
+        if self._kept is None:
+            return self.plan.frames
+        # Without a beginning, the first new latent stands for one frame, and not for four.
+        missing = 0 if self.plan.begins else 4
+        return self._kept.frames + 4 * self.window * self.sections - missing
+
+    @property
+    def _kept(self) -> OldLatents | OldVideo | None:
+        """The video that it extends, where the new sections reach to it."""
+        return self.existing if self.plan.begins or self.plan.backward else None
 
     def describe(self) -> str:
         anchor = f", anchor {self.anchor:g}" if self.anchor else ""
         own = f"  otherwise {_label(self.prompt)}, image {self.image.label!r}{anchor}"
-        if self.existing is None:
+        if self._kept is None:
             return f"{self.plan.describe(*self.size)}\n{own}"
         # The plan itself counts only what the sections see of the video that they extend.
         direction = "backward" if self.plan.backward else "forward"
-        plan = self.plan.extending((self.existing.frames + 3) // 4, direction)
+        plan = self.plan.extending((self._kept.frames + 3) // 4, direction)
         return f"{plan.describe(*self.size)}\n  in all {self.frames} frames\n{own}"
 
     def wanted(self) -> EncodeRequest:
@@ -207,21 +219,27 @@ class Video:
             existing=existing,
             ledger=ledger,
             anchor=self.anchor,
+            finish=context.finish,
         )
+
+    def first(self, made: int | None) -> Video:
+        """The video of the sections that are made first; None is all."""
+        return replace(self, plan=self.plan.first(made))
 
     def clips(self, decode: Decode, latents: Tensor, decoding: DecodingOptions) -> Iterator[Tensor]:
         way = {"bulk": decoding.bulk_decode, "overlap": decoding.decode_overlap}
         whole = partial(decode_video, window=self.window, **way)
-        if self.existing is None:
+        if self._kept is None:
             return whole(decode, latents)
         # Neighbouring latents change how a frame decodes, so what exists is decoded without the
         # new ones, and these with one window of what exists.
-        new, beside = self.window * self.sections, self.window + 1
-        old = self.existing.clips(partial(whole, decode))
+        new = self.window * self.sections
+        old = self._kept.clips(partial(whole, decode))
         if self.plan.backward:
-            joined = whole(decode, latents[:, :, : new + beside])
-            return chain(_cut(joined, 0, 4 * new + 1), _cut(old, 1))
-        joined = whole(decode, latents[:, :, -new - beside :])
+            start = 1 if self.plan.begins else 0
+            joined = whole(decode, latents[:, :, : start + new + self.window])
+            return chain(_cut(joined, 0, 4 * (start + new) - 3), _cut(old, 1))
+        joined = whole(decode, latents[:, :, -new - self.window - 1 :])
         return chain(old, _cut(joined, 4 * self.window + 1))
 
 

@@ -32,6 +32,11 @@ def parse_timestamps(text: str) -> list[TimedPrompt]:
     return sorted((p for p in timed if p.end is None or p.end > p.start), key=lambda p: p.start)
 
 
+def is_timed(text: str) -> bool:
+    """Whether a text has prompts with times in front."""
+    return _TIMED.search(text) is not None
+
+
 def prompts_by_section(text: str, sections: int, seconds: float) -> list[str]:
     """The prompt of every section, each of which takes `seconds`, with times at the nearest joins.
 

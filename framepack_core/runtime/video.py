@@ -17,6 +17,7 @@ from av.error import FFmpegError
 from av.video.reformatter import Colorspace
 from av.video.stream import VideoStream
 
+from .audio import Audio, SoundTrack
 from .codecs import ENCODERS
 from .errors import FramePackError
 from .files import DISK_FULL, atomic_path
@@ -32,7 +33,8 @@ class VideoWriter:
     """Encode uint8 [H, W, 3] frames into an mp4 that gets its name only when complete.
 
     crf is constant quality, lower is better. 8-bit 4:2:0 in BT.709 with the index in front plays
-    everywhere. metadata: title and comment, which every program shows, or keys of one's own.
+    everywhere. metadata: title and comment, which every program shows, or keys of one's own. audio:
+    begins with the first frame and ends with the last one, or before it.
     """
 
     def __init__(
@@ -45,6 +47,7 @@ class VideoWriter:
         crf: int = 16,
         codec: str = "libx264",
         metadata: Mapping[str, str] | None = None,
+        audio: Audio | None = None,
     ) -> None:
         if width % 2 or height % 2:
             raise FramePackError(
@@ -54,7 +57,7 @@ class VideoWriter:
         self.path = Path(path)
         self.width, self.height, self.fps = width, height, fps
         self.crf, self.codec = crf, codec
-        self.metadata = dict(metadata or {})
+        self.metadata, self.audio = dict(metadata or {}), audio
 
     def __enter__(self) -> VideoWriter:
         self._session = self._run()
@@ -78,6 +81,8 @@ class VideoWriter:
         picture.pts, self._count = self._count, self._count + 1
         with _video_errors(self.path):
             _encode(self._container, self._stream, picture)
+            if self._sound is not None:
+                self._sound.write_until(self._count / self.fps)
 
     @contextmanager
     def _run(self) -> Iterator[None]:
@@ -92,9 +97,12 @@ class VideoWriter:
                 self._stream = _add_stream(self._container, self.codec, self.crf, self.fps)
                 self._stream.width, self._stream.height = self.width, self.height
                 self._count = 0
+                self._sound = self.audio and SoundTrack(self._container, self.audio)
                 yield
                 with _video_errors(self.path):
                     _encode(self._container, self._stream, None)
+                    if self._sound is not None:
+                        self._sound.close()
                     self._container.close()
             except BaseException:
                 with suppress(FFmpegError):  # Windows cannot remove a file that is still open

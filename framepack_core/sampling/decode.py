@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import pairwise, zip_longest
 
 import torch
 from torch import Tensor
@@ -122,23 +122,26 @@ def decode_slices(
     As FramePack does it, one slice a section, two windows long, so that each shares a window with
     its neighbour; the first also holds the start image's latent, the last is the second half of the
     one before. With overlap as few slices as are no longer than that and share so many latents.
+    A video that was finished before its beginning was made has no latent of the start image.
     """
-    sections, rest = divmod(total_latents - 1, window)
+    start = 1 if total_latents > 1 and (total_latents - 1) % window == 0 else 0
+    sections, rest = divmod(total_latents - start, window)
     if sections < 1 or rest:
         raise FramePackError(
             f"{total_latents} latent frames are not 1 + n x {window}: give the latent window size "
             "they were made with, or decode them in one call (bulk)"
         )
     if overlap is None:
-        starts = [0, *range(window + 1, total_latents, window)]
-        return [(start, min((i + 2) * window + 1, total_latents)) for i, start in enumerate(starts)]
+        starts = [0, *range(window + start, total_latents, window)]
+        stops = range(2 * window + start, total_latents, window)
+        return list(zip_longest(starts, stops, fillvalue=total_latents))
     if overlap > window:
         raise FramePackError(
             f"decode_overlap: {overlap} latent frames are more than a window of {window}; give "
             f"{window} or less"
         )
     alone = total_latents - overlap
-    count = -(-alone // (2 * window + 1 - overlap))
+    count = max(1, -(-alone // (2 * window + 1 - overlap)))
     starts = [alone * i // count for i in range(count + 1)]
     return [(start, stop + overlap) for start, stop in pairwise(starts)]
 

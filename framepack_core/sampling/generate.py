@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ from .anchor import anchored, is_anchored
 from .flow import CFG, FlowDenoiser, Guided
 from .history import History, like_start
 from .ledger import LedgerRun
-from .plan import Direction, Plan, Section
+from .plan import Plan, Section
 from .sanity_checks import Drift, check_output, measure_drift
 from .schedule import dynamic_shift, flow_sigmas
 from .step_cache import StepCacheFactory
@@ -56,6 +57,20 @@ class SectionDone:
 
 SampleSection = Callable[[SectionTask], Tensor]
 OnSection = Callable[[SectionDone], None]
+Finish = Callable[[], bool]
+"""Whether a run shall end with the sections that are done."""
+
+
+@dataclass(frozen=True)
+class VideoVariant:
+    """One of several videos of a plan: how its sections are sampled, and where they are kept.
+
+    seed: one for all samples, or one a sample.
+    """
+
+    sample_section: SampleSection
+    seed: int | Sequence[int]
+    ledger: LedgerRun | None = None
 
 
 def generate(
@@ -68,71 +83,103 @@ def generate(
     existing: Tensor | None = None,
     ledger: LedgerRun | None = None,
     anchor: float = 0.0,
+    finish: Finish | None = None,
 ) -> Tensor:
     """Make every section of a plan and return the latents [B, C, 1 + n W, h, w].
 
     start [B, C, 1, h, w]: the start image's latent, model-ready; images of the plan are such
     latents too, of one sample or of all. seed: one for the run, or one a sample. `on_section`
-    follows each section; it may raise to stop. existing: the video of a plan that extends one.
+    follows each section; it may raise to stop. existing [B, C, T, h, w]: the video of a plan that
+    extends one, which stays as it is; backward, the start image takes the place of its latent 0.
     ledger: where finished sections are kept and found again. anchor: how far each is brought back
-    to the start image by `anchored`, from 0 to 1.
+    to the start image by `anchored`, from 0 to 1. finish: asked after each section; where it says
+    so the run ends there, with the video of the plan's first sections.
+    """
+    variants = [VideoVariant(sample_section, seed, ledger)]
+    return generate_variants(
+        plan, variants, start, on_section, existing=existing, anchor=anchor, finish=finish
+    )
+
+
+def generate_variants(
+    plan: Plan,
+    variants: Sequence[VideoVariant],
+    start: Tensor,
+    on_section: OnSection | None = None,
+    *,
+    existing: Tensor | None = None,
+    anchor: float = 0.0,
+    finish: Finish | None = None,
+) -> Tensor:
+    """Several videos of a plan, section by section, in one batch of latents [N B, C, T, h, w].
+
+    The variants take turns in each section, so that all are of one length whenever the run ends,
+    and each is to the bit what it would be alone. `on_section` gets a section of all of them at
+    once. The rest as for `generate`.
     """
     _check_start(start)
+    if existing is not None:
+        start = like_start(start, existing[:, :, :1], "start")
     drift_note = Display("measuring drift")
-    history = History(plan, start, existing)
-    shape = (start.shape[0], start.shape[1], plan.window, *start.shape[3:])
-    noises = plan_noise(plan, shape, seed)
-    for order, (section, noise) in enumerate(zip(plan.sections, noises, strict=True)):
+    runs = [_Run(plan, variant, start, existing, anchor) for variant in variants]
+    for order, section in enumerate(plan.sections):
+        made = [run.make(order, section) for run in runs]
+        if on_section is not None:
+            latents, drift = torch.cat([part.latents for part in made]), None
+            with drift_note:
+                drift = measure_drift(latents, torch.cat([start] * len(runs)))
+            stored = all(part.stored for part in made)
+            on_section(SectionDone(section, order, latents, drift, stored))
+        if finish is not None and order + 1 < len(plan.sections) and finish():
+            break
+    return torch.cat([run.history.video() for run in runs])
+
+
+class _Made(NamedTuple):
+    """A section's latents [B, C, W, h, w], and whether they were in the ledger."""
+
+    latents: Tensor
+    stored: bool
+
+
+class _Run:
+    """The making of one variant: its history and its noise."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        variant: VideoVariant,
+        start: Tensor,
+        existing: Tensor | None,
+        anchor: float,
+    ) -> None:
+        self.plan, self.variant, self.start, self.anchor = plan, variant, start, anchor
+        self.history = History(plan, start, existing)
+        self.shape = (start.shape[0], start.shape[1], plan.window, *start.shape[3:])
+        self._noises = plan_noise(plan, self.shape, variant.seed)
+
+    def make(self, order: int, section: Section) -> _Made:
+        """The next section, sampled or found in the ledger."""
         task = SectionTask(
             section,
             order,
-            noise.to(start.device),
-            history.latent_indices(section),
-            history.context(section),
+            next(self._noises).to(self.start.device),
+            self.history.latent_indices(section),
+            self.history.context(section),
         )
-        stored = None if ledger is None else ledger.load(order, shape)
+        ledger = self.variant.ledger
+        stored = None if ledger is None else ledger.load(order, self.shape)
         if stored is None:
-            latents = sample_section(task).to(start)
+            latents = self.variant.sample_section(task).to(self.start)
             check_output(latents, f"section {section.index}")
-            if anchor and is_anchored(plan, section):
-                latents = anchored(latents, start, anchor)
+            if self.anchor and is_anchored(self.plan, section):
+                latents = anchored(latents, self.start, self.anchor)
             if ledger is not None:
                 ledger.store(order, latents)
         else:
-            latents = stored.to(start)
-        history.append(section, latents)
-        if on_section is not None:
-            drift = None
-            with drift_note:
-                drift = measure_drift(latents, start)
-            on_section(SectionDone(section, order, latents, drift, stored is not None))
-    return history.video()
-
-
-def extend(
-    plan: Plan,
-    sample_section: SampleSection,
-    existing: Tensor,
-    seed: int | Sequence[int],
-    direction: Direction = "forward",
-    start: Tensor | None = None,
-    on_section: OnSection | None = None,
-    ledger: LedgerRun | None = None,
-    anchor: float = 0.0,
-) -> Tensor:
-    """Put the sections of a plan after or before finished latents: [B, C, T + n W, h, w].
-
-    existing [B, C, T, h, w] stays as it is, but for its latent 0, which `start` replaces when the
-    video grows backward. start [B, C, 1, h, w]: what the sections see as the start image; by
-    default latent 0, and the last one where the framepack mode continues from it.
-    """
-    plan = plan.extending(existing.shape[2], direction)
-    if start is None:
-        goes_on = plan.mode == "framepack" and not plan.backward
-        start = existing[:, :, -1:] if goes_on else existing[:, :, :1]
-    start = like_start(start, existing[:, :, :1], "start")
-    kept = {"existing": existing, "ledger": ledger}
-    return generate(plan, sample_section, start, seed, on_section, **kept, anchor=anchor)
+            latents = stored.to(self.start)
+        self.history.append(section, latents)
+        return _Made(latents, stored is not None)
 
 
 def plan_noise(plan: Plan, shape: tuple[int, ...], seed: int | Sequence[int]) -> Iterator[Tensor]:

@@ -31,11 +31,13 @@ SUFFIX = ".safetensors"
 DAMAGED = ".damaged"
 RUNS = "runs.json"
 CHOICES = "attention.json"
+FINISH = "finish"  # a file that asks runs to end early; only when it was written counts
 LEDGER_FORMAT = 1  # of keys and entries; another number starts afresh
 LIMIT = 2 * 10**9  # bytes of all entries; latents are small, so this is months of runs
 KEPT_RUNS = 50
 HALF_WRITTEN = ".*.part.*"  # the names of atomic_path
 DAY = 24 * 3600  # seconds
+NOT_OF_RUN = ("sections", "whole")  # of a plan: a run has those that are made
 KEY_LENGTH = 32  # of 64 digits of a digest: enough, and names stay readable
 
 
@@ -165,6 +167,21 @@ class Ledger:
                 excess, removed = excess - entry.size, removed + 1
         return removed
 
+    def finish(self) -> None:
+        """Ask the runs that keep their sections here to end after the section in progress."""
+        with atomic_path(self.folder / FINISH) as temporary:
+            temporary.touch()
+
+    def finish_asked(self) -> Callable[[], bool]:
+        """Whether runs have been asked to end since this call."""
+        before = self._finish_written()
+        return lambda: self._finish_written() not in (None, before)
+
+    def _finish_written(self) -> int | None:
+        with suppress(OSError):
+            return (self.folder / FINISH).stat().st_mtime_ns
+        return None
+
     def runs(self) -> list[RunRecord]:
         """The latest runs, the last one first; what cannot be read counts as nothing."""
         try:
@@ -250,7 +267,7 @@ class LedgerRun:
 
 
 def _record(plan: Plan, settings: Mapping[str, Any]) -> RunRecord:
-    run = {f.name: getattr(plan, f.name) for f in fields(Plan) if f.name != "sections"}
+    run = {f.name: getattr(plan, f.name) for f in fields(Plan) if f.name not in NOT_OF_RUN}
     digests = {name: fingerprint(value) for name, value in settings.items()}
     before = fingerprint([LEDGER_FORMAT, run, digests])
     keys = []

@@ -7,11 +7,13 @@ from typing import Any, ClassVar, Literal
 from pydantic import create_model
 
 from ..parsing.overrides import by_section
+from ..runtime.errors import FramePackError
 from ..runtime.options import MAX_SEED, Settings, option
 from .plan import GUIDANCE, EndPolicy
 from .sections import MAX_WINDOW, WINDOW
 
 MAX_STEPS = 1000  # of a node
+MAX_VARIANTS = 64  # a slip of the finger should not fill a night
 
 
 class SamplingOptions(Settings):
@@ -210,6 +212,61 @@ class AnchorOption(Settings):
         advanced=False,
         metadata="anchor",
     )
+
+
+class VariantOptions(Settings):
+    """How many videos of one plan, and where they end."""
+
+    title: ClassVar[str] = "variants and early end"
+    variants: int = option(
+        1,
+        "Variants: so many videos of one plan, with the seeds seed, seed + 1 and so on, each "
+        "exactly as it is made alone.",
+        lines=("va",),
+        ge=1,
+        le=MAX_VARIANTS,
+        advanced=False,
+    )
+    finish_after: int | None = option(
+        None,
+        "Finish after so many sections: those made first are a whole video, and the run without "
+        "this goes on from there. The original model makes the end of a video first, so this video "
+        "is without its beginning and the start image; F1 makes the beginning.",
+        lines=("fa",),
+        none=0,
+        absent="all sections",
+        ge=1,
+        high=500,
+        advanced=False,
+    )
+    pick: int | None = option(
+        None,
+        "Pick: the number of the variant to go on with, counted from 1. It is made alone and to "
+        "the end, from the sections that it has already.",
+        cli=False,
+        none=0,
+        absent="all variants",
+        ge=1,
+        le=MAX_VARIANTS,
+        advanced=False,
+    )
+
+    def seeds(self, seed: int) -> list[int]:
+        """Of the variants to be made, in their order; raises FramePackError for one too many."""
+        seeds = [(seed + number) % (MAX_SEED + 1) for number in range(self.variants)]
+        if self.pick is None:
+            return seeds
+        if self.pick > self.variants:
+            raise FramePackError(
+                f"pick: there is no variant {self.pick} of {self.variants}; give a number up to "
+                f"{self.variants}, or 0 for all"
+            )
+        return [seeds[self.pick - 1]]
+
+    @property
+    def sections(self) -> int | None:
+        """After how many they end; None is all, which a picked one is made with."""
+        return self.finish_after if self.pick is None else None
 
 
 def _spec(help: str, flag: str) -> Any:

@@ -7,13 +7,14 @@ model's rotary embedding gets (arXiv 2504.12626).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from ..parsing.overrides import Overrides
-from ..parsing.section_spec import SectionSpec, section_range
+from ..parsing.section_spec import parse_spec, section_range
 from ..parsing.timeline import Timeline
+from ..parsing.timestamps import is_timed, prompts_by_section
 from ..runtime.errors import FramePackError
 from ..runtime.options import validate
 
@@ -90,7 +91,8 @@ class Plan:
     """A whole video, its sections in the order in which they are made.
 
     existing: latent frames that are there before the run, which is the start image or a video to
-    extend; with `backward` the sections come before that video, else after it.
+    extend; with `backward` the sections come before that video, else after it. whole: how many
+    sections the video has of which these are the first made; None is all of them.
     """
 
     mode: Mode
@@ -99,6 +101,7 @@ class Plan:
     end: EndImage | None = None
     existing: int = 1
     backward: bool = False
+    whole: int | None = None
 
     def __post_init__(self) -> None:
         if self.mode == "f1" and self.end is not None and self.end.policy != "persistent":
@@ -117,8 +120,14 @@ class Plan:
             )
 
     @property
+    def begins(self) -> bool:
+        """Whether what the video begins with is made, which in the framepack mode comes last."""
+        return self.mode == "f1" or any(section.index == 0 for section in self.sections)
+
+    @property
     def latent_frames(self) -> int:
-        return self.existing + self.window * len(self.sections)
+        missing = 0 if self.begins else 1 if self.backward else self.existing
+        return self.existing - missing + self.window * len(self.sections)
 
     @property
     def frames(self) -> int:
@@ -131,8 +140,24 @@ class Plan:
     def frames_of(self, section: Section) -> tuple[int, int]:
         """First and last video frame of a section; frame 0 is the start image."""
         length = 4 * self.window
+        if not self.begins:  # its first latent stands for one frame, as the start image's does
+            earlier = section.index - min(other.index for other in self.sections)
+            return max(0, earlier * length - 3), (earlier + 1) * length - 4
         first = 1 + section.index * length + (0 if self.backward else 4 * (self.existing - 1))
         return first, first + length - 1
+
+    def first(self, made: int | None) -> Plan:
+        """The plan of the sections that are made first, which are a whole video too; None is all.
+
+        In the framepack mode they are its end: a video without its beginning and the start image,
+        and forward without the video that it extends.
+        """
+        return replace(self, sections=self.sections[:made], whole=self.whole or len(self.sections))
+
+    @property
+    def last(self) -> int:
+        """The index of the last section of the whole video."""
+        return (self.whole or len(self.sections)) - 1
 
     def with_overrides(self, sections: str, **own: Any) -> Plan:
         """Give sections ("0", "-1", "0-2", by time) overrides of the run; None leaves it."""
@@ -163,12 +188,21 @@ class Plan:
                 plan = plan.with_overrides(str(index), image_embeds=section.image, **own)
         return plan
 
-    def scheduled(self, spec: SectionSpec, *fields: Handle) -> Plan:
-        """Give every section its text of a spec; those with the text of section 0 keep the run's.
+    def texts(self, text: str | None, name: str) -> list[str | None]:
+        """What a section spec, or prompts with times, give every section in order of time.
 
-        So the run's own prompt or start image is `spec.resolve(len(plan.sections))[0]`.
+        All None for None. name: what errors call the input.
         """
-        texts = spec.resolve(len(self.sections))
+        if text is not None and is_timed(text):
+            seconds = 4 * self.window / FPS
+            return list(prompts_by_section(text, len(self.sections), seconds))
+        return parse_spec(text, name).resolve(len(self.sections))
+
+    def scheduled(self, texts: Sequence[str | None], *fields: Handle) -> Plan:
+        """Give every section its text; those with the text of section 0 keep the run's.
+
+        So the run's own prompt or start image is the first one.
+        """
         return self._each(
             lambda s: (
                 s
@@ -243,6 +277,8 @@ class Plan:
         if self.existing > 1:
             place = "before" if self.backward else "after"
             lines[0] += f", {place} {4 * self.existing - 3} existing frames"
+        if not self.begins:
+            lines[0] += ", without the beginning of the video"
         for order, section in enumerate(self.sections, 1):
             first, last = self.frames_of(section)
             lines.append(
@@ -255,6 +291,21 @@ class Plan:
                 f"  end image {_label(self.end.image)}, {policy}, strength {self.end.strength:g}"
             )
         return "\n".join(lines)
+
+    def listed(self) -> list[dict[str, Any]]:
+        """The sections in order of time, as JSON can hold them: frames, order made, what is own.
+
+        Texts are whole; of what is no text its `label`, or None. frames: first and last.
+        """
+        found = []
+        for order, section in enumerate(self.sections, 1):
+            own = section.given()
+            own.pop("image_embeds", None)
+            for name in own.keys() & {"prompt", "image"}:
+                own[name] = _text_of(own[name])
+            place = {"section": section.index, "frames": self.frames_of(section), "made": order}
+            found.append(place | own)
+        return sorted(found, key=lambda entry: entry["section"])
 
 
 def _describe_own(section: Section) -> str:
@@ -269,10 +320,14 @@ def _label(handle: Any) -> str | None:
     """A text itself; of a host's object its `label`, if it has one; None of None."""
     if handle is None:
         return None
-    label = handle if isinstance(handle, str) else getattr(handle, "label", None)
+    label = _text_of(handle)
     if label is None:
         return "of its own"
     return repr(label if len(label) <= LABEL else f"{label[:LABEL]}...")
+
+
+def _text_of(handle: Any) -> str | None:
+    return handle if isinstance(handle, str) else getattr(handle, "label", None)
 
 
 def index_run(first: int, count: int) -> tuple[int, ...]:

@@ -89,8 +89,9 @@ KINDS: dict[str, Kind] = {
         "model:MODEL plan:FPREEL_PLAN positive:CONDITIONING start_latent:LATENT "
         "clip_vision_output:CLIP_VISION_OUTPUT negative:CONDITIONING sampler:SAMPLER "
         "sigmas:SIGMAS existing:LATENT vae:VAE",
-        "latent:LATENT",
+        "latent:LATENT last_latent:LATENT sections:STRING",
         **{**_SAMPLING, "direction": "forward", "ledger": True, "anchor": 0.0},
+        **{"variants": 1, "finish_after": 0, "pick": 0},
     ),
     "FPReelControlImage": _kind(
         "image:LATENT mask:MASK controls:FPREEL_CONTROLS",

@@ -30,6 +30,9 @@ export function clipsOf(report) {
     .toSorted((a, b) => a.section - b.section);
 }
 
+/** How many sections the run makes, which may be fewer than the whole video has. */
+export const plannedOf = ({ planned, sections }) => planned ?? sections;
+
 /** What is known of each section in order of time: "done", "stored", "current" or "open". */
 export function sectionStates(report) {
   const states = Array(report.sections).fill("open");

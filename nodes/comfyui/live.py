@@ -14,6 +14,7 @@ from ...framepack_core.runtime.display import Display
 
 KEPT = 32  # reports of the latest runs, one a node
 ROUTE = "/fpreel/live"
+FINISH_ROUTE = "/fpreel/finish"
 
 _reports: OrderedDict[tuple[str, ...], Report] = OrderedDict()
 _lock = threading.Lock()
@@ -29,7 +30,7 @@ class Report:
     """
 
     def __init__(self, event: str, hidden: Any, gathered: tuple[str, ...] = ()) -> None:
-        self.event, self.gathered = event, gathered
+        self.event, self.gathered, self.finishing = event, gathered, False
         self.display = Display(f"messages of {event} to the page")
         self.run = {
             "event": event,
@@ -66,9 +67,28 @@ def reports() -> list[dict[str, Any]]:
         return [report.run | report.kept for report in _reports.values()]
 
 
+def finish(run: str) -> bool:
+    """Ask a run to end with what is done; whether there is one of this name."""
+    with _lock:
+        found = [report for report in _reports.values() if report.run["run"] == run]
+    for report in found:
+        report.finishing = True
+        report.send(finishing=True)
+    return bool(found)
+
+
 async def _answer(_request: web.Request) -> web.Response:
     return web.json_response(reports())
 
 
+async def _finish(request: web.Request) -> web.Response:
+    try:
+        run = str((await request.json())["run"])
+    except (ValueError, TypeError, KeyError):
+        return web.Response(status=400)
+    return web.Response(status=200 if finish(run) else 404)
+
+
 if getattr(PromptServer, "instance", None) is not None:  # absent in tests without a server
     PromptServer.instance.routes.get(ROUTE)(_answer)
+    PromptServer.instance.routes.post(FINISH_ROUTE)(_finish)

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import latent_preview
+import numpy as np
 from torch import Tensor
 
 from ...framepack_core.runtime.display import Display
@@ -33,7 +34,8 @@ class SectionReport:
 
     start [B, C, 1, h, w] sets the size. With a vae every finished section becomes a clip, decoded
     once and alone: without its neighbours its first frame stands for four. ledger: whether finished
-    sections are kept when the run is stopped. log: notes that are shown at the end.
+    sections are kept when the run is stopped. log: notes that are shown at the end. variants: how
+    many videos are made at once, which clips show beside each other.
     """
 
     def __init__(
@@ -44,8 +46,10 @@ class SectionReport:
         vae: Any = None,
         ledger: bool = False,
         log: Sequence[str] = (),
+        variants: int = 1,
     ) -> None:
-        self.ledger, self.log = ledger, log
+        self.ledger, self.log, self.variants = ledger, log, variants
+        self.finished = 0
         self.report = Report("fpreel.section", hidden, gathered=("done",))
         self.plan, self.vae = plan, vae
         self.height, self.width = (side * LATENT_STRIDE for side in start.shape[3:])
@@ -58,7 +62,8 @@ class SectionReport:
         self._send(
             "sampling",
             mode=self.plan.mode,
-            sections=len(self.plan.sections),
+            sections=1 + self.plan.last,
+            planned=len(self.plan.sections),
             window=self.plan.window,
             frames=self.plan.frames,
             fps=FPS,
@@ -71,7 +76,12 @@ class SectionReport:
         except BaseException:
             self._send("interrupted", log=list(self.log))
             raise
-        self._send("finished", picture=None, log=list(self.log))
+        frames = self.plan.first(self.finished).frames
+        self._send("finished", picture=None, frames=frames, log=list(self.log))
+
+    def finishing(self) -> bool:
+        """Whether the user has asked for the run to end with the sections that are done."""
+        return self.report.finishing
 
     def step(
         self, order: int, step: int, steps: int, picture: str | None, remaining: float | None
@@ -109,6 +119,7 @@ class SectionReport:
             "clip": clip,
         }
         self._section_began = time.monotonic()
+        self.finished += 1
         self._send("sampling", order=done.order, section=done.section.index, done=[entry])
 
     def _clip(self, done: SectionDone) -> dict[str, str]:
@@ -116,12 +127,12 @@ class SectionReport:
         name = f"{self.report.run['run']}_{done.section.index}.mp4"
         path = temporary_folder() / CLIPS_FOLDER / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        latent = to_latent(done.latents[:1])["samples"]
-        frames = to_uint8(self.vae.decode(latent).flatten(0, 1))
-        width, height = self.width, self.height
+        latents = to_latent(done.latents[: self.variants])["samples"].split(1)
+        clips = [to_uint8(self.vae.decode(latent).flatten(0, 1)) for latent in latents]
+        width, height = len(clips) * self.width, self.height
         with VideoWriter(path, width=width, height=height, fps=FPS, crf=CRF) as video:
-            for frame in frames:
-                video.write(frame)
+            for frames in zip(*clips, strict=True):
+                video.write(np.concatenate(frames, axis=1))
         return {"filename": name, "subfolder": CLIPS_FOLDER, "type": "temp"}
 
     def _send(self, state: str, **news: Any) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ...framepack_core.runtime.display import Bar, warn
 from ...framepack_core.runtime.errors import FramePackError
+from ...framepack_core.runtime.options import updated
 from ...framepack_core.sampling.flow import RopeScaling, combine_cfg
 from ...framepack_core.sampling.generate import SamplerConfig, SectionTask
 from ...framepack_core.sampling.options import SamplingOptions
@@ -54,6 +55,11 @@ class RunSettings:
         assert self.options.seed is not None  # the widget always has one
         return self.options.seed
 
+    def with_seed(self, seed: int) -> RunSettings:
+        """The same with another seed, which the ledger then knows it by."""
+        options = updated(self.options, {("seed",): seed})
+        return replace(self, options=options, inputs={**self.inputs, "seed": seed})
+
     @property
     def with_cfg(self) -> bool:
         return self.options.guidance_scale != 1
@@ -74,7 +80,10 @@ class RunSettings:
 
 @dataclass(frozen=True)
 class SectionRun:
-    """Makes sections with ComfyUI's guider and samplers: what core's `generate` calls."""
+    """Makes sections with ComfyUI's guider and samplers: what core's `generate` calls.
+
+    steps_before: of other variants, that the progress counts in each section before its own.
+    """
 
     model: Any
     positive: list[Any]
@@ -83,6 +92,15 @@ class SectionRun:
     settings: RunSettings
     sigmas: Tensor
     progress: RunProgress
+    steps_before: int = 0
+
+    def variants(self, seeds: Sequence[int]) -> list[SectionRun]:
+        """The same run for each of several seeds, which take turns in each section."""
+        steps = len(self.sigmas) - 1
+        return [
+            replace(self, settings=self.settings.with_seed(seed), steps_before=number * steps)
+            for number, seed in enumerate(seeds)
+        ]
 
     def __call__(self, task: SectionTask) -> Tensor:
         settings, section = self.settings, task.section
@@ -96,7 +114,7 @@ class SectionRun:
             settings.sampler or unipc(settings.options.unipc_variant),
             self.sigmas,
             callback=lambda step, denoised, x, steps: self.progress.step(
-                task.order, step + 1, denoised
+                task.order, self.steps_before + step + 1, denoised
             ),
             seed=seed % 2**64,  # of samplers that draw noise of their own
         )

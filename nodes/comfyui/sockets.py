@@ -11,6 +11,7 @@ import torch
 from comfy_execution.graph_utils import ExecutionBlocker
 from torch import Tensor
 
+from ...framepack_core.runtime.audio import LAYOUTS, Audio
 from ...framepack_core.runtime.errors import FramePackError
 from ...framepack_core.sampling.sections import LATENT_CHANNELS
 from .model import LATENT_SCALE
@@ -51,6 +52,21 @@ def to_image_latent(latent: dict[str, Any], name: str) -> Tensor:
             "image with FramePack Start Frame"
         )
     return latents
+
+
+def to_audio(audio: dict[str, Any], number: int) -> Audio:
+    """The sound of the number-th video of a batch; the last one is for those that have none.
+
+    Raises FramePackError for more than two channels.
+    """
+    waveform = audio["waveform"]
+    channels = waveform.shape[1]
+    if channels not in LAYOUTS:
+        raise FramePackError(
+            f"audio: {channels} channels, but a video gets one or two; split or mix them"
+        )
+    samples = waveform[min(number, len(waveform) - 1)].float().cpu().numpy()
+    return Audio(samples, int(audio["sample_rate"])).resampled()
 
 
 def blocked(problem: str) -> ExecutionBlocker:

@@ -147,7 +147,7 @@ def _synchronize() -> None:
 def compare(name: str, options: list[str]) -> str:
     """A row of the table."""
     command = read_command(["check", *options])[1]
-    check = Check(Job.prepare(decide(command)), open_job_models(command))
+    check = Check(Job.prepare(decide(command))[0], open_job_models(command))
     print("\n".join(check.lines()), flush=True)
     request, scene = check.job.request, check.job.request.scene
     passes = scene.sections * request.sampler.steps * (1 if request.negative_prompt is None else 2)

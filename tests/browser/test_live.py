@@ -68,6 +68,35 @@ def test_sections_are_shown_as_they_are_made(
     assert (again["words"], again["sections"]) == (seen["words"], ["done"] * 4)
 
 
+def test_a_run_is_finished_early_by_its_button_and_then_goes_on(
+    element_page: ComfyPage, renderer: str
+) -> None:
+    page, button = element_page, ".fpreel-finish"
+    page.load(read(template("toyworld_i2v")))
+    page.set_widget("FPReelPlan", "sections", 3)
+    page.set_widget("FPReelSampler", "seed", 300 + len(renderer))
+    page.set_widget("FPReelSampler", "steps", 30)
+    page.show("FPReelSampler")
+    page.run()
+    page.page.wait_for_selector(button, timeout=RUN)
+    page.page.click(button)
+    page.page.wait_for_selector(f"{RESULT}[data-state=finished]", state="attached", timeout=RUN)
+    ended = page.page.evaluate(TOLD)
+    done = ended["sections"].count("done")
+    assert 0 < done < 3 and ended["sections"] == ["open"] * (3 - done) + ["done"] * done
+    assert ended["words"].startswith(
+        f"finished early with {done} of 3 sections · {36 * done - 3} frames"
+    )
+    assert page.page.locator(button).is_hidden()
+
+    page.run()
+    stored = f"{RESULT}[data-state=finished]:has([data-state=stored])"
+    page.page.wait_for_selector(stored, state="attached", timeout=RUN)
+    again = page.page.evaluate(TOLD)
+    assert again["sections"] == ["done"] * (3 - done) + ["stored"] * done
+    assert again["words"].startswith("109 frames")
+
+
 def test_a_cancelled_run_says_what_is_kept_and_a_fresh_template_nothing(
     element_page: ComfyPage, renderer: str
 ) -> None:

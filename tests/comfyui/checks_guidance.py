@@ -326,7 +326,7 @@ def check_mask_is_cropped_as_its_image_is() -> None:
 
 def check_one_frame_is_decoded_to_one_picture() -> None:
     latent = {"samples": one_frame(toy_cases.control(scene().start, 0))}
-    (images,) = run(
+    images, *_ = run(
         "FPReelDecode", latent=latent, vae=toy().vae, mode="sections", tile_size=0, window=0
     )
     (native,) = run("VAEDecode", samples=latent, vae=toy().vae)

@@ -24,6 +24,7 @@ import torch
 from inside import (
     BASE,
     ROOT,
+    SETTINGS,
     difference,
     error_of,
     pack,
@@ -255,6 +256,85 @@ def check_killed_runs_go_on_to_the_same_bits() -> Any:
     return f"{kills} of {kills} equal, killed with {counts} sections done, in {duration:.2f} s"
 
 
+# Variants, and runs that end early
+
+
+def check_variants_are_each_what_their_seed_makes_alone() -> None:
+    """In the ledger too: a picked one goes on from the sections that it has."""
+    fresh()
+    f1 = partial(kept, model=toy("f1").model, plan=plan("f1", SECTIONS, 1))
+    alone = [f1(seed=seed, ledger=False) for seed in (3, 4)]
+    with counted() as made:
+        both = f1(seed=3, variants=2, finish_after=2)
+    assert made == [0, 0, 1, 1], made
+    assert torch.equal(both, torch.cat(alone)[:, :, :3])
+    with counted() as made:
+        picked = f1(seed=3, variants=2, finish_after=2, pick=2)
+    assert made == [2] and torch.equal(picked, alone[1])
+    with counted() as made:
+        assert torch.equal(f1(seed=3, variants=2), torch.cat(alone))
+    assert made == [2], made
+    batch = {"samples": scene().start["samples"].repeat(2, 1, 1, 1, 1)}
+    messages = [
+        error_of(lambda: f1(variants=2, start_latent=batch)),
+        error_of(lambda: f1(variants=2, pick=3)),
+    ]
+    assert messages == [
+        "variants: start_latent has 2 samples; give one, or set variants to 1",
+        "pick: there is no variant 3 of 2; give a number up to 2, or 0 for all",
+    ], messages
+
+
+def check_a_run_ends_when_its_node_is_told_to() -> None:
+    """By the name that its report has; queued again it is made anew, and finds its sections."""
+    fresh()
+    whole = kept(ledger=False)
+    live, sampler = pack("nodes.comfyui.live"), pack("nodes.sample").Sampler
+    given = {"seed": SETTINGS["seed"], "steps": 2}
+    before = sampler.fingerprint_inputs(**given)
+    assert not live.finish("no such run")
+
+    report = pack("nodes.comfyui.live_sections").SectionReport
+    original = report._tell
+
+    def tell(self: Any, *about: Any) -> None:
+        original(self, *about)
+        assert live.finish(self.report.run["run"])
+
+    with mock.patch.object(report, "_tell", tell):
+        ended = kept()
+    assert torch.equal(ended, whole[:, :, -1:])
+    *_, last = live.reports()
+    assert (last["state"], last["frames"], last["finishing"]) == ("finished", 1, True), last
+    assert "finished early, with 1 of 3 sections" in last["log"][-1]
+    assert sampler.fingerprint_inputs(**given) == before + 1
+    assert sampler.fingerprint_inputs(**given | {"seed": 99}) == 0
+    with counted() as made:
+        assert torch.equal(kept(), whole)
+    assert made == [1, 2]
+
+
+def check_a_video_hands_on_its_last_frame_and_its_sections() -> Any:
+    made = {"model": toy().model, "plan": long_plan(), "positive": scene().positive}
+    (made["plan"],) = run(
+        "FPReelGuideSections", plan=made["plan"], sections="1", padding=-1, seed=9, guidance=-1.0
+    )
+    given = {"start_latent": scene().start, "clip_vision_output": scene().vision}
+    latent, last, sections = run("FPReelSampler", **SETTINGS | made | given)
+    assert torch.equal(last["samples"], latent["samples"][:, :, -1:])
+    listed = json.loads(sections)
+    assert [entry["frames"] for entry in listed] == [[1, 4], [5, 8], [9, 12]]
+    assert [entry["made"] for entry in listed] == [3, 2, 1] and listed[1]["seed"] == 9
+    way = {"vae": toy().vae, "mode": "sections", "tile_size": 0, "window": 0}
+    images, last_frame = run("FPReelDecode", latent=latent, **way)
+    assert torch.equal(last_frame, images[-1:])
+    _, saved = save_video(latent, window=1, filename_prefix="handed/on")
+    assert difference(saved, last_frame) < 1 / 255
+    longer = sample(plan=plan(sections=1, window=1), start_latent=last)
+    assert torch.equal(longer[:, :, :1], last["samples"])
+    return listed
+
+
 # Decoding and saving
 
 
@@ -269,7 +349,7 @@ def save_video(latent: dict[str, Any], **changes: Any) -> Any:
 
 
 def decoded(latent: dict[str, Any]) -> torch.Tensor:
-    (images,) = run(
+    images, *_ = run(
         "FPReelDecode", latent=latent, vae=toy().vae, mode="sections", tile_size=0, window=0
     )
     return images
@@ -277,7 +357,7 @@ def decoded(latent: dict[str, Any]) -> torch.Tensor:
 
 def check_saved_video_is_what_decode_gives_with_the_workflow_in_it() -> Any:
     latent = video_latent()
-    (video,) = save_video(latent)
+    video, *_ = save_video(latent)
     path = Path(video.get_stream_source())
     assert path.parent == BASE / "output" / "video" and path.name == "long_00001_.mp4"
     frames, fps = pack("framepack_core.runtime.video").read_video(path)
@@ -290,6 +370,23 @@ def check_saved_video_is_what_decode_gives_with_the_workflow_in_it() -> Any:
     names = sorted(file.name for file in path.parent.iterdir())
     assert names == [f"long_0000{number}_.mp4" for number in (1, 2, 3)], names
     return measured
+
+
+def check_saved_video_has_the_sound_that_is_connected() -> float:
+    """Cut to its length, and at a rate that videos can have."""
+    latent, rate = video_latent(), 7000
+    noise = torch.rand(1, 2, 5 * rate, generator=torch.Generator().manual_seed(0)) - 0.5
+    sound = {"waveform": noise, "sample_rate": rate}
+    video, *_ = save_video(latent, audio=sound, filename_prefix="sound/a")
+    with av.open(video.get_stream_source()) as container:
+        track = container.streams.audio[0]
+        seconds = float(track.duration * track.time_base)
+        assert track.channels == 2 and track.rate == 48000
+    assert abs(seconds - 25 / 30) < 0.03, seconds
+    surround = {"waveform": torch.zeros(1, 6, rate), "sample_rate": rate}
+    message = error_of(lambda: save_video(latent, audio=surround))
+    assert message.startswith("audio: 6 channels, but a video gets one or two"), message
+    return seconds
 
 
 def check_decode_out_of_memory_goes_on_in_smaller_pieces() -> Any:

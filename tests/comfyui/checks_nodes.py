@@ -492,13 +492,13 @@ def check_decode_node_joins_sections_as_the_core_does() -> Any:
         clips = list(decode.decode_sections(vae.decode, latents, 2))
     expected = ((torch.cat(clips, 2) + 1) / 2).clamp(0, 1)[0].movedim(0, -1)
     latent = {"samples": latents, "framepack_window": 2}
-    (images,) = run(
+    images, *_ = run(
         "FPReelDecode", latent=latent, vae=toy().vae, mode="sections", tile_size=0, window=0
     )
     assert images.shape == (25, 64, 64, 3)
     measured = difference(images, expected)
     assert measured < 1e-4, measured
-    (whole,) = run(
+    whole, *_ = run(
         "FPReelDecode", latent=latent, vae=toy().vae, mode="whole", tile_size=32, window=0
     )
     assert whole.shape == images.shape
@@ -626,7 +626,7 @@ def check_native_vae_works_in_our_nodes() -> None:
     start, _ = run("FPReelStartFrame", image=image, vae=native, clip_vision=toy().vision)
     assert start["samples"].shape == (1, 16, 1, 2, 2)
     latent = {"samples": torch.randn(1, 16, 3, 2, 2), "framepack_window": 1}
-    (images,) = run(
+    images, *_ = run(
         "FPReelDecode", latent=latent, vae=native, mode="sections", tile_size=0, window=0
     )
     assert images.shape == (9, 16, 16, 3)
@@ -781,8 +781,8 @@ def check_sizes_are_those_that_the_model_can_make() -> None:
 def check_parts_of_a_decode_share_fewer_frames() -> float:
     latents = {"samples": sample(plan=plan(sections=3, window=2)), "framepack_window": 2}
     options = {"latent": latents, "vae": toy().vae, "tile_size": 0, "window": 2}
-    (usual,) = run("FPReelDecode", mode="sections", **options)
-    (short,) = run("FPReelDecode", mode="sections", overlap=1, **options)
+    usual, *_ = run("FPReelDecode", mode="sections", **options)
+    short, *_ = run("FPReelDecode", mode="sections", overlap=1, **options)
     assert short.shape == usual.shape
     message = error_of(lambda: run("FPReelDecode", mode="whole", overlap=1, **options))
     assert "mode whole has no parts" in message

@@ -130,7 +130,7 @@ def sample(model: Any = None, **changes: Any) -> torch.Tensor:
         "start_latent": scene().start,
         "clip_vision_output": scene().vision,
     }
-    (latent,) = run("FPReelSampler", **(inputs | SETTINGS | changes))
+    latent, *_ = run("FPReelSampler", **(inputs | SETTINGS | changes))
     return latent["samples"]
 
 

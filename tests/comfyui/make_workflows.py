@@ -65,13 +65,14 @@ class World:
         more = {"steps": 20 if self.toy else 25} | options
         return self.graph.add("FPReelOneFrame", **inputs, clip_vision_output=view, **more)["latent"]
 
-    def save_video(self, latent: Socket) -> None:
+    def save_video(self, latent: Socket, **more: Socket) -> None:
         self.graph.column("Result")
         self.graph.add(
             "FPReelSaveVideo",
             latent=latent,
             vae=self.vae,
             filename_prefix=f"video/{self.graph.name}",
+            **more,
         )
 
     def save_image(self, latent: Socket) -> None:
@@ -509,13 +510,15 @@ def framepack_extend(new: NewGraph) -> Graph:
         "framepack_extend",
         f"## FramePack F1, extend a video\n{files('f1')}Choose a video of 30 frames a second and "
         "say in *ImageFromBatch* which frames of it to extend: 36 n + 1 of them, such as 73. "
-        "*Load FramePack Latent* in place of *VAE Encode* extends an earlier run without a loss.",
+        "*Load FramePack Latent* in place of *VAE Encode* extends an earlier run without a loss. "
+        "The sound of the video is kept.",
     )
     world = real_world(graph, "f1")
     graph.below("Video")
     video = graph.add("LoadVideo")["VIDEO"]
     graph.column("Prompt and length")
-    frames = graph.add("GetVideoComponents", video=video)["images"]
+    parts = graph.add("GetVideoComponents", video=video)
+    frames = parts["images"]
     positive = world.prompt("The cat walks on through the grass.")
     plan = world.plan(mode="f1", length="sections", sections=2)
     graph.column()
@@ -525,7 +528,8 @@ def framepack_extend(new: NewGraph) -> Graph:
     graph.column()
     start = world.start_frame(fitted)
     existing = graph.add("VAEEncode", pixels=fitted, vae=world.vae)["LATENT"]
-    world.save_video(world.sampler(plan, positive, start, existing=existing))
+    latent = world.sampler(plan, positive, start, existing=existing)
+    world.save_video(latent, audio=parts["audio"])
     return graph
 
 
@@ -570,6 +574,105 @@ def framepack_anchor(new: NewGraph) -> Graph:
     start = world.start_frame(fitted)
     world.save_video(world.sampler(world.checked(plan, start), positive, start, anchor=0.7))
     return graph
+
+
+def toyworld_variants(new: NewGraph) -> Graph:
+    graph = new(
+        "toyworld_variants",
+        f"## Several seeds, then one\n{TOY}Three videos begin with the same picture and words, "
+        "each with a seed of its own; they end after two of four sections. Set *pick* of "
+        "*FramePack Sampler* to the number of the one that you like and run again: it goes on to "
+        "the end. In Toy World words say all, so look closely.",
+    )
+    world = toy_world(graph, "f1")
+    (drawn,) = scenes(graph, _={"shape": "square", "colour": "cyan", "scene_seed": 16})
+    graph.column("Prompt and length")
+    positive = world.prompt(drawn["prompt"])
+    plan = world.plan(mode="f1", length="sections", sections=4)
+    graph.column()
+    start = world.start_frame(drawn["image"])
+    chosen = {"variants": 3, "finish_after": 2, "vae": world.vae}
+    world.save_video(world.sampler(plan, positive, start, **chosen))
+    return graph
+
+
+def framepack_variants(new: NewGraph) -> Graph:
+    graph = new(
+        "framepack_variants",
+        f"## FramePack F1: several seeds, then one\n{files('f1')}Makes the first two sections "
+        "with three seeds, which the node plays beside each other. Set *pick* of *FramePack "
+        "Sampler* to the number of the one that you like (1 is the first) and run again with the "
+        "same seed: it goes on to the end from what is there. The original model makes the end of "
+        "a video first, so there you choose among ends.",
+    )
+    world = real_world(graph, "f1")
+    graph.column()
+    (image,) = pictures(graph, None)
+    graph.below("Prompt")
+    positive = world.prompt("The woman turns around and dances, clear movements, full of charm.")
+    graph.column("Size and length")
+    fitted = graph.add("FPReelCanvas", image=image["IMAGE"])["image"]
+    plan = world.plan(mode="f1")
+    graph.column()
+    start = world.start_frame(fitted)
+    chosen = {"variants": 3, "finish_after": 2, "vae": world.vae}
+    world.save_video(world.sampler(world.checked(plan, start), positive, start, **chosen))
+    return graph
+
+
+def gone_on(world: World, plan: Socket, first: Socket, start: Node, prompts: str) -> Graph:
+    """The rest of a workflow: a video, and another scene of the same length after it."""
+    graph = world.graph
+    latent = world.sampler(plan, first, start)
+    timed = graph.add("FPReelPromptSchedule", plan=plan, clip=world.clip, prompts=prompts)
+    graph.column()
+    inputs = {"model": world.model, "plan": timed["plan"], "positive": timed["positive"]}
+    inputs["start_latent"] = latent.node["last_latent"]
+    inputs["clip_vision_output"] = start["clip_vision_output"]
+    given = {name: latent.node.widgets[name] for name in ("seed", "steps")}
+    after = graph.add("FPReelSampler", "The scene after it", **inputs, **given)
+    world.save_video(latent)
+    prefix = f"video/{graph.name}_after"
+    graph.add("FPReelSaveVideo", latent=after["latent"], vae=world.vae, filename_prefix=prefix)
+    return graph
+
+
+def toyworld_hand_on(new: NewGraph) -> Graph:
+    graph = new(
+        "toyworld_hand_on",
+        f"## Another scene from the last frame\n{TOY}The triangle moves right. From where it is "
+        "then, *last_latent*, the second sampler goes on with prompts that have times.",
+    )
+    world = toy_world(graph)
+    (drawn,) = scenes(graph, _={"shape": "triangle", "colour": "yellow", "scene_seed": 26})
+    graph.column("Prompt and length")
+    positive = world.prompt(drawn["prompt"])
+    plan = world.plan(length="sections", sections=2)
+    graph.column()
+    start = world.start_frame(drawn["image"])
+    timed = "[0s: a yellow triangle moves down] [1.2s: a yellow triangle moves left]"
+    return gone_on(world, plan, positive, start, timed)
+
+
+def framepack_hand_on(new: NewGraph) -> Graph:
+    graph = new(
+        "framepack_hand_on",
+        f"## FramePack: another scene from the last frame\n{files()}*last_latent* of the first "
+        "*FramePack Sampler* starts the second one. In *FramePack Prompt Schedule* prompts have "
+        "times, in seconds of that scene.",
+    )
+    world = real_world(graph)
+    graph.column()
+    (image,) = pictures(graph, None)
+    graph.below("Prompt")
+    positive = world.prompt("The woman walks to the window and looks out.")
+    graph.column("Size and length")
+    fitted = graph.add("FPReelCanvas", image=image["IMAGE"])["image"]
+    plan = world.plan()
+    graph.column()
+    start = world.start_frame(fitted)
+    timed = "[0s: The woman opens the window.] [2.5s: The woman turns around and smiles.]"
+    return gone_on(world, plan, positive, start, timed)
 
 
 # LoRA
@@ -815,6 +918,10 @@ BUILDS: tuple[Callable[[NewGraph], Graph], ...] = (
     framepack_anchor,
     toyworld_f1_end,
     framepack_f1_end,
+    toyworld_variants,
+    framepack_variants,
+    toyworld_hand_on,
+    framepack_hand_on,
 )
 
 

@@ -26,6 +26,8 @@ TITLES = {
     "train_one_frame": "Train a LoRA for edits of pictures",
     "anchor": "Long video with F1 (drift anchor)",
     "f1_end": "Start and end image with F1 (LoRA)",
+    "variants": "Several seeds, then one (variants)",
+    "hand_on": "Another scene from the last frame",
 }
 WORLDS = {"framepack": "", "toyworld": " - Toy World"}
 NAMES = [f"{world}_{name}" for name in TITLES for world in WORLDS]

@@ -130,6 +130,8 @@ MADE = {  # frames of each picture and video that a workflow shows
     "toyworld_train_one_frame": [1],
     "toyworld_anchor": [217],
     "toyworld_f1_end": [73],
+    "toyworld_variants": [73, 73, 73],
+    "toyworld_hand_on": [73, 73],
 }
 
 

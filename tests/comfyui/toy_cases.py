@@ -58,7 +58,7 @@ def start_frames(images: torch.Tensor) -> tuple[dict[str, Any], Any]:
 
 def decoded(latent: dict[str, Any]) -> Any:
     """The videos of a batch, and what the tracker sees in them."""
-    (images,) = run(
+    images, *_ = run(
         "FPReelDecode", latent=latent, vae=toy().vae, mode="sections", tile_size=0, window=0
     )
     clips = images.unflatten(0, (len(latent["samples"]), -1)).permute(0, 4, 1, 2, 3) * 2 - 1
@@ -73,7 +73,7 @@ def glimpses(latent: dict[str, Any], *places: tuple[int, int]) -> Any:
     clips = []
     for place in places:
         cut = {"samples": latent["samples"][:, :, slice(*place)]}
-        (images,) = run(
+        images, *_ = run(
             "FPReelDecode", latent=cut, vae=toy().vae, mode="whole", tile_size=0, window=0
         )
         clips.append((images * 255).round().to(torch.uint8).unflatten(0, (len(cut["samples"]), -1)))
@@ -109,7 +109,7 @@ def guide(plan: Any, sections: str, **given: Any) -> Any:
 
 def video(plan: Any, images: torch.Tensor, prompts: Sequence[str], steps: int, **more: Any) -> Any:
     start, vision = start_frames(images)
-    (latent,) = run(
+    latent, *_ = run(
         "FPReelSampler",
         **(SETTINGS | {"steps": steps, "seed": 7} | more),
         model=toy(plan.mode).model,

@@ -75,7 +75,7 @@ def learned(model: Any, cases: int, steps: int) -> tuple[list[bool], list[str]]:
 def _videos(model: Any, cases: Any, prompts: list[str], steps: int) -> Any:
     """What the tracker sees in one section of each case."""
     start, vision = toy_cases.start_frames(cases.starts)
-    (latent,) = run(
+    latent, *_ = run(
         "FPReelSampler",
         **SAMPLING | {"steps": steps, "seed": cases.seeds[0]},
         model=model,

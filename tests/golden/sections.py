@@ -440,7 +440,8 @@ def _trace_musubi(args: argparse.Namespace, sections: int, end_image: bool) -> T
     key_of = _image_keys(images)
     paddings = parse_paddings(args.latent_paddings) if args.latent_paddings else None
     plan = plan_video("f1" if args.f1 else "framepack", sections, args.latent_window_size, paddings)
-    plan = plan.scheduled(images, "image").scheduled(prompts, "prompt")
+    plan = plan.scheduled(images.resolve(sections), "image")
+    plan = plan.scheduled(prompts.resolve(sections), "prompt")
     if end_image:
         plan = plan.with_end(one_frame(END))
     plan = plan.encoded(image=lambda x: image_of_key(key_of[x]) if isinstance(x, str) else x)

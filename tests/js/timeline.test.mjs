@@ -4,6 +4,7 @@ import { readFileSync } from "node:fs";
 import { test } from "node:test";
 
 import * as timeline from "../../js/lib/timeline.js";
+import { isTimed, promptsBySection } from "../../js/lib/timestamps.js";
 
 const golden = JSON.parse(readFileSync(new URL("golden.json", import.meta.url), "utf-8"));
 const A = { prompt: "a", image: "a.png", padding: 0, seed: 7, guidance: 8, lora_strength: 0.5 };
@@ -103,4 +104,12 @@ test("numbers are kept within their limits", () => {
   assert.equal(timeline.readNumber("lora_strength", "11"), 10);
   assert.equal(timeline.readNumber("seed", "99999999999999999999"), Number.MAX_SAFE_INTEGER);
   for (const text of ["", " ", "abc", "1/2"]) assert.equal(timeline.readNumber("seed", text), null);
+});
+
+test("prompts with times are those of Python by section", () => {
+  for (const { text, sections, window, prompts } of golden.timed) {
+    assert.ok(isTimed(text) && isTimed(text), text);
+    assert.deepEqual(promptsBySection(text, sections, window), prompts, text);
+  }
+  assert.ok(!isTimed("0:a cat;;;1:[a dog]"));
 });
