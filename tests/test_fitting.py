@@ -17,10 +17,12 @@ from framepack_core.models.offload import MOST_TO_SWAP, WeightSizes
 from framepack_core.runtime.errors import FramePackError
 from framepack_core.runtime.memory import GIB, limited_memory
 from framepack_core.runtime.options import validate
+from framepack_core.sampling.flow import FlowDenoiser
 from framepack_core.training import loop
 from framepack_core.training.batches import Batches
 from framepack_core.training.config import TrainConfig
 from framepack_core.training.fitting import SLACK, STATES, Fit, fit_step
+from framepack_core.training.objective import Objective
 
 CPU = torch.device("cpu")
 WORK, INPUTS, TRAINED = 5 * GIB, 150_000, GIB  # bytes: activations, inputs of blocks, adapters
@@ -119,3 +121,20 @@ def test_the_limit_of_a_gpu_is_kept() -> None:
         with pytest.raises(torch.cuda.OutOfMemoryError):
             torch.empty(2 * GIB, dtype=torch.uint8, device=device)
     torch.empty(2 * GIB, dtype=torch.uint8, device=device)
+
+
+def test_the_step_on_trial_sees_all_that_others_may_see(tmp_path: Path) -> None:
+    """F1 with its end frame, which makes the context longer, however seldom it is shown."""
+    seen: list[int] = []
+
+    class Denoiser(FlowDenoiser):
+        def loss(self, *args, context, **kwargs):
+            seen.append(context.clean.shape[2])
+            return super().loss(*args, context=context, **kwargs)
+
+    samples = make_samples(tmp_path / "cache", mode="f1", ends=True)
+    config = tiny_config(tmp_path, mode="f1", end_frame_prob=1e-6)
+    objective = Objective(config, Denoiser(tiny_dit()), Batches(samples), CPU)
+    objective.loss(0)
+    objective.loss(0, whole=True)
+    assert seen == [2, 3]

@@ -224,7 +224,7 @@ class _Run:
 
         def step() -> None:
             with self.adapters.training_step(0):
-                self.objective.loss(number).backward()
+                self.objective.loss(number, whole=True).backward()
 
         def trial(fit: Fit) -> int:
             blocks = wrapped_blocks(

@@ -23,9 +23,9 @@ class Objective:
         self.config, self.denoiser, self.batches, self.device = config, denoiser, batches, device
         self.levels = NoiseLevels(config.timesteps)
 
-    def loss(self, number: int) -> Tensor:
-        """The weighted loss of the number-th batch, 0 first."""
-        batch, seed = self._batch(number), self.config.seed
+    def loss(self, number: int, *, whole: bool = False) -> Tensor:
+        """The weighted loss of the number-th batch, 0 first; whole: shown all that it may be."""
+        batch, seed = self._batch(number, whole), self.config.seed
         sigma = self.levels.draw(len(batch.latents), batch.shape, seed, number)
         noise = torch.randn(batch.latents.shape, generator=generator("noise", seed, number))
         loss = self._loss_at(batch, noise, sigma)
@@ -45,13 +45,15 @@ class Objective:
                 losses.append(self._loss_at(batch, noise, sigma).mean().item())
         return sum(losses) / len(losses)
 
-    def _batch(self, number: int) -> Batch:
+    def _batch(self, number: int, whole: bool) -> Batch:
         """With captions left out and end frames shown as often as the run wants it."""
         config, count = self.config, len(self.batches.pick(number))
         captions = torch.rand(count, generator=generator("captions", config.seed, number))
         ends = torch.rand(count, generator=generator("ends", config.seed, number))
         dropped = (captions < config.caption_dropout).tolist()
         ended = (ends < config.end_frame_prob).tolist()
+        if whole:
+            dropped, ended = [False] * count, [config.end_frame_prob > 0] * count
         return self.batches.load(number, dropped, ended).to(self.device)
 
     def _loss_at(self, batch: Batch, noise: Tensor, sigma: Tensor) -> Tensor:
