@@ -307,14 +307,17 @@ def long_measures(toy: Toy, mode: Mode, cases: int, steps: int) -> Iterator[Meas
     )
 
 
-def end_measure(toy: Toy, mode: Mode, cases: int, steps: int, sections: int) -> Measure:
-    """How often a shape that travels ends where the end image has it."""
+def end_measure(
+    toy: Toy, mode: Mode, cases: int, steps: int, sections: int, *, shown: bool = True
+) -> Measure:
+    """How often a shape that travels ends where the end image has it, be it shown or not."""
     first = render.HELD_OUT + 50_000 * sections
     clips = render.draw(range(first, first + cases), sections, "travel")
     prompts = [texts[0] for texts in render.captions(clips)]
     seeds = [seed % 2**31 for seed in clips.seeds]
     starts, ends = render.start_image(clips), render.end_image(clips)
-    video = toy.make_videos(mode, starts, prompts, sections, seeds, steps=steps, ends=ends)
+    options = {"steps": steps, "ends": ends if shown else None}
+    video = toy.make_videos(mode, starts, prompts, sections, seeds, **options)
     goal = clips.track[:, -1, :2].to(video.pixels)
     error = (video.track.position[:, -1] - goal).norm(dim=-1)
     found = (error <= END_ERROR) & video.track.present[:, -1]

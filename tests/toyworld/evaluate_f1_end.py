@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import get_args
 
 from framepack_core.lora.apply import LoraUse, apply_loras
@@ -29,12 +30,13 @@ def evaluate_f1_end(
     """All measures, each over at least `cases` cases."""
     if "f1" not in modes:
         return
-    before = {sections: end_measure(toy, "f1", cases, steps, sections) for sections in SECTIONS}
+    measure = partial(end_measure, toy, "f1", cases, steps)
+    without = {n: (measure(n).value, measure(n, shown=False).value) for n in SECTIONS}
     with applied(toy):
-        for sections, without in before.items():
-            reached = end_measure(toy, "f1", cases, steps, sections)
-            name = f"{reached.name} ({without.value:.1%} without the LoRA)"
-            yield replace(reached, name=name)
+        for sections, (seen, unseen) in without.items():
+            reached = measure(sections)
+            others = f"{seen:.1%} without the LoRA, {unseen:.1%} without the image too"
+            yield replace(reached, name=f"{reached.name} ({others})")
         yield from motion_measures(toy, "f1", cases, steps)
         yield from long_measures(toy, "f1", cases, steps)
 
