@@ -115,7 +115,8 @@ export class TrainingChart {
     const mean = within(this.smoothed(), low, high);
     const words = { "aria-label": this.chartWords(raw, mean) };
     setAttributes(this.chart, { ...words, "aria-description": t("training.zoomHint") });
-    for (const part of [this.chart, this.hint]) setAttributes(part, { hidden: !raw.length });
+    const hidden = this.losses().length < 2; // no line yet
+    for (const part of [this.chart, this.hint]) setAttributes(part, { hidden });
     setAttributes(this.chart, { viewBox: `0 0 ${this.width()} ${CHART}` });
     if (raw.length) this.drawLines(raw, mean, [low, high]);
   }

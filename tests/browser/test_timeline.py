@@ -276,17 +276,30 @@ def test_a_picture_is_expected_where_it_can_be_dropped(timeline: ComfyPage) -> N
 def test_start_and_end_picture_are_at_the_ends(
     timeline: ComfyPage, server: Any, picture: Path
 ) -> None:
-    (server.base / "input" / "first.png").write_bytes(picture.read_bytes())
-    timeline.add("LoadImage")
-    timeline.set_widget("LoadImage", "image", "first.png")
-    timeline.connect("LoadImage", 0, "FPReelStartFrame", "image")
-    # ComfyUI tells of changes by mouse and key, not of those by a script.
-    timeline.page.evaluate("() => app.api.dispatchEvent(new CustomEvent('graphChanged'))")
-    seen = ".fpreel-end.fpreel-has-image"
-    timeline.page.wait_for_selector(f"{TIMELINE} {seen}", state="attached")
-    style = timeline.page.get_attribute(f"{TIMELINE} {seen}", "style")
-    assert "first.png" in style
-    assert timeline.page.locator(f"{TIMELINE} .fpreel-end[hidden]").count() == 1  # no end image
+    for name in ("first.png", "last.png"):
+        (server.base / "input" / name).write_bytes(picture.read_bytes())
+    seen = f"{TIMELINE} .fpreel-end"
+    assert timeline.page.locator(f"{seen}[hidden]").count() == 1, "no end image is connected"
+    timeline.load(read(template("toyworld_end_image")))
+    timeline.page.evaluate(
+        """() => {
+            const frames = app.graph.nodes.filter((node) => node.type === "FPReelStartFrame");
+            const end = app.graph.nodes.find((node) => node.type === "FPReelEndFrame");
+            for (const frame of frames) {
+                const picture = LiteGraph.createNode("LoadImage");
+                app.graph.add(picture);
+                const isLast = frame.getOutputNodes(0).includes(end);
+                picture.widgets[0].value = isLast ? "last.png" : "first.png";
+                picture.connect(0, frame, frame.inputs.findIndex(({ name }) => name === "image"));
+            }
+            // ComfyUI tells of changes by mouse and key, not of those by a script.
+            app.api.dispatchEvent(new CustomEvent("graphChanged"));
+        }"""
+    )
+    ends = f"{seen}.fpreel-has-image"
+    timeline.wait_for(lambda: timeline.page.locator(ends).count(), 2)
+    styles = [timeline.page.get_attribute(f"{ends} >> nth={n}", "style") for n in (0, 1)]
+    assert "first.png" in (styles[0] or "") and "last.png" in (styles[1] or "")
 
 
 def test_a_text_that_is_no_timeline_is_shown_and_kept(timeline: ComfyPage) -> None:
