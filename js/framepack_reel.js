@@ -3,6 +3,7 @@ import { app } from "../../scripts/app.js";
 import { catchUp, listen } from "./live.js";
 import { api } from "../../scripts/api.js";
 import { listenToErrors } from "./node_error.js";
+import { listenToTexts } from "./node_text.js";
 import { makeTimelineWidget, showOutside } from "./timeline_widget.js";
 
 const showTimelines = () => showOutside(app.rootGraph ?? app.graph);
@@ -13,6 +14,7 @@ app.registerExtension({
   setup: () => {
     listen();
     listenToErrors();
+    listenToTexts();
     api.addEventListener("graphChanged", showTimelines);
   },
   afterConfigureGraph: () => {

@@ -28,7 +28,7 @@ export class SectionResult {
       props: { muted: true },
       on: { ended: () => this.next() },
     });
-    this.log = h("div", { class: "fpreel-log" });
+    this.log = h("div", { class: "fpreel-log", tabindex: "0" });
     const seen = [this.picture, this.video, this.log];
     const parts = [this.text, this.news, this.bar, this.cells, this.finish, ...seen];
     this.element = h("div", { class: "fpreel fpreel-result", role: "group" }, ...parts);

@@ -19,6 +19,7 @@ from ...framepack_core.training.cache import (
 )
 
 PREVIEW_FRAMES = 3
+TEXT_EVENT = "fpreel.text"  # ComfyUI's own text goes with the run in newer frontends
 Interrupted = comfy.model_management.InterruptProcessingException
 
 # Before ComfyUI 0.33 it is an Exception, as those of displays that fail.
@@ -31,7 +32,7 @@ Preview = tuple[str, Image.Image, int]  # file format, picture and the largest s
 
 
 class NodeText:
-    """The text on a node while it runs."""
+    """The text on a node, which stays there after the run."""
 
     def __init__(self, node_id: str) -> None:
         self.node_id, self._display = node_id, Display("text on the node")
@@ -41,7 +42,7 @@ class NodeText:
         server = getattr(PromptServer, "instance", None)
         if server is not None:
             with self._display:
-                server.send_progress_text(text, self.node_id)
+                server.send_sync(TEXT_EVENT, {"node": self.node_id, "text": text})
 
 
 def show_text(node_id: str, text: str) -> None:

@@ -57,7 +57,8 @@ def test_sections_are_shown_as_they_are_made(
     first = [told["words"] for told in states if "made 1 of 4" in told["words"]]
     assert any(" left" in words for words in first), "no time is told before a section is done"
     texts = page.node("FPReelSampler", "return node.widgets.map((widget) => widget.name)")
-    assert "$$node-text-preview" not in texts, "the node says twice how far it is"
+    twice = {"$$node-text-preview", "fpreel_text"} & set(texts)
+    assert not twice, "the node says twice how far it is"
     page.page.wait_for_function(f"() => document.querySelector('{RESULT} video').duration > 1")
     final = "video[src*='toyworld_i2v'], video source[src*='toyworld_i2v']"
     page.page.wait_for_selector(final, state="attached", timeout=RUN)
@@ -146,6 +147,30 @@ def test_the_node_tells_what_stopped_the_run(element_page: ComfyPage, renderer: 
     page.run()
     page.page.wait_for_selector(f"{RESULT}[data-state=finished]", state="attached", timeout=RUN)
     assert page.page.locator(error).count() == 0
+
+
+@pytest.mark.usefixtures("every_frontend")
+def test_what_a_node_says_stays_after_the_run(element_page: ComfyPage, server: Server) -> None:
+    """In its lines, and in no file."""
+    page, said = element_page, ".fpreel-said"
+    page.load(read(template("toyworld_i2v")))
+    page.add("FPReelCheck")
+    page.node("FPReelCheck", "node.pos = [0, -400]")  # Nodes 2.0 draws none that was never placed
+    page.connect("FPReelLoadSnapshot", 0, "FPReelCheck", "model")
+    page.connect("FPReelPlan", 0, "FPReelCheck", "plan")
+    page.connect("FPReelStartFrame", 0, "FPReelCheck", "start_latent")
+    page.connect("FPReelCheck", 0, "FPReelSampler", "plan")
+    page.set_widget("FPReelSampler", "steps", 2)
+    runs = len(server.get("/history"))
+    page.run()
+    page.wait_for(lambda: len(server.get("/history")) - runs, 1, 2 * RUN / 1000)
+    page.page.wait_for_timeout(1500)  # the last messages
+    page.show("FPReelCheck")
+    first, *more = page.page.inner_text(said).splitlines()
+    assert first.startswith("framepack: 64x64, 73 frames") and len(more) >= 3
+    texts = page.node("FPReelCheck", "return node.widgets.map((widget) => widget.name)")
+    assert texts.count("fpreel_text") == 1 and "$$node-text-preview" not in texts
+    assert "fpreel_text" not in str(page.workflow()["nodes"])
 
 
 def test_another_workflow_is_left_alone(page: ComfyPage) -> None:

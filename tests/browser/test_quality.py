@@ -23,6 +23,7 @@ WORKFLOWS = [template(name) for name in NAMES]
 I2V = template("toyworld_i2v")
 TRAIN = template("toyworld_train")
 EVENTS = {"FPReelTrainLora": "fpreel.training", "FPReelSampler": "fpreel.section"}
+DRIFT = {"colour": "0.04", "contrast": "1.01"}
 SERIOUS = {"serious", "critical"}
 ADDED = 150  # milliseconds that the pack may add to the loading of the page
 MEASURED = 5  # times
@@ -49,15 +50,18 @@ def findings(page: ComfyPage, selector: str) -> list[str]:
 
 
 @pytest.fixture(params=["dark", "light"])
-def themed_page(page: ComfyPage, server: Server, request: pytest.FixtureRequest) -> Iterator[Any]:
+def themed_page(
+    element_page: ComfyPage, server: Server, request: pytest.FixtureRequest
+) -> Iterator[Any]:
     """A page in each of ComfyUI's two themes."""
     script = "(theme) => app.extensionManager.setting.set('Comfy.ColorPalette', theme)"
-    page.page.evaluate(script, request.param)
-    page.page.wait_for_timeout(500)
-    yield page
+    element_page.page.evaluate(script, request.param)
+    element_page.page.wait_for_timeout(500)
+    yield element_page
     server.post("/settings", {"Comfy.ColorPalette": "dark"})
 
 
+@pytest.mark.usefixtures("every_frontend")
 def test_timeline_is_accessible(themed_page: ComfyPage) -> None:
     themed_page.load(read(I2V))
     themed_page.show("FPReelPlan")
@@ -67,17 +71,43 @@ def test_timeline_is_accessible(themed_page: ComfyPage) -> None:
     assert findings(themed_page, ".fpreel-timeline") == []
 
 
-def test_results_are_accessible(page: ComfyPage) -> None:
-    workflow = read(I2V) | {"id": str(uuid.uuid4())}
+@pytest.mark.usefixtures("every_frontend")
+def test_results_are_accessible(themed_page: ComfyPage) -> None:
+    page, workflow = themed_page, read(I2V) | {"id": str(uuid.uuid4())}
     page.load(workflow)
-    done = [{"section": 1, "stored": False, "seconds": 3, "clip": None}]
-    message = {"state": "sampling", "sections": 3, "order": 1, "section": 1, "done": done}
-    tell(page, workflow, "FPReelSampler", message)
+    done = [
+        {"section": n, "stored": n == 2, "seconds": 3, "clip": None, "drift": DRIFT} for n in (2, 1)
+    ]
+    message = {"sections": 3, "order": 1, "section": 1, "done": done, "log": ["ledger: 1"] * 5}
+    for state in ("sampling", "interrupted"):
+        tell(page, workflow, "FPReelSampler", message | {"state": state})
+        page.show("FPReelSampler")
+        page.page.wait_for_selector(f".fpreel-result[data-state={state}]")
+        assert findings(page, ".fpreel-result") == []
+
+
+@pytest.mark.usefixtures("every_frontend")
+def test_words_on_nodes_are_accessible(themed_page: ComfyPage) -> None:
+    """Longer than their place, so that they scroll."""
+    page = themed_page
+    page.load(read(I2V))
+    script = """
+        const send = (name, detail) => app.api.dispatchEvent(new CustomEvent(name, { detail }));
+        const node_id = String(node.id);
+        send("fpreel.text", { node: node_id, text: argument.repeat(30) });
+        send("execution_error", {
+            node_id, node_type: node.type, exception_type: "FramePackError",
+            exception_message: argument.repeat(30), traceback: [], prompt_id: "a",
+        });
+    """
+    page.node("FPReelSampler", script, "a line of words\n")
     page.show("FPReelSampler")
-    page.page.wait_for_selector(".fpreel-result")
-    assert findings(page, ".fpreel-result") == []
+    for words in (".fpreel-said", ".fpreel-error"):
+        page.page.wait_for_selector(words)
+        assert findings(page, words) == []
 
 
+@pytest.mark.usefixtures("every_frontend")
 def test_training_is_accessible(themed_page: ComfyPage, server: Server) -> None:
     """In every state that train_display.py tells, with samples that do not fit beside."""
     page, workflow = themed_page, read(TRAIN) | {"id": str(uuid.uuid4())}

@@ -40,8 +40,6 @@ class Server:
 
     def send_sync(self, *_: Any) -> None: ...
 
-    def send_progress_text(self, *_: Any) -> None: ...
-
 
 def part(module: str, name: str) -> tuple[Any, str]:
     return pack(module), name
@@ -163,8 +161,9 @@ def check_a_batch_of_pictures_says_which_of_them_are_used() -> None:
     class Listener(Server):
         heard: ClassVar[list[str]] = []
 
-        def send_progress_text(self, text: str, _node: str) -> None:
-            self.heard.append(text)
+        def send_sync(self, event: str, message: dict[str, Any]) -> None:
+            if event == "fpreel.text":
+                self.heard.append(message["text"])
 
     pictures = torch.rand(3, 80, 64, 3)
     models = {"vae": toy().vae, "clip_vision": toy().vision}
