@@ -7,10 +7,11 @@ from typing import Any, cast
 
 from comfy_api.latest import io, ui
 
+from ..framepack_core.parsing.blend import blended
 from ..framepack_core.parsing.overrides import Overrides
-from ..framepack_core.sampling.options import EndImageOptions
+from ..framepack_core.sampling.options import BlendOption, EndImageOptions
 from ..framepack_core.sampling.plan import EndPolicy, Plan
-from .comfyui.encode import encode_prompt
+from .comfyui.encode import encode_blend
 from .comfyui.progress import show_text
 from .comfyui.sockets import to_image_latent
 from .condition import system_prompt_input
@@ -140,6 +141,7 @@ class PromptSchedule(io.ComfyNode):
                     "[0s: a cat sleeps] [2.5s: it wakes up].",
                 ),
                 system_prompt_input(),
+                *option_inputs(BlendOption, ("blend",)),
             ],
             outputs=[
                 PlanSocket.Output(display_name="plan"),
@@ -151,10 +153,16 @@ class PromptSchedule(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, plan: Plan, clip: Any, prompts: str, system_prompt: str = "") -> io.NodeOutput:
-        texts = cast(list[str], plan.texts(prompts, "prompts"))
+    def execute(
+        cls, plan: Plan, clip: Any, prompts: str, system_prompt: str = "", blend: int = 0
+    ) -> io.NodeOutput:
+        over = read_inputs(BlendOption, {"blend": blend}, "FramePack Prompt Schedule").prompt_blend
+        texts = blended(cast(list[str], plan.texts(prompts, "prompts")), over)
         encoded = {
-            text: PlanValue(encode_prompt(clip, text, system_prompt), text)
+            text: PlanValue(
+                encode_blend(clip, text, system_prompt),
+                text if isinstance(text, str) else text.label,
+            )
             for text in dict.fromkeys(texts)
         }
         for index, text in enumerate(texts):

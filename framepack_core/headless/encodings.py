@@ -9,7 +9,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from ..models.prompt import TextCondition
+from ..models.prompt import TextCondition, mixed
+from ..parsing.blend import Blend
 from .models import Models
 from .pictures import Picture
 
@@ -55,8 +56,10 @@ class Encodings:
                     for text in texts
                 }
 
-    def text(self, prompt: str) -> TextCondition:
-        """The condition of a prompt."""
+    def text(self, prompt: str | Blend) -> TextCondition:
+        """The condition of a prompt, or of several by their parts."""
+        if isinstance(prompt, Blend):
+            return mixed([(part, self.text(text)) for part, text in prompt.parts])
         return _move(self._texts[prompt], self.device)
 
     def embeds(self, picture: Picture) -> Tensor:
@@ -67,6 +70,11 @@ class Encodings:
         """Latents [1, 16, T, h, w] of a picture or clip; latents are their own."""
         latents = source if isinstance(source, Tensor) else self._latents[source]
         return latents.to(self.device)
+
+
+def texts_of(prompt: str | Blend) -> list[str]:
+    """What has to be encoded for a prompt."""
+    return [prompt] if isinstance(prompt, str) else [text for _, text in prompt.parts]
 
 
 def _new(wanted: Iterable[Item], known: dict[Item, Any]) -> list[Item]:

@@ -17,6 +17,7 @@ from ..runtime.errors import FramePackError
 from ..runtime.options import NonEmpty, Settings, leaves, option, updated
 from ..sampling.options import (
     AnchorOption,
+    BlendOption,
     EndImageOptions,
     LengthOptions,
     PaddingOption,
@@ -103,7 +104,7 @@ class PromptOptions(WindowOption, ModeOption):
         return None if width is None or height is None else (width, height)
 
 
-class VideoGuidance(PaddingOption, EndImageOptions, AnchorOption, SectionOptions):
+class VideoGuidance(PaddingOption, BlendOption, EndImageOptions, AnchorOption, SectionOptions):
     """What guides the sections of a video, and its end."""
 
     title: ClassVar[str] = "guidance of sections"

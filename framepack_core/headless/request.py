@@ -10,6 +10,7 @@ from typing import Any, cast
 from torch import Tensor
 
 from ..models.prompt import TextCondition, check_prompt
+from ..parsing.blend import blended
 from ..parsing.overrides import by_section
 from ..parsing.section_spec import parse_spec
 from ..runtime.display import warn
@@ -216,7 +217,11 @@ def read_plan(job: VideoJob) -> Plan:
         paddings = parse_paddings(paddings, "--latent_paddings")
     plan = plan_video(prompt.mode, count, window, paddings)
     decode_slices(plan.latent_frames, window, job.decoding.decode_overlap)  # refuses before a run
-    plan = plan.scheduled(plan.texts(prompt.prompt, "--prompt"), "prompt")
+    texts = plan.texts(prompt.prompt, "--prompt")
+    if guidance.prompt_blend >= 2 and len(set(texts)) == 1:
+        warn(f"--prompt_blend {guidance.prompt_blend} has no effect, as no prompt changes")
+    prompts = blended([text for text in texts if text is not None], guidance.prompt_blend)
+    plan = plan.scheduled(prompts, "prompt", run=texts[0])
     images = parse_spec(prompt.image_path, "--image_path").resolve(count)
     plan = plan.scheduled(images, "image", "image_embeds")
     for leaf in by_section():

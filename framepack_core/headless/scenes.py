@@ -20,7 +20,7 @@ from ..sampling.ledger import OpenLedger
 from ..sampling.masks import mask_latents
 from ..sampling.one_frame import describe_one_frame, generate_one_frame
 from ..sampling.plan import LABEL, Plan, Section
-from .encodings import EncodeRequest, Encodings
+from .encodings import EncodeRequest, Encodings, texts_of
 from .options import DecodingOptions
 from .pictures import Control, Picture
 
@@ -193,7 +193,7 @@ class Video:
         if self.existing is not None:
             placed.append(self.existing.latents)
         return EncodeRequest(
-            texts=[self.prompt, *self.plan.handles("prompt")],
+            texts=[self.prompt, *chain.from_iterable(map(texts_of, self.plan.handles("prompt")))],
             for_image_encoder=[self.image, *self.plan.handles("image_embeds")],
             for_vae=[source for source in placed if isinstance(source, Picture)],
         )

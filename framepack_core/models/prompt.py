@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -55,6 +56,28 @@ class TextCondition:
     text: Tensor
     pooled: Tensor
     mask: Tensor | None = None
+
+
+def mixed(parts: Sequence[tuple[float, TextCondition]]) -> TextCondition:
+    """Several prompts as one, each by its part: states and vectors are added, token by token.
+
+    A token that only some of them have counts as far as these do.
+    """
+    length = max(condition.text.shape[1] for _, condition in parts)
+    words = [_padded(condition, length) for _, condition in parts]
+    text = torch.stack([part * text for (part, _), (text, _) in zip(parts, words, strict=True)])
+    pooled = torch.stack([part * condition.pooled for part, condition in parts])
+    real = torch.stack([mask for _, mask in words]).any(dim=0)
+    return TextCondition(text.sum(dim=0), pooled.sum(dim=0), None if real.all() else real)
+
+
+def _padded(condition: TextCondition, length: int) -> tuple[Tensor, Tensor]:
+    """The states, zero where no token is, and where there are tokens."""
+    text, mask = condition.text, condition.mask
+    mask = torch.ones(text.shape[:2], dtype=torch.bool) if mask is None else mask
+    mask = mask.to(text.device)
+    more = length - text.shape[1]
+    return F.pad(text * mask[..., None], (0, 0, 0, more)), F.pad(mask, (0, more))
 
 
 def fit_length(text: Tensor, length: int) -> tuple[Tensor, Tensor]:

@@ -13,6 +13,7 @@ from .plan import GUIDANCE, EndPolicy
 from .sections import MAX_WINDOW, WINDOW
 
 MAX_STEPS = 1000  # of a node
+MAX_BLEND = 100  # sections
 MAX_VARIANTS = 64  # a slip of the finger should not fill a night
 
 
@@ -195,6 +196,20 @@ class PaddingOption(Settings):
         node="paddings",
         metavar="LIST",
         metadata="latent_paddings",
+    )
+
+
+class BlendOption(Settings):
+    """How prompts change from section to section."""
+
+    prompt_blend: int = option(
+        0,
+        "Prompt blend: over how many sections prompts turn into each other where they change, half "
+        "of them on each side; below 2 they change at once.",
+        node="blend",
+        ge=0,
+        le=MAX_BLEND,
+        metadata="prompt_blend",
     )
 
 

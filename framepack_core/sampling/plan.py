@@ -198,15 +198,16 @@ class Plan:
             return list(prompts_by_section(text, len(self.sections), seconds))
         return parse_spec(text, name).resolve(len(self.sections))
 
-    def scheduled(self, texts: Sequence[str | None], *fields: Handle) -> Plan:
-        """Give every section its text; those with the text of section 0 keep the run's.
+    def scheduled(self, texts: Sequence[Any], *fields: Handle, run: str | None = None) -> Plan:
+        """Give every section its text; those with the run's, by default the first one, keep that.
 
-        So the run's own prompt or start image is the first one.
+        A text may be a Blend too.
         """
+        run = texts[0] if run is None and texts else run
         return self._each(
             lambda s: (
                 s
-                if texts[s.index] == texts[0]
+                if texts[s.index] == run
                 else s.model_copy(update=dict.fromkeys(fields, texts[s.index]))
             )
         )

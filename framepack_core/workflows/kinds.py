@@ -78,7 +78,7 @@ KINDS: dict[str, Kind] = {
     "FPReelPromptSchedule": _kind(
         "plan:FPREEL_PLAN clip:CLIP",
         "plan:FPREEL_PLAN positive:CONDITIONING",
-        **{"prompts": "", "system_prompt": ""},
+        **{"prompts": "", "system_prompt": "", "blend": 0},
     ),
     "FPReelEndFrame": _kind(
         "plan:FPREEL_PLAN end_image:LATENT clip_vision_output:CLIP_VISION_OUTPUT",

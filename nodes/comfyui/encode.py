@@ -14,8 +14,10 @@ from ...framepack_core.models.prompt import (
     MAX_PROMPT_TOKENS,
     TextCondition,
     check_prompt,
+    mixed,
     system_prefix,
 )
+from ...framepack_core.parsing.blend import Blend
 from ...framepack_core.runtime.errors import FramePackError
 from ...framepack_core.runtime.images import Pixels
 from ...framepack_core.training.cache import (
@@ -39,6 +41,25 @@ def encode_prompt(clip: Any, text: str, system_prompt: str = "") -> list[Any]:
         llama_template=native_template(system),
     )
     return _cut(clip.encode_from_tokens_scheduled(tokens))
+
+
+def encode_blend(clip: Any, prompt: str | Blend, system_prompt: str = "") -> list[Any]:
+    """CONDITIONING of a prompt, or of several by their parts."""
+    if isinstance(prompt, str):
+        return encode_prompt(clip, prompt, system_prompt)
+    found = [(part, encode_prompt(clip, text, system_prompt)[0]) for part, text in prompt.parts]
+    made = mixed([(part, _condition(*given)) for part, given in found])
+    extra = dict(found[0][1][1]) | {"pooled_output": made.pooled}
+    extra.pop("attention_mask", None)
+    return [[made.text, extra if made.mask is None else extra | {"attention_mask": made.mask}]]
+
+
+def _condition(words: Tensor, extra: dict[str, Any]) -> TextCondition:
+    """As the core has it, without tokens that are only padding."""
+    mask = extra.get("attention_mask")
+    if mask is not None:
+        words = words[:, : int(mask.sum(dim=1).max())]
+    return TextCondition(words, extra["pooled_output"])
 
 
 def _check_spaces(clip: Any) -> None:

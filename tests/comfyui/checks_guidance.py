@@ -147,6 +147,26 @@ def check_f1_sees_an_end_image_as_the_core_with_the_lora_for_it() -> float:
     return measured
 
 
+def check_blended_prompts_are_those_of_the_core() -> float:
+    schedule = partial(run, "FPReelPromptSchedule", clip=toy().clip, system_prompt="")
+    prompts = "0:a red circle moves right;;;2-3:a green square moves slowly up"
+    made, _ = schedule(plan=plan(sections=4), prompts=prompts, blend=2)
+    mixed = pack("framepack_core.models.prompt").mixed
+    flow = core().guided
+    words = ("a red circle moves right", "a green square moves slowly up")
+    one, other = (flow(text).text for text in words)
+    expected = mixed([(0.75, one), (0.25, other)])
+    [section] = [section for section in made.sections if section.index == 1]
+    [[text, extra]] = section.prompt.value
+    length = text.shape[1]
+    measured = difference(text, expected.text[:, :length])
+    assert measured < 1e-3 and difference(extra["pooled_output"], expected.pooled) < 1e-3, measured
+    (plain, _) = schedule(plan=plan(sections=4), prompts=prompts)
+    assert [section.prompt.label for section in plain.sections] == [words[1]] * 2 + [words[0]] * 2
+    assert torch.equal(sample(plan=made)[:, :, -2:], sample(plan=plain)[:, :, -2:])
+    return measured
+
+
 def check_anchor_is_that_of_the_core() -> Any:
     flow, measured = pack("framepack_core.sampling.generate"), {}
     for mode in ("framepack", "f1"):
