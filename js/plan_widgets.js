@@ -36,7 +36,7 @@ export class PlanWidgets {
   }
 
   /**
-   * What the widgets say: {mode, window, sections, paddings, countIsLinked}.
+   * What the widgets say: {mode, window, sections, paddings, loop, countIsLinked}.
    * `sections` is of use only where it does not come by a link; `paddings` is null where there are
    * none, or no list.
    */
@@ -55,6 +55,7 @@ export class PlanWidgets {
       window,
       sections: Math.max(1, Math.min(sections, MAX_SECTIONS)),
       paddings: paddings ? parsePaddings(paddings) : null,
+      loop: this.value("loop", false) === true,
       countIsLinked,
     };
   }

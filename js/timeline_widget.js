@@ -15,7 +15,7 @@ const NARROW = 400; // pixels of a node whose fields wrap, which takes more heig
 const WRAPPED = 75;
 const LINKED_HEIGHT = 24; // of the words in its place
 const OUTSIDE = "fpreel_timeline"; // the view on the node of a subgraph
-const OTHERS = ["mode", "length", "seconds", "sections", "window", "paddings"];
+const OTHERS = ["mode", "length", "seconds", "sections", "window", "paddings", "loop"];
 
 /** For ComfyUI's getCustomWidgets. */
 export function makeTimelineWidget(node, name, inputData) {
@@ -131,7 +131,7 @@ class TimelineState {
     const count = plan.countIsLinked ? Math.max(1, this.sections.length) : plan.sections;
     this.sections = edits.resized(this.sections, Math.max(count, this.sections.length));
     this.selected = Math.min(this.selected, count - 1);
-    const frames = videoFrames(count, plan.window);
+    const frames = videoFrames(count, plan.window, plan.loop);
     this.view.show({
       ...plan,
       count,

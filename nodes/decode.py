@@ -11,7 +11,8 @@ from comfy_api.latest import io, ui
 from ..framepack_core.headless.options import DecodingOptions
 from ..framepack_core.runtime.files import natural_key
 from ..framepack_core.runtime.options import Settings, option
-from ..framepack_core.sampling.latents import load_latents, save_latents, window_of
+from ..framepack_core.sampling.latents import LOOP_KEY as FILES_LOOP
+from ..framepack_core.sampling.latents import load_latents, loops, save_latents, window_of
 from ..framepack_core.sampling.sections import LATENT_STRIDE, MAX_WINDOW, WINDOW
 from .comfyui.decode import (
     SECTIONS,
@@ -20,7 +21,7 @@ from .comfyui.decode import (
     decode_video,
 )
 from .comfyui.paths import input_files, input_path, metadata_of, output_folder, output_names
-from .comfyui.sockets import WINDOW_KEY, to_latent, to_latents
+from .comfyui.sockets import LOOP_KEY, WINDOW_KEY, to_latent, to_latents
 from .option_inputs import option_inputs
 from .types import CATEGORY, schema
 
@@ -39,6 +40,12 @@ class MadeWith(Settings):
         ge=1,
         le=MAX_WINDOW,
     )
+
+
+def made_with(latent: dict[str, Any], window: int) -> dict[str, str]:
+    """What a latent file says of a LATENT, by the names of the command."""
+    loop = {FILES_LOOP: str(True)} if latent.get(LOOP_KEY) else {}
+    return {"latent_window_size": str(window), **loop}
 
 
 class Decode(io.ComfyNode):
@@ -88,7 +95,9 @@ class Decode(io.ComfyNode):
         window = window or latent.get(WINDOW_KEY, WINDOW)
         videos = [
             collect(
-                decode_video(sample, vae, mode, tile_size, window, overlap),
+                decode_video(
+                    sample, vae, mode, tile_size, window, overlap, latent.get(LOOP_KEY, False)
+                ),
                 4 * sample.shape[2] - 3,
             )
             for sample in latent["samples"].split(1)
@@ -135,8 +144,8 @@ class SaveLatent(io.ComfyNode):
     @classmethod
     def _metadata(cls, latent: dict[str, Any]) -> dict[str, str]:
         """The window as musubi-tuner names it, and the workflow that a dropped file brings back."""
-        window = {"latent_window_size": str(latent.get(WINDOW_KEY, WINDOW))}
-        return window | metadata_of(cls.hidden.extra_pnginfo or {})
+        window = latent.get(WINDOW_KEY, WINDOW)
+        return made_with(latent, window) | metadata_of(cls.hidden.extra_pnginfo or {})
 
 
 class LoadLatent(io.ComfyNode):
@@ -163,8 +172,8 @@ class LoadLatent(io.ComfyNode):
     @classmethod
     def execute(cls, file: str) -> io.NodeOutput:
         latents, metadata = load_latents(input_path(file))
-        window = window_of(metadata)
-        return io.NodeOutput(to_latent(latents, **{WINDOW_KEY: window}))
+        about = {WINDOW_KEY: window_of(metadata), LOOP_KEY: loops(metadata)}
+        return io.NodeOutput(to_latent(latents, **about))
 
     @classmethod
     def fingerprint_inputs(cls, file: str, **inputs: Any) -> float:

@@ -21,7 +21,7 @@ from .comfyui.ledger import open_ledger
 from .comfyui.live_sections import ReportedProgress, SectionReport
 from .comfyui.lora import check_end, check_section_loras
 from .comfyui.section_run import check_mode, image_embeds
-from .comfyui.sockets import WINDOW_KEY, to_image_latent, to_latent, to_latents
+from .comfyui.sockets import LOOP_KEY, WINDOW_KEY, to_image_latent, to_latent, to_latents
 from .option_inputs import option_inputs, read_inputs
 from .sampler_inputs import LATER, NEEDED, run_of, setting_inputs
 from .types import CATEGORY, PlanSocket, advanced, schema
@@ -205,7 +205,8 @@ class Sampler(io.ComfyNode):
                     f"finished early, with {report.finished} of {len(plan.sections)} sections; "
                     "queue again with the same seed to make the others"
                 )
-        latent = to_latent(latents, **{WINDOW_KEY: plan.window})
+        done = plan.first(report.finished)
+        latent = to_latent(latents, **{WINDOW_KEY: plan.window, LOOP_KEY: done.closes})
         last = to_latent(latents[:, :, -1:])
         sections = json.dumps(made.first(report.finished).listed(), ensure_ascii=False)
         return io.NodeOutput(latent, last, sections, ui=ui.PreviewText(log.text))

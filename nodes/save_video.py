@@ -21,8 +21,8 @@ from ..framepack_core.sampling.sections import LATENT_STRIDE, WINDOW
 from .comfyui.decode import SECTIONS, decode_video
 from .comfyui.paths import metadata_of, output_folder, output_names
 from .comfyui.progress import Interrupted
-from .comfyui.sockets import WINDOW_KEY, to_audio, to_image, to_latents
-from .decode import SAVED, MadeWith
+from .comfyui.sockets import LOOP_KEY, WINDOW_KEY, to_audio, to_image, to_latents
+from .decode import SAVED, MadeWith, made_with
 from .option_inputs import option_inputs
 from .types import CATEGORY, schema
 
@@ -88,13 +88,14 @@ class SaveVideo(io.ComfyNode):
         height, width = (side * LATENT_STRIDE for side in latents.shape[3:])
         folder, name, counter, subfolder = output_names(filename_prefix, width, height)
         options = {"width": width, "height": height, "fps": fps, "crf": crf, "codec": codec}
+        way = SECTIONS, tile_size, window, overlap, latent.get(LOOP_KEY, False)
         results, last = [], []
         for number, sample in enumerate(latent["samples"].split(1), counter):
             path = folder / f"{name}_{number:05}_.mp4"
             sound = None if audio is None else to_audio(audio, number - counter)
             video = VideoWriter(path, **options, metadata=cls._metadata(), audio=sound)
-            with _latents_rescued(latents[number - counter :], window), video:
-                for clip in decode_video(sample, vae, SECTIONS, tile_size, window, overlap):
+            with _latents_rescued(latents[number - counter :], made_with(latent, window)), video:
+                for clip in decode_video(sample, vae, *way):
                     for frame in to_uint8(clip):
                         video.write(frame)
             results.append(ui.SavedResult(path.name, subfolder, io.FolderType.output))
@@ -109,7 +110,7 @@ class SaveVideo(io.ComfyNode):
 
 
 @contextmanager
-def _latents_rescued(latents: Tensor, window: int) -> Iterator[None]:
+def _latents_rescued(latents: Tensor, about: dict[str, str]) -> Iterator[None]:
     """Keep the latents [B, 16, T, h, w] of videos that cannot be decoded or written."""
     try:
         yield
@@ -120,7 +121,7 @@ def _latents_rescued(latents: Tensor, window: int) -> Iterator[None]:
         try:
             for sample in latents.split(1):
                 path = free_path(output_folder() / SAVED / RESCUED)
-                save_latents(path, sample, {"latent_window_size": str(window)})
+                save_latents(path, sample, about)
                 kept.append(str(path))
         except FramePackError:
             advice = "queue again: what was sampled is still there, unless ComfyUI is stopped"

@@ -10,7 +10,12 @@ from comfy_api.latest import io
 from ..framepack_core.parsing.timeline import parse_timeline
 from ..framepack_core.runtime.errors import FramePackError
 from ..framepack_core.runtime.files import is_file
-from ..framepack_core.sampling.options import LengthOptions, PaddingOption, WindowOption
+from ..framepack_core.sampling.options import (
+    LengthOptions,
+    LoopOption,
+    PaddingOption,
+    WindowOption,
+)
 from ..framepack_core.sampling.plan import Mode
 from ..framepack_core.sampling.sections import parse_paddings, plan_video, sections_for_seconds
 from .comfyui.paths import input_path
@@ -78,6 +83,7 @@ class PlanVideo(io.ComfyNode):
                     optional=True,
                     tooltip="Looks at the timeline's images, if it has any.",
                 ),
+                *option_inputs(LoopOption, ("loop",)),
             ],
             outputs=[
                 PlanSocket.Output(display_name="plan"),
@@ -98,12 +104,13 @@ class PlanVideo(io.ComfyNode):
         clip: Any = None,
         vae: Any = None,
         clip_vision: Any = None,
+        loop: bool = False,
     ) -> io.NodeOutput:
         if length == SECONDS:
             sections = sections_for_seconds(seconds, window)
         given = parse_paddings(paddings, "paddings") if paddings.strip() else None
         plan = plan_video(mode, sections, window, given).with_timeline(parse_timeline(timeline))
-        plan = encode_timeline(plan, clip, vae, clip_vision)
+        plan = encode_timeline(plan.with_loop() if loop else plan, clip, vae, clip_vision)
         return io.NodeOutput(plan, plan.frames)
 
     @classmethod

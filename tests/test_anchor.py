@@ -160,6 +160,11 @@ def test_the_section_that_an_end_image_closes_has_a_picture_of_its_own() -> None
     assert all(is_anchored(unseen, section) for section in unseen.sections)
 
 
+def test_a_loop_ends_with_the_picture_that_sections_are_held_to() -> None:
+    plan = plan_framepack(3, WINDOW).with_loop()
+    assert all(is_anchored(plan, section) for section in plan.sections)
+
+
 def test_an_anchor_without_a_section_to_act_on_is_told(caplog: pytest.LogCaptureFixture) -> None:
     check_anchor(plan_framepack(2).with_end("end"), 1.0, "--anchor")
     check_anchor(plan_framepack(1).with_end("end"), 0.0, "--anchor")

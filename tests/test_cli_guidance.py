@@ -17,7 +17,7 @@ from framepack_core.headless.pictures import Picture
 from framepack_core.headless.request import Request, decide
 from framepack_core.headless.scenes import OneFrameEdit, Video
 from framepack_core.runtime.images import load_image
-from framepack_core.sampling.latents import load_latents
+from framepack_core.sampling.latents import load_latents, save_latents
 from framepack_core.toyworld import F1_END_LORA, OPPOSITE_LORA
 
 DOG = "0:runs;;;1:catches;;;-1:runs back"
@@ -112,13 +112,16 @@ ENDED = ("--end_image_path", "{b}", "--end_image_strength", "0.5")
 def test_f1_takes_no_notice_of_paddings_and_an_end(
     pictures: dict[str, str], caplog: pytest.LogCaptureFixture, loras: tuple[str, ...]
 ) -> None:
-    ignored = ("--latent_paddings", "0,0", *ENDED, *loras)
+    ignored = ("--latent_paddings", "0,0", *ENDED, "--loop", *loras)
     options = decide(parse(command(pictures, "--f1", *ignored)))
     reason = "has no effect with --f1, which makes a video forwards"
     advice = "apply a LoRA of F1 that was trained with end frames (see docs/training.md)"
     assert caplog.messages == [
         f"--latent_paddings {reason}",
-        *(f"--{flag} {reason}; {advice}" for flag in ("end_image_path", "end_image_strength")),
+        *(
+            f"--{flag} {reason}; {advice}"
+            for flag in ("end_image_path", "loop", "end_image_strength")
+        ),
     ]
     request = Request.of(options)
     assert request.scene == Request.of(decide(parse(command(pictures, "--f1")))).scene
@@ -211,6 +214,46 @@ def test_an_anchor_is_told_and_noted(
     ended = ("--video_sections", "1", "--end_image_path", "{b}", "--anchor", "1")
     Request.of(decide(parse(command(pictures, *ended))))
     assert caplog.messages == ["--anchor has no effect, as every section has a picture of its own"]
+
+
+def test_a_loop_is_told_and_noted(
+    pictures: dict[str, str], caplog: pytest.LogCaptureFixture
+) -> None:
+    request = Request.of(decide(parse(command(pictures, "--loop"))))
+    assert "\n  a loop: the last section leads into the first\n" in request.describe()
+    assert request.metadata(30)["loop"] == "True"
+    assert "loop" not in Request.of(decide(parse(command(pictures)))).metadata(30)
+    assert caplog.messages == []
+
+
+def test_the_last_section_of_a_loop_sees_the_start_image_as_an_end_image(
+    pictures: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    looped = latents(command(pictures, "--loop"), capsys)
+    assert torch.equal(looped, latents(command(pictures, "--end_image_path", "{a}"), capsys))
+
+
+def test_a_loop_is_decoded_around_its_start_when_made_and_from_its_latents(
+    pictures: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = ("--output_type", "latent_images", "--loop")
+    folder, latent = sorted(files(command(pictures, *out), capsys))
+    decode = ("--latent_path", str(latent), "--snapshot", "toyworld")
+    again = ("--output_type", "images", "--save_path", str(folder.parent / "again"))
+    [decoded] = files(["generate", *decode, *again], capsys)
+    made, other = ([load_image(p) for p in sorted(place.iterdir())] for place in (folder, decoded))
+    assert len(made) == 12 and all(map(np.array_equal, made, other))
+    latents, metadata = load_latents(latent)
+    plain = folder.parent / "plain.safetensors"
+    save_latents(
+        plain,
+        torch.cat([latents[:, :, -2:], latents[:, :, 1:]], dim=2),
+        {name: text for name, text in metadata.items() if name != "loop"},
+    )
+    decode = ("--latent_path", str(plain), "--snapshot", "toyworld")
+    [decoded] = files(["generate", *decode, *again], capsys)
+    whole = [load_image(path) for path in sorted(decoded.iterdir())]
+    assert len(whole) == 17 and all(map(np.array_equal, made, whole[5:]))
 
 
 def test_policies_of_the_end_image_differ_behind_the_section_made_first(
@@ -336,6 +379,7 @@ def test_size_of_an_edit(
             "--end_image_strength: '2' must be at most 1",
         ),
         ("--end_image_path {b} --end_image_policy x", "--end_image_policy: 'x' is unknown; use"),
+        ("--end_image_path {b} --loop", "take the loop or the end image out"),
         ("--control_image_path {a}", "add --one_frame_inference default"),
         ("--control_image_mask_path {a}", "add --one_frame_inference default"),
         ("--image_mask_path none.png", "image none.png: no such file"),

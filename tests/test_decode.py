@@ -17,6 +17,7 @@ from framepack_core.sampling.decode import (
     decode_frames,
     decode_sections,
     decode_slices,
+    decode_video,
 )
 
 
@@ -106,6 +107,24 @@ def test_blend_fades_linearly() -> None:
     assert blend(first, second, 0).shape[2] == 7
     with pytest.raises(ValueError, match="overlap 4"):
         blend(first, second, 4)
+
+
+@pytest.mark.parametrize("sections", [1, 3])
+@pytest.mark.parametrize("way", [{}, {"bulk": True}, {"overlap": 1}], ids=str)
+def test_a_loop_is_decoded_as_if_it_had_gone_round_before(sections: int, way: dict) -> None:
+    window = 2
+    latents = random_latents(1 + window * sections)
+    loop = torch.cat(list(decode_video(looking_back, latents, window, loop=True, **way)), dim=2)
+    rounds = torch.cat([latents, latents[:, :, 1:], latents[:, :, 1:]], dim=2)
+    expected = looking_back(rounds)[:, :, 1 + 4 * window * sections :]
+    torch.testing.assert_close(loop, expected[:, :, : 4 * window * sections])
+    torch.testing.assert_close(loop, expected[:, :, 4 * window * sections :])
+
+
+def looking_back(latents: Tensor) -> Tensor:
+    """A stand-in for the VAE whose frames depend on the latent before them."""
+    before = torch.cat([latents[:, :, :1], latents[:, :, :-1]], dim=2)
+    return repeated(latents + before / 2)
 
 
 def test_bulk_and_single_frames() -> None:

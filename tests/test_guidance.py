@@ -158,6 +158,10 @@ def test_handles_are_collected_once_and_encoded() -> None:
         (lambda: plan_f1(2).with_end("e", "first_section"), "'first_section' is for the framepack"),
         (lambda: plan_framepack(2).with_end("e", "always"), "policy 'always' is unknown"),
         (lambda: plan_framepack(2).with_end("e", strength=1.5), "strength 1.5 is not from 0 to 1"),
+        (lambda: plan_f1(2).with_loop().check_end(False), "loop: F1 .* take the loop out"),
+        (lambda: plan_framepack(2).with_end("e").with_loop(), "take the loop or the end image out"),
+        (lambda: plan_framepack(2).with_loop().with_end("e"), "take the loop or the end image out"),
+        (lambda: plan_framepack(2).with_loop().extending(10), "loop: only a video that is made"),
         (lambda: plan_f1(2).extending(10, "backward"), "F1 only extends forward"),
         (lambda: plan_framepack(2).with_end("e").extending(10, "backward"), "has its end already"),
         (lambda: plan_framepack(2).extending(1), "1 latent frames"),
@@ -219,6 +223,55 @@ def test_only_a_persistent_end_image_stays_behind_the_last_section() -> None:
         recorder, _ = record(plan)
         far[policy] = values(recorder.tasks[1].context.clean_2x)
     assert far == {"persistent": [101, END], "first_section": [101, 0]}
+
+
+def test_a_loop_leads_to_the_start_image_as_to_an_end_image() -> None:
+    looped, video = record(plan_framepack(3, window=2).with_loop())
+    ended, same = record(plan_framepack(3, window=2).with_end(labelled(START)))
+    assert looped.clean() == ended.clean() == [[START, START], [START, 100], [START, 200]]
+    assert values(looped.tasks[1].context.clean_2x) == [101, START]
+    assert video == same
+
+
+def test_a_loop_that_is_finished_early_is_no_loop_yet() -> None:
+    plan = plan_framepack(3, window=2).with_loop()
+    own = plan.with_overrides("0", image=labelled(OWN))
+    for whole, seen in ((plan, START), (own, OWN)):
+        begun = whole.first(2)
+        assert whole.first(None).closes and not begun.closes
+        assert (
+            record(begun)[0].clean()
+            == record(whole)[0].clean()[:2]
+            == [[START, seen], [START, 100]]
+        )
+
+
+def test_f1_loops_as_it_ends_with_an_image() -> None:
+    plan = plan_f1(2, window=2)
+    looped, video = record(plan.with_loop())
+    ended, same = record(plan.with_end(labelled(START)))
+    assert looped.clean() == ended.clean() and looped.clean()[1] == [START, 101, START]
+    assert video == same
+    plan.with_loop().check_end(trained=True)
+
+
+def test_a_loop_leads_to_what_it_begins_with() -> None:
+    plan = plan_framepack(2, window=2).with_loop().with_overrides("0", image=labelled(OWN))
+    recorder, video = record(plan)
+    assert recorder.clean() == [[START, OWN], [OWN, 100]]
+    assert video[0] == OWN
+    plan = plan_framepack(2, window=2).with_loop().with_overrides("1", image=labelled(OWN))
+    assert record(plan)[0].clean() == [[OWN, START], [START, 100]]
+
+
+def test_a_loop_has_no_handle_and_is_described() -> None:
+    plan = plan_framepack(2).with_loop()
+    assert plan.handles("image") == []
+    assert plan.encoded(image=lambda _: pytest.fail("there is none")) == plan == plan.with_loop()
+    lines = plan.describe().splitlines()
+    assert lines[0].startswith("framepack: 72 frames, 2.40 s at 30 fps, 2 sections")
+    assert lines[1].startswith("  made 1: section 1, frames 36-71 (1.20-2.37 s)")
+    assert lines[-1] == "  a loop: the last section leads into the first"
 
 
 @pytest.mark.parametrize("policy", ["persistent", "first_section"])

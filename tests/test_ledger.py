@@ -115,6 +115,19 @@ def test_what_a_section_has_of_its_own_keeps_those_made_before_it(own, tmp_path)
     assert Ledger(tmp_path).open(plan, settings()).finished == 3
 
 
+def test_a_loop_is_another_run_and_so_is_one_that_begins_with_another_picture(tmp_path) -> None:
+    plan = plan_framepack(3, WINDOW)
+    loop = plan.with_loop()
+    run(plan, Ledger(tmp_path).open(plan, settings()))
+    assert Ledger(tmp_path).open(loop, settings()).finished == 0
+    run(loop, Ledger(tmp_path).open(loop, settings()))
+    assert Ledger(tmp_path).open(loop, settings()).finished == 3
+    assert Ledger(tmp_path).open(loop.first(2), settings()).finished == 2
+    for begun, kept in ((plan, 2), (loop, 0)):
+        other = begun.with_overrides("0", image=randn(1, 16, 1, 4, 4, seed=8))
+        assert Ledger(tmp_path).open(other, settings()).finished == kept
+
+
 def test_f1_is_extended_later_from_what_is_there(tmp_path) -> None:
     short, long = plan_f1(2, WINDOW), plan_f1(3, WINDOW)
     run(short, Ledger(tmp_path).open(short, settings()))

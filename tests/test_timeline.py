@@ -114,7 +114,8 @@ def test_the_interface_limits_what_sections_can_have_as_it_is_declared() -> None
 
 def planned(case: dict[str, Any]) -> Plan:
     paddings = parse_paddings(case["paddings"]) if case["paddings"] else None
-    return plan_video(case["mode"], case["sections"], case["window"], paddings)
+    plan = plan_video(case["mode"], case["sections"], case["window"], paddings)
+    return plan.with_loop() if case.get("loop") else plan
 
 
 @pytest.mark.parametrize("case", GOLDEN["plans"], ids=str)

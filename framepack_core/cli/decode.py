@@ -15,7 +15,7 @@ from ..headless.options import DecodingOptions
 from ..headless.output import LATENT_SUFFIX, Output
 from ..runtime.errors import FramePackError
 from ..sampling.decode import Decode, decode_frames, decode_slices, decode_video
-from ..sampling.latents import fps_of, load_latents, window_of
+from ..sampling.latents import fps_of, load_latents, loops, window_of
 from ..sampling.sections import LATENT_STRIDE
 from .commands import Generate
 
@@ -46,7 +46,7 @@ class LatentFile:
     @property
     def frames(self) -> int:
         """Video frames."""
-        return 4 * self.latents.shape[2] - 3
+        return 4 * self.latents.shape[2] - (4 if loops(self.metadata) else 3)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -65,7 +65,8 @@ class LatentFile:
             clips = decode_frames(decode, self.latents)
         else:
             way = {"bulk": decoding.bulk_decode, "overlap": decoding.decode_overlap}
-            clips = decode_video(decode, self.latents, self.window, **way)
+            loop = loops(self.metadata)
+            clips = decode_video(decode, self.latents, self.window, loop=loop, **way)
         return output.write(clips, self.size, self.frames, self.metadata)
 
 

@@ -20,6 +20,7 @@ from ..sampling.options import (
     BlendOption,
     EndImageOptions,
     LengthOptions,
+    LoopOption,
     PaddingOption,
     SamplingOptions,
     SectionOptions,
@@ -104,7 +105,9 @@ class PromptOptions(WindowOption, ModeOption):
         return None if width is None or height is None else (width, height)
 
 
-class VideoGuidance(PaddingOption, BlendOption, EndImageOptions, AnchorOption, SectionOptions):
+class VideoGuidance(
+    PaddingOption, BlendOption, EndImageOptions, LoopOption, AnchorOption, SectionOptions
+):
     """What guides the sections of a video, and its end."""
 
     title: ClassVar[str] = "guidance of sections"
@@ -232,6 +235,7 @@ class JobOptions(Settings):
 
 
 NOT_OF_F1 = ("latent_paddings",)
+ENDS = ("end_image_path", "loop")  # not of F1 as it was released
 V = TypeVar("V", bound="VideoJob")
 
 
@@ -246,14 +250,14 @@ class VideoJob(JobOptions):
         """Without what F1, which makes a video forwards, has no place for."""
         if not self.prompt.f1:
             return self
-        return updated(self, {("guidance", flag): None for flag in self.not_of_f1})
+        plain = VideoGuidance()
+        return updated(self, {("guidance", flag): getattr(plain, flag) for flag in self.not_of_f1})
 
     @property
     def not_of_f1(self) -> tuple[str, ...]:
-        """What F1 has no place for; a LoRA may have taught it to see an end image."""
-        if self.guidance.end_image_path is None or self.loras.see_end:
-            return NOT_OF_F1
-        return (*NOT_OF_F1, "end_image_path")
+        """What F1 has no place for; a LoRA may have taught it to see what a video ends with."""
+        ends = any(getattr(self.guidance, flag) for flag in ENDS)
+        return (*NOT_OF_F1, *ENDS) if ends and not self.loras.see_end else NOT_OF_F1
 
 
 class EditJob(JobOptions):
@@ -304,8 +308,8 @@ class AnyJob(VideoJob, EditJob):
         yield ("one_frame_auto_resize",), "without --one_frame_inference"
         ignored = self.not_of_f1 if self.prompt.f1 else ()
         yield NOT_OF_F1 if self.prompt.f1 else (), "with --f1, which makes a video forwards"
-        if "end_image_path" in ignored:
-            flags = ("end_image_path", *_flags(EndImageOptions))
+        if set(ENDS) <= set(ignored):
+            flags = (*ENDS, *_flags(EndImageOptions))
             yield flags, f"with --f1, which makes a video forwards; {END_LORA}"
         elif self.guidance.end_image_path is None:
             yield _flags(EndImageOptions), "without --end_image_path"

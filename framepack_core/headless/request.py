@@ -21,6 +21,7 @@ from ..sampling.anchor import check_anchor
 from ..sampling.decode import decode_slices
 from ..sampling.flow import CFG, Guided, RopeScaling
 from ..sampling.generate import SamplerConfig
+from ..sampling.latents import LOOP_KEY
 from ..sampling.one_frame import parse_one_frame, plan_one_frame
 from ..sampling.options import SamplingOptions
 from ..sampling.plan import FPS, Plan
@@ -120,6 +121,8 @@ class Request:
             "latent_window_size": self.scene.window,
             "fps": f"{fps:g}",
         }
+        if isinstance(self.scene, Video) and self.scene.plan.closes:
+            found[LOOP_KEY] = True
         return {key: str(value) for key, value in {**found, **self.job.noted}.items()}
 
     def ledger_settings(self) -> dict[str, Any]:
@@ -231,11 +234,13 @@ def read_plan(job: VideoJob) -> Plan:
             "--section_lora_strengths: there is no LoRA; name one with --lora_weight, or take it "
             "out"
         )
-    if guidance.end_image_path is None:
-        return plan
-    policy, strength = guidance.end_image_policy, guidance.end_image_strength
-    plan = plan.with_end(guidance.end_image_path, policy, strength)
-    plan.check_end(trained=job.loras.see_end)
+    if guidance.loop:
+        plan = plan.with_loop()
+    if guidance.end_image_path is not None:
+        policy, strength = guidance.end_image_policy, guidance.end_image_strength
+        plan = plan.with_end(guidance.end_image_path, policy, strength)
+    if plan.end is not None:
+        plan.check_end(trained=job.loras.see_end)
     return plan
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, islice
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..runtime.images import Size, fitted, to_tensor
 from ..runtime.video_reader import VideoFile
-from ..sampling.decode import Decode, decode_frames, decode_video
+from ..sampling.decode import Decode, cut, decode_frames, decode_video
 from ..sampling.generate import Finish, OnSection, SampleSection, generate
 from ..sampling.ledger import OpenLedger
 from ..sampling.masks import mask_latents
@@ -228,7 +228,7 @@ class Video:
 
     def clips(self, decode: Decode, latents: Tensor, decoding: DecodingOptions) -> Iterator[Tensor]:
         way = {"bulk": decoding.bulk_decode, "overlap": decoding.decode_overlap}
-        whole = partial(decode_video, window=self.window, **way)
+        whole = partial(decode_video, window=self.window, loop=self.plan.closes, **way)
         if self._kept is None:
             return whole(decode, latents)
         # Neighbouring latents change how a frame decodes, so what exists is decoded without the
@@ -238,9 +238,9 @@ class Video:
         if self.plan.backward:
             start = 1 if self.plan.begins else 0
             joined = whole(decode, latents[:, :, : start + new + self.window])
-            return chain(_cut(joined, 0, 4 * (start + new) - 3), _cut(old, 1))
+            return chain(cut(joined, 0, 4 * (start + new) - 3), cut(old, 1))
         joined = whole(decode, latents[:, :, -new - self.window - 1 :])
-        return chain(old, _cut(joined, 4 * self.window + 1))
+        return chain(old, cut(joined, 4 * self.window + 1))
 
 
 @dataclass(frozen=True)
@@ -284,15 +284,6 @@ class OneFrameEdit:
 
     def clips(self, decode: Decode, latents: Tensor, decoding: DecodingOptions) -> Iterator[Tensor]:
         return decode_frames(decode, latents)
-
-
-def _cut(clips: Iterable[Tensor], first: int, last: int | None = None) -> Iterator[Tensor]:
-    """Frames `first` up to `last` of clips that follow each other."""
-    position = 0
-    for clip in clips:
-        stop = None if last is None else max(0, last - position)
-        yield clip[:, :, max(0, first - position) : stop]
-        position += clip.shape[2]
 
 
 def _label(prompt: str) -> str:

@@ -19,7 +19,7 @@ MOST = 2.0  # times the contrast, or a fraction of it: no section drifts further
 
 def is_anchored(plan: Plan, section: Section) -> bool:
     """Whether a section should look like the start image: none that has a picture of its own."""
-    ends_with_another = plan.end is not None and plan.end.strength > 0
+    ends_with_another = plan.end is not None and not plan.loops and plan.end.strength > 0
     return section.image is None and not (ends_with_another and section.index == plan.last)
 
 

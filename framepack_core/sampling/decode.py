@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise, zip_longest
 
@@ -185,17 +185,51 @@ def _append(tail: Tensor | None, pixels: Tensor, overlap: int) -> Tensor:
 
 
 def decode_video(
-    decode: Decode, latents: Tensor, window: int, *, bulk: bool = False, overlap: int | None = None
+    decode: Decode,
+    latents: Tensor,
+    window: int,
+    *,
+    bulk: bool = False,
+    overlap: int | None = None,
+    loop: bool = False,
 ) -> Iterator[Tensor]:
-    """Decode all latents in one call, or by sections."""
+    """Decode all latents in one call, or by sections; a loop gives 4 frames a latent."""
+    if loop:
+        latents = around(latents, window)
     if bulk:
-        return decode_bulk(decode, latents)
-    return decode_sections(decode, latents, window, overlap)
+        clips = decode_bulk(decode, latents)
+    else:
+        clips = decode_sections(decode, latents, window, overlap)
+    return behind(clips, window) if loop else clips
 
 
 def decode_bulk(decode: Decode, latents: Tensor) -> Iterator[Tensor]:
     """Decode all latents [1, 16, T, h, w] in one call: one clip of 4T - 3 frames."""
     yield decode(latents)
+
+
+def around(latents: Tensor, window: int) -> Tensor:
+    """Latents of a loop [1, 16, 1 + n * window, h, w] behind the window that comes before them.
+
+    They are decoded behind that window, which is then cut off (`behind`), because a VAE decodes
+    the first frames otherwise, which showed as a jump where they follow the last. The start image
+    has no frame of its own: the last section leads up to it, and section 0 goes on from it.
+    """
+    return torch.cat([latents[:, :, -window - 1 :], latents[:, :, 1:]], dim=2)
+
+
+def behind(clips: Iterable[Tensor], window: int) -> Iterator[Tensor]:
+    """The frames of a loop, of clips decoded from the latents `around` it."""
+    return cut(clips, 4 * window + 1)
+
+
+def cut(clips: Iterable[Tensor], first: int, last: int | None = None) -> Iterator[Tensor]:
+    """Frames `first` up to `last` of clips that follow each other."""
+    position = 0
+    for clip in clips:
+        stop = None if last is None else max(0, last - position)
+        yield clip[:, :, max(0, first - position) : stop]
+        position += clip.shape[2]
 
 
 def decode_frames(decode: Decode, latents: Tensor) -> Iterator[Tensor]:

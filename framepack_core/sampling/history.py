@@ -28,7 +28,6 @@ class History:
                 "that it was made for"
             )
         self.plan, self.start = plan, start
-        self._end = _end_latent(plan, start)
         self._images = {
             section.index: like_start(section.image, start, f"the image of section {section.index}")
             for section in plan.sections
@@ -38,6 +37,7 @@ class History:
             self._before = self._images.get(0, start)
         else:
             self._before = existing.to(start)
+        self._end = _end_latent(plan, start)
         blank = start.new_zeros(start.shape[0], start.shape[1], HISTORY_LENGTH, *start.shape[3:])
         if plan.mode == "f1":
             self._frames, self._finished = torch.cat([blank, self._before], 2), plan.existing
@@ -112,6 +112,9 @@ def like_start(latent: Tensor, start: Tensor, name: str) -> Tensor:
 
 
 def _end_latent(plan: Plan, start: Tensor) -> Tensor | None:
-    if plan.end is None:
+    """What follows the last section, if that is known."""
+    end = plan.goal
+    if end is None:
         return None
-    return plan.end.strength * like_start(plan.end.image, start, "the end image")
+    image = start if end.image is None else like_start(end.image, start, "the end image")
+    return end.strength * image

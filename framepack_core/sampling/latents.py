@@ -15,6 +15,7 @@ from .plan import FPS
 from .sections import MAX_WINDOW, WINDOW
 
 LATENT_KEY = "latent"
+LOOP_KEY = "loop"  # in the metadata
 
 
 def save_latents(
@@ -30,6 +31,11 @@ def window_of(metadata: Mapping[str, str]) -> int:
     if not text.isdecimal() or not 1 <= int(text[:9]) <= MAX_WINDOW:
         raise FramePackError(f"latent file: its window {text[:9]!r} is no number; name the window")
     return int(text)
+
+
+def loops(metadata: Mapping[str, str]) -> bool:
+    """Whether a latent file's video leads into its own start, by its metadata."""
+    return metadata.get(LOOP_KEY) == str(True)
 
 
 def fps_of(metadata: Mapping[str, str]) -> float:

@@ -268,6 +268,7 @@ class LedgerRun:
 
 def _record(plan: Plan, settings: Mapping[str, Any]) -> RunRecord:
     run = {f.name: getattr(plan, f.name) for f in fields(Plan) if f.name not in NOT_OF_RUN}
+    run["end"] = plan.goal
     digests = {name: fingerprint(value) for name, value in settings.items()}
     before = fingerprint([LEDGER_FORMAT, run, digests])
     keys = []

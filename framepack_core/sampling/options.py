@@ -213,6 +213,17 @@ class BlendOption(Settings):
     )
 
 
+class LoopOption(Settings):
+    """Whether a video leads into its own start."""
+
+    loop: bool = option(
+        False,
+        "Loop: the last section leads into the first, so that the video can be played over and "
+        "over without a jump. In place of an end image; F1 needs the same LoRA as for that.",
+        advanced=False,
+    )
+
+
 class AnchorOption(Settings):
     """How far finished sections are held to the start image."""
 

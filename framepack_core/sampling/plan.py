@@ -68,6 +68,7 @@ class Section(Overrides):
 class EndImage:
     """What the video should end with; `image` is the host's handle, then its latent.
 
+    image: None is the picture that the video itself begins with, so that it loops.
     policy: "persistent" leaves the latent behind the last section, in sight of all that are made
     later, as musubi-tuner; "first_section" shows it to the section made first alone, as diffusers.
     F1 sees it ahead of every section. strength multiplies the latent: 0 is no end image.
@@ -84,6 +85,11 @@ class EndImage:
             )
         if not 0 <= self.strength <= 1:
             raise FramePackError(f"end image: strength {self.strength} is not from 0 to 1")
+
+    @property
+    def name(self) -> str:
+        """What errors call it."""
+        return "loop" if self.image is None else "end image"
 
 
 @dataclass(frozen=True)
@@ -116,8 +122,32 @@ class Plan:
             )
         if self.backward and self.end is not None:
             raise FramePackError(
-                "end image: a video extended backward has its end already; take the end image out"
+                f"{self.end.name}: a video extended backward has its end already; take the "
+                f"{self.end.name} out"
             )
+        if self.loops and self.existing > 1:
+            raise FramePackError(
+                "loop: only a video that is made whole can lead into its own start; take the loop "
+                "out, or give the existing video's first frame as end image"
+            )
+
+    @property
+    def loops(self) -> bool:
+        """Whether the last section leads into the first."""
+        return self.end is not None and self.end.image is None
+
+    @property
+    def closes(self) -> bool:
+        """Whether it loops and is made to its end."""
+        return self.loops and len(self.sections) == self.last + 1
+
+    @property
+    def goal(self) -> EndImage | None:
+        """The end, with the image that section 0 has of its own where a loop leads to that."""
+        own = next((s.image for s in self.sections if s.index == 0), None)
+        if self.end is None or not self.loops or own is None:
+            return self.end
+        return replace(self.end, image=own)
 
     @property
     def begins(self) -> bool:
@@ -131,19 +161,26 @@ class Plan:
 
     @property
     def frames(self) -> int:
-        return 4 * self.latent_frames - 3
+        """Of the video: four a latent, and one of the start image's unless it loops."""
+        return 4 * (self.latent_frames - 1) + self._shown
+
+    @property
+    def _shown(self) -> int:
+        """Frames of the start image; in a loop the last frame is it already."""
+        return 0 if self.closes else 1
 
     @property
     def seconds(self) -> float:
         return self.frames / FPS
 
     def frames_of(self, section: Section) -> tuple[int, int]:
-        """First and last video frame of a section; frame 0 is the start image."""
+        """First and last video frame of a section; frame 0 is the start image, if it is shown."""
         length = 4 * self.window
         if not self.begins:  # its first latent stands for one frame, as the start image's does
             earlier = section.index - min(other.index for other in self.sections)
             return max(0, earlier * length - 3), (earlier + 1) * length - 4
-        first = 1 + section.index * length + (0 if self.backward else 4 * (self.existing - 1))
+        before = 0 if self.backward else 4 * (self.existing - 1)
+        first = self._shown + before + section.index * length
         return first, first + length - 1
 
     def first(self, made: int | None) -> Plan:
@@ -152,7 +189,10 @@ class Plan:
         In the framepack mode they are its end: a video without its beginning and the start image,
         and forward without the video that it extends.
         """
-        return replace(self, sections=self.sections[:made], whole=self.whole or len(self.sections))
+        whole = self.whole or len(self.sections)
+        made = len(self.sections) if made is None else made
+        end = self.end if made >= whole else self.goal  # which may be gone with section 0
+        return replace(self, sections=self.sections[:made], whole=whole, end=end)
 
     @property
     def last(self) -> int:
@@ -217,7 +257,12 @@ class Plan:
 
         F1 sees it where it is, behind the last section, but no further away than FARTHEST.
         """
-        plan = replace(self, end=EndImage(image, policy, strength))
+        if self.loops:
+            raise _two_ends()
+        return self._ending(EndImage(image, policy, strength))
+
+    def _ending(self, end: EndImage) -> Plan:
+        plan = replace(self, end=end)
         return plan._each(plan._facing_end) if self.mode == "f1" else plan
 
     def _facing_end(self, section: Section) -> Section:
@@ -233,9 +278,15 @@ class Plan:
         """Refuse an end image for F1 as it was released; trained: a LoRA taught it to see one."""
         if self.mode == "f1" and self.end is not None and not trained:
             raise FramePackError(
-                "end image: F1 makes a video forwards and never sees what comes after; take the "
-                f"end image out, use the framepack mode and model, or {END_LORA}"
+                f"{self.end.name}: F1 makes a video forwards and never sees what comes after; take "
+                f"the {self.end.name} out, use the framepack mode and model, or {END_LORA}"
             )
+
+    def with_loop(self) -> Plan:
+        """The plan of a video whose last section leads into its first."""
+        if self.end is not None and not self.loops:
+            raise _two_ends()
+        return self._ending(EndImage(None))
 
     def extending(self, existing: int, direction: Direction = "forward") -> Plan:
         """The plan of sections after or before a video of `existing` latent frames."""
@@ -261,7 +312,7 @@ class Plan:
             return section.model_copy(update=made)
 
         plan = self._each(change)
-        if plan.end is None or "image" not in encode:
+        if plan.end is None or plan.loops or "image" not in encode:
             return plan
         return replace(plan, end=replace(plan.end, image=encode["image"](plan.end.image)))
 
@@ -286,7 +337,9 @@ class Plan:
                 f"  made {order}: section {section.index}, frames {first}-{last} "
                 f"({first / FPS:.2f}-{last / FPS:.2f} s){_describe_own(section)}"
             )
-        if self.end is not None:
+        if self.loops:
+            lines.append("  a loop: the last section leads into the first")
+        elif self.end is not None:
             policy = self.end.policy.replace("_", " ")
             lines.append(
                 f"  end image {_label(self.end.image)}, {policy}, strength {self.end.strength:g}"
@@ -307,6 +360,12 @@ class Plan:
             place = {"section": section.index, "frames": self.frames_of(section), "made": order}
             found.append(place | own)
         return sorted(found, key=lambda entry: entry["section"])
+
+
+def _two_ends() -> FramePackError:
+    return FramePackError(
+        "loop: a loop ends with the picture that it begins with; take the loop or the end image out"
+    )
 
 
 def _describe_own(section: Section) -> str:

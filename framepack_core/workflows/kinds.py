@@ -73,7 +73,7 @@ KINDS: dict[str, Kind] = {
         "clip:CLIP vae:VAE clip_vision:CLIP_VISION",
         "plan:FPREEL_PLAN frames:INT",
         **{"mode": "framepack", "length": "seconds", "seconds": 5.0, "sections": 4, "window": 9},
-        **{"paddings": "", "timeline": ""},
+        **{"paddings": "", "timeline": "", "loop": False},
     ),
     "FPReelPromptSchedule": _kind(
         "plan:FPREEL_PLAN clip:CLIP",

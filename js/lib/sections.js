@@ -21,8 +21,11 @@ const BUCKETS = [
   [960, 416],
 ];
 
-/** Frames of a video of so many sections, with the start image. */
-export const videoFrames = (sections, window) => 1 + 4 * window * sections;
+/** Frames of a video of so many sections, with the start image, which a loop does not show. */
+export const videoFrames = (sections, window, loop = false) =>
+  startFrames(loop) + 4 * window * sections;
+
+const startFrames = (loop) => (loop ? 0 : 1);
 
 export function sectionsForSeconds(seconds, window) {
   return Math.max(1, roundHalfEven((seconds * FPS) / (4 * window)));
@@ -56,11 +59,11 @@ export function parsePaddings(text) {
  * Sections of a plan in order of time: {index, order, first, last, padding}, frames counted from 0.
  * `order` is the place in the making, 0 first; padding is null with f1.
  */
-export function planSections({ mode, sections, window, paddings = null }) {
+export function planSections({ mode, sections, window, paddings = null, loop = false }) {
   const made = paddings ?? defaultPaddings(sections);
   return Array.from({ length: sections }, (_, index) => {
     const order = mode === "f1" ? index : sections - 1 - index;
-    const first = 1 + index * 4 * window;
+    const first = startFrames(loop) + index * 4 * window;
     const padding = mode === "f1" ? null : (made[order] ?? null);
     return { index, order, first, last: first + 4 * window - 1, padding };
   });

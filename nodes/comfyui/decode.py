@@ -19,6 +19,8 @@ from ...framepack_core.sampling.decode import (
     TILES,
     DecodeMemory,
     RetryingDecode,
+    around,
+    behind,
     decode_bulk,
     decode_sections,
     decode_slices,
@@ -37,12 +39,28 @@ def decode_video(
     tile: int,
     window: int,
     overlap: int = 0,
+    loop: bool = False,
     say: Callable[[str], None] = warn,
 ) -> Iterator[Tensor]:
     """Clips [1, 3, F, H, W] in -1..1, in order of time, of unscaled latents [1, 16, T, h, w].
 
-    overlap: latents that parts share, 0 is FramePack's way.
+    overlap: latents that parts share, 0 is FramePack's way. loop: the video leads into its start.
     """
+    if not loop:
+        return _clips(latents, vae, mode, tile, window, overlap, say)
+    clips = _clips(around(latents, window), vae, mode, tile, window, overlap, say)
+    return behind(clips, window)
+
+
+def _clips(
+    latents: Tensor,
+    vae: Any,
+    mode: str,
+    tile: int,
+    window: int,
+    overlap: int,
+    say: Callable[[str], None],
+) -> Iterator[Tensor]:
     if mode == WHOLE and overlap:
         raise FramePackError("overlap: mode whole has no parts; set overlap to 0")
     if mode == WHOLE or latents.shape[2] == 1:

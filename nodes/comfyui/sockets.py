@@ -17,6 +17,7 @@ from ...framepack_core.sampling.sections import LATENT_CHANNELS
 from .model import LATENT_SCALE
 
 WINDOW_KEY = "framepack_window"
+LOOP_KEY = "framepack_loop"
 
 
 def to_uint8(image: Tensor) -> np.ndarray:

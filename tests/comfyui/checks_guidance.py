@@ -27,6 +27,7 @@ from inside import (
     plan,
     run,
     sample,
+    sampled,
     scene,
     slow,
     toy,
@@ -164,6 +165,23 @@ def check_blended_prompts_are_those_of_the_core() -> float:
     (plain, _) = schedule(plan=plan(sections=4), prompts=prompts)
     assert [section.prompt.label for section in plain.sections] == [words[1]] * 2 + [words[0]] * 2
     assert torch.equal(sample(plan=made)[:, :, -2:], sample(plan=plain)[:, :, -2:])
+    return measured
+
+
+def check_loop_is_that_of_the_core_and_decoded_around_its_start() -> Any:
+    flow = pack("framepack_core.sampling.generate")
+    choices = {"mode": "framepack", "length": "sections", "seconds": 1.0, "window": 2}
+    made, frames = run("FPReelPlan", sections=3, **choices, loop=True)
+    assert made == plan(sections=3).with_loop() and frames == 24
+    expected = flow.generate(made, core_sampler(), core().start, SETTINGS["seed"])
+    ours = sampled(plan=made)
+    measured = difference(ours["samples"], unscaled(expected))
+    assert measured < 1e-3, measured
+    decode = partial(run, "FPReelDecode", vae=toy().vae, mode="sections", tile_size=0, window=2)
+    (loop,) = decode(latent=ours)
+    samples = torch.cat([ours["samples"][:, :, -3:], ours["samples"][:, :, 1:]], dim=2)
+    (whole,) = decode(latent={"samples": samples})
+    assert len(loop) == 24 and torch.equal(loop, whole[9:])
     return measured
 
 
@@ -564,6 +582,15 @@ def check_bad_guidance_is_named() -> Any:
         "prompts: '' at character 7": lambda: schedule(prompts="0:a;;;"),
         "end image: F1 makes a video forwards": lambda: sample(
             toy("f1").model, plan=ended(plan=plan("f1"), end_image=scene().start)[0]
+        ),
+        "loop: F1 makes a video forwards": lambda: sample(
+            toy("f1").model, plan=planned(mode="f1", loop=True)[0]
+        ),
+        "loop: a loop ends with the picture": lambda: ended(
+            plan=planned(loop=True)[0], end_image=scene().start
+        ),
+        "loop: only a video that is made whole": lambda: sample(
+            plan=planned(loop=True)[0], existing=video
         ),
         "end_image: 3 latent frames": lambda: ended(plan=plan(), end_image=video),
         "the end image: its latent is [1, 16, 1, 8, 10]": lambda: sample(

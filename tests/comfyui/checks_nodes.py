@@ -524,11 +524,11 @@ def check_decode_takes_the_largest_tile_that_fits() -> None:
 
 
 def check_latents_go_to_files_and_back() -> None:
-    latent = {"samples": sample(), "framepack_window": 2}
+    latent = {"samples": sample(), "framepack_window": 2, "framepack_loop": True}
     run("FPReelSaveLatent", latent=latent, filename_prefix="latents/test")
     (loaded,) = run("FPReelLoadLatent", file="latents/test_00001_.safetensors [output]")
     assert difference(loaded["samples"], latent["samples"]) < 1e-5
-    assert loaded["framepack_window"] == 2
+    assert loaded["framepack_window"] == 2 and loaded["framepack_loop"]
     files = pack("framepack_core.weights.files").open_weights(
         BASE / "output" / "latents" / "test_00001_.safetensors"
     )

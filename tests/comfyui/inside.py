@@ -123,6 +123,11 @@ def plan(mode: str = "framepack", sections: int = 2, window: int = 2) -> Any:
 
 def sample(model: Any = None, **changes: Any) -> torch.Tensor:
     """Unscaled latents of the sampler node."""
+    return sampled(model, **changes)["samples"]
+
+
+def sampled(model: Any = None, **changes: Any) -> dict[str, Any]:
+    """LATENT of the sampler node."""
     inputs = {
         "model": model or toy().model,
         "plan": changes.pop("plan", None) or plan(),
@@ -131,7 +136,7 @@ def sample(model: Any = None, **changes: Any) -> torch.Tensor:
         "clip_vision_output": scene().vision,
     }
     latent, *_ = run("FPReelSampler", **(inputs | SETTINGS | changes))
-    return latent["samples"]
+    return latent
 
 
 @cache

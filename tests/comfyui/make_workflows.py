@@ -480,6 +480,7 @@ def framepack_batch(new: NewGraph) -> Graph:
     negative = world.prompt(batch["negative"], "Negative (--n, with --l)")
     more = {name: batch[name] for name in ("seed", "steps", "cfg", "shift")}
     world.save_video(world.sampler(plan, positive, start, negative=negative, **more))
+    fold(graph, "FPReelTextEncode")  # whose texts come by links
     return graph
 
 
@@ -673,6 +674,48 @@ def framepack_hand_on(new: NewGraph) -> Graph:
     start = world.start_frame(fitted)
     timed = "[0s: The woman opens the window.] [2.5s: The woman turns around and smiles.]"
     return gone_on(world, plan, positive, start, timed)
+
+
+# Loops
+
+
+def toyworld_loop(new: NewGraph) -> Graph:
+    graph = new(
+        "toyworld_loop",
+        f"## A video that loops\n{TOY}*loop* of *FramePack Plan* lets the last section lead into "
+        "the first: played over and over, the video has no jump. Switch it off and compare.",
+    )
+    world = toy_world(graph)
+    chosen = {"shape": "cross", "colour": "cyan", "motion": "circle", "scene_seed": 5}
+    (drawn,) = scenes(graph, _=chosen)
+    graph.column("Prompt and length")
+    positive = world.prompt(drawn["prompt"])
+    plan = world.plan(length="sections", sections=2, loop=True)
+    graph.column()
+    start = world.start_frame(drawn["image"])
+    world.save_video(world.sampler(plan, positive, start))
+    return graph
+
+
+def framepack_loop(new: NewGraph) -> Graph:
+    graph = new(
+        "framepack_loop",
+        f"## FramePack: a video that loops\n{files()}*loop* of *FramePack Plan* lets the last "
+        "section lead into the first, so that the video can be played over and over. Write a "
+        "motion that comes back: swaying, breathing, going round.",
+    )
+    world = real_world(graph)
+    graph.column()
+    (image,) = pictures(graph, None)
+    graph.below("Prompt")
+    positive = world.prompt("The woman breathes calmly, her hair swaying gently in the wind.")
+    graph.column("Size and length")
+    fitted = graph.add("FPReelCanvas", image=image["IMAGE"])["image"]
+    plan = world.plan(seconds=3.6, loop=True)
+    graph.column()
+    start = world.start_frame(fitted)
+    world.save_video(world.sampler(world.checked(plan, start), positive, start))
+    return graph
 
 
 # LoRA
@@ -922,6 +965,8 @@ BUILDS: tuple[Callable[[NewGraph], Graph], ...] = (
     framepack_variants,
     toyworld_hand_on,
     framepack_hand_on,
+    toyworld_loop,
+    framepack_loop,
 )
 
 

@@ -28,6 +28,7 @@ TITLES = {
     "f1_end": "Start and end image with F1 (LoRA)",
     "variants": "Several seeds, then one (variants)",
     "hand_on": "Another scene from the last frame",
+    "loop": "A video that loops",
 }
 WORLDS = {"framepack": "", "toyworld": " - Toy World"}
 NAMES = [f"{world}_{name}" for name in TITLES for world in WORLDS]

@@ -132,6 +132,7 @@ MADE = {  # frames of each picture and video that a workflow shows
     "toyworld_f1_end": [73],
     "toyworld_variants": [73, 73, 73],
     "toyworld_hand_on": [73, 73],
+    "toyworld_loop": [72],
 }
 
 

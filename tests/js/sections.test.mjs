@@ -16,16 +16,17 @@ import { formatSpec, parseSpec, resolveSpec } from "../../js/lib/spec.js";
 
 const golden = JSON.parse(readFileSync(new URL("golden.json", import.meta.url), "utf-8"));
 
-for (const { mode, sections, window, paddings, ...expected } of golden.plans) {
-  test(`plan ${mode} ${sections} x ${window} ${paddings}`, () => {
+for (const { mode, sections, window, paddings, loop, ...expected } of golden.plans) {
+  test(`plan ${mode} ${sections} x ${window} ${paddings} ${loop ? "loop" : ""}`, () => {
     const given = paddings ? parsePaddings(paddings) : null;
-    const plan = planSections({ mode, sections, window, paddings: given });
+    const plan = planSections({ mode, sections, window, paddings: given, loop });
     const made = plan
       .toSorted((a, b) => a.order - b.order)
       .map(({ order: _, ...section }) => section);
     assert.deepEqual(made, expected.made);
-    assert.equal(videoFrames(sections, window), expected.frames);
-    assert.ok(Math.abs(videoFrames(sections, window) / 30 - expected.length) < 1e-5);
+    const frames = videoFrames(sections, window, loop);
+    assert.equal(frames, expected.frames);
+    assert.ok(Math.abs(frames / 30 - expected.length) < 1e-5);
   });
 }
 

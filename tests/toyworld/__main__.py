@@ -8,7 +8,8 @@ from pathlib import Path
 
 PROGRAMS = (
     *("make", "pretrain", "train_lora", "train_f1_end"),
-    *("evaluate", "evaluate_guidance", "evaluate_anchor", "evaluate_lora", "evaluate_f1_end"),
+    *("evaluate", "evaluate_guidance", "evaluate_anchor", "evaluate_loop", "evaluate_lora"),
+    *("evaluate_f1_end",),
 )
 
 
