@@ -22,6 +22,7 @@ from .comfyui.live_sections import ReportedProgress, SectionReport
 from .comfyui.lora import check_end, check_section_loras
 from .comfyui.section_run import check_mode, image_embeds
 from .comfyui.sockets import LOOP_KEY, WINDOW_KEY, to_image_latent, to_latent, to_latents
+from .comfyui.tiny_vae import tiny_vae
 from .option_inputs import option_inputs, read_inputs
 from .sampler_inputs import LATER, NEEDED, run_of, setting_inputs
 from .types import CATEGORY, PlanSocket, advanced, schema
@@ -165,11 +166,12 @@ class Sampler(io.ComfyNode):
                     "to 1"
                 )
         made = plan.first(chosen.sections)
-        report = SectionReport(cls.hidden, made, start, vae, ledger, log.notes, count)
+        small = tiny_vae(model)
+        report = SectionReport(cls.hidden, made, start, vae or small, ledger, log.notes, count)
         shape = (plan.window, *start.shape[3:])
 
         def progress(patcher: Any, steps: int) -> ReportedProgress:
-            return ReportedProgress(report, patcher, count * steps)
+            return ReportedProgress(report, patcher, count * steps, small)
 
         run = run_of(NODE, model, positive, shape, progress, inputs)
         check_mode(model, plan.mode, "FramePack Plan says", "set mode to {mode} in FramePack Plan")

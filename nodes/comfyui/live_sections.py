@@ -22,6 +22,7 @@ from .live import Report
 from .paths import temporary_folder
 from .progress import Pace, Preview, RunProgress, strip_of
 from .sockets import to_latent, to_uint8
+from .tiny_vae import MovingPicture
 
 INTERVAL = 0.5  # seconds between messages about steps
 CLIPS_FOLDER = "framepack_reel"  # in ComfyUI's temp folder
@@ -147,9 +148,12 @@ class ReportedProgress(RunProgress):
     twice, and the second one for ever.
     """
 
-    def __init__(self, report: SectionReport, patcher: Any, steps: int) -> None:
+    def __init__(self, report: SectionReport, patcher: Any, steps: int, small: Any = None) -> None:
+        """small: a VAE from `tiny_vae`, which shows the section as it moves."""
         super().__init__(None, len(report.plan.sections), patcher, steps)
         self.report, self._shoot, self._pace = report, self._preview, Pace()
+        self._moving = None if small is None else MovingPicture(small)
+        self._shown: tuple[int, str] | None = None  # the section's place in the run, its picture
         self._pictures = Display("picture of the section in progress")
         if self._shoot is None:
             with self._pictures:
@@ -163,10 +167,21 @@ class ReportedProgress(RunProgress):
         if not self.report.is_due:
             return
         picture = None
-        if self._shoot is not None:
-            with self._pictures:
-                picture = _picture(self._shoot, denoised)
+        with self._pictures:
+            picture = self._moved(order, denoised) or self._still(denoised)
         self.report.step(order, step, self.steps, picture, remaining)
+
+    def _moved(self, order: int, denoised: Tensor) -> str | None:
+        """The section as it moves; between two of them the one before stays."""
+        if self._moving is None:
+            return None
+        clip = self._moving.shoot(denoised)
+        if clip is not None:
+            self._shown = order, _address("webp", clip)
+        return self._shown[1] if self._shown is not None and self._shown[0] == order else None
+
+    def _still(self, denoised: Tensor) -> str | None:
+        return None if self._shoot is None else _picture(self._shoot, denoised)
 
 
 def _rgb_previewer(latent_format: Any) -> Callable[[Tensor], Preview]:
@@ -182,4 +197,8 @@ def _picture(shoot: Callable[[Tensor], Preview], denoised: Tensor) -> str:
     picture.thumbnail((largest, largest))
     data = io.BytesIO()
     picture.save(data, format=kind, quality=QUALITY, subsampling=0)  # of few pixels, all matter
-    return f"data:image/{kind.lower()};base64,{base64.b64encode(data.getvalue()).decode()}"
+    return _address(kind.lower(), data.getvalue())
+
+
+def _address(kind: str, data: bytes) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import importlib.util
+import io
 import logging
 import uuid
 from collections.abc import Iterator
@@ -10,14 +13,16 @@ from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
-from unittest import mock
+from unittest import SkipTest, mock
 
 import comfy.model_management
 import comfy.utils
 import folder_paths
 import latent_preview
 import torch
-from inside import pack, run, sample, scene, slow, toy
+from inside import SETTINGS, pack, run, sample, scene, slow, toy, toy_with_comfyui_attention
+from PIL import Image, ImageSequence
+from safetensors.torch import save_file
 from tqdm import tqdm
 from training_cases import few, train
 
@@ -155,6 +160,45 @@ def check_a_section_whose_clip_is_cancelled_is_told_as_finished() -> list[dict[s
         assert len(report["done"]) == 1 and report["done"][0]["clip"] is None
         return report["done"]
     raise AssertionError("the cancel did not end the run")
+
+
+def check_the_small_vae_shows_sections_as_they_move() -> dict[str, Any]:
+    """TAEHV in models/vae_approx, with weights of chance: a frame for each of the video's own."""
+    if importlib.util.find_spec("comfy.taesd.taehv") is None:
+        raise SkipTest("this ComfyUI has no TAEHV")
+    native, folder = toy_with_comfyui_attention(), Path(folder_paths.models_dir) / "vae_approx"
+    network = importlib.import_module("comfy.taesd.taehv").TAEHV(latent_channels=16)
+    folder.mkdir(exist_ok=True)
+    small = pack("nodes.comfyui.tiny_vae").tiny_vae
+    assert small(native) is None
+    plain = sample(native)
+    file = folder / "taehv.safetensors"
+    draws = torch.Generator().manual_seed(0)
+    for parameter in network.parameters():  # ComfyUI leaves them as memory was
+        torch.nn.init.normal_(parameter, std=0.04, generator=draws)
+    network.decoder[-1].bias.data.fill_(0.5)
+    save_file({name: x.half() for name, x in network.state_dict().items()}, file)
+    folder_paths.filename_list_cache.clear()
+    try:
+        assert small(toy().model) is None  # its latents are not HunyuanVideo's
+        moving = mock.patch.object(*part("nodes.comfyui.tiny_vae", "SHARE"), 1)
+        always = mock.patch.object(*part("nodes.comfyui.live_sections", "INTERVAL"), 0)
+        sent: list[dict[str, Any]] = []
+        listener = mock.patch.object(Server, "send_sync", lambda _, __, news: sent.append(news))
+        with moving, always, listener, warnings() as said:
+            made = sample(native)
+        assert said == [] and torch.equal(made, plain)
+    finally:
+        file.unlink()
+        folder_paths.filename_list_cache.clear()
+    pictures = [news["picture"] for news in sent if news.get("picture")]
+    assert all(picture.startswith("data:image/webp;base64,") for picture in pictures), pictures
+    seen = [Image.open(io.BytesIO(base64.b64decode(p.partition(",")[2]))) for p in pictures]
+    frames = [sum(1 for _ in ImageSequence.Iterator(picture)) for picture in seen]
+    assert len(frames) == 2 * SETTINGS["steps"] and set(frames) == {5}, frames
+    clips = [done["clip"] for news in sent for done in news.get("done", [])]
+    assert len(clips) == 2 and all(clips), clips
+    return {"frames": frames[0], "bytes": len(pictures[0])}
 
 
 def check_a_batch_of_pictures_says_which_of_them_are_used() -> None:
