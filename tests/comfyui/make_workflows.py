@@ -740,9 +740,9 @@ def toyworld_lora(new: NewGraph) -> Graph:
     (drawn,) = scenes(graph, _={})
     graph.column("Prompt and length")
     positive = world.prompt(drawn["prompt"])
+    start = world.start_frame(drawn["image"])
     plan = world.plan(length="sections", sections=2)
     graph.column()
-    start = world.start_frame(drawn["image"])
     world = with_lora(world, lora=OPPOSITE)
     world.save_video(world.sampler(plan, positive, start))
     return graph
