@@ -25,7 +25,8 @@ from .train_lora import Clip, encoders_of, make_samples, print_step
 
 NAME = "f1_end"
 BATCH, RANK = 32, 16
-STEPS, RATE, SEED = 1500, 2e-3, 6
+# F1 is close to it already: what is trained longer or faster drifts in colour, up to 3.6 times.
+STEPS, RATE, SEED = 400, 3e-4, 6
 SHIFT = 5.0  # where a shape goes is decided early, where it stops in the middle
 END_SHARE = 0.5  # of batches; the others are as without an end image
 TOGETHER = 32  # clips in memory at once
