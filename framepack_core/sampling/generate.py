@@ -114,7 +114,7 @@ def generate_variants(
     """Several videos of a plan, section by section, in one batch of latents [N B, C, T, h, w].
 
     The variants take turns in each section, so that all are of one length whenever the run ends,
-    and each is to the bit what it would be alone. `on_section` gets a section of all of them at
+    and each is bit-exact as it would be alone. `on_section` gets a section of all of them at
     once. The rest as for `generate`.
     """
     _check_start(start)

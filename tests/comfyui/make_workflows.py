@@ -642,7 +642,7 @@ def toyworld_hand_on(new: NewGraph) -> Graph:
     graph = new(
         "toyworld_hand_on",
         f"## Another scene from the last frame\n{TOY}The triangle moves right. From where it is "
-        "then, *last_latent*, the second sampler goes on with prompts that have times.",
+        "then, *last_latent*, the second sampler continues with prompts that have times.",
     )
     world = toy_world(graph)
     (drawn,) = scenes(graph, _={"shape": "triangle", "colour": "yellow", "scene_seed": 26})
