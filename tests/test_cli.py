@@ -220,8 +220,8 @@ def test_a_disk_that_fills_up_in_the_video_leaves_the_latents(
         ("--latent_path {text} --vae toy", "is not a file of weights"),
         ("--latent_path {lora} --vae toy", "not a latent file"),
         (
-            "--latent_path {odd} --vae toy --latent_window_size 2",
-            r"4 latent frames are not 1 \+ n x 2",
+            "--latent_path {odd} --vae toy --latent_window_size 5",
+            r"4 latent frames are not 1 \+ n x 5",
         ),
         ("--fp8_fast", "unrecognized arguments: --fp8_fast"),
         ("--video_se 1", "unrecognized arguments: --video_se"),

@@ -178,9 +178,9 @@ def check_loop_is_that_of_the_core_and_decoded_around_its_start() -> Any:
     measured = difference(ours["samples"], unscaled(expected))
     assert measured < 1e-3, measured
     decode = partial(run, "FPReelDecode", vae=toy().vae, mode="sections", tile_size=0, window=2)
-    (loop,) = decode(latent=ours)
+    loop, _ = decode(latent=ours)
     samples = torch.cat([ours["samples"][:, :, -3:], ours["samples"][:, :, 1:]], dim=2)
-    (whole,) = decode(latent={"samples": samples})
+    whole, _ = decode(latent={"samples": samples})
     assert len(loop) == 24 and torch.equal(loop, whole[9:])
     return measured
 
@@ -402,8 +402,12 @@ def check_existing_video_grows_as_in_the_core() -> Any:
         latents = existing * pack("nodes.comfyui.model").LATENT_SCALE
         if direction == "backward":
             latents = torch.cat([core().start, latents], dim=2)
-        expected = flow.extend(
-            plan(mode), core_sampler(mode), latents, 21, direction, core(mode).start
+        expected = flow.generate(
+            plan(mode).extending(latents.shape[2], direction),
+            core_sampler(mode),
+            core(mode).start,
+            21,
+            existing=latents,
         )
         measured[name] = difference(ours, unscaled(expected))
     assert max(measured.values()) < 1e-3, measured

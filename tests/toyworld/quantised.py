@@ -35,7 +35,7 @@ from framepack_core.weights.precisions import STATED, Precision
 
 from .concept_cases import CASES_OFFSET, hopped, prompts
 from .evaluate import Cases, Toy, encode_embeds, encode_images, encode_prompts
-from .train_lora import Clip, make_clips, make_samples
+from .train_lora import BATCH, Clip, encoders_of, make_clips, make_samples
 
 CLIPS, LEVELS = 8, (0.95, 0.6, 0.2)  # of the passes that a LoRA's effect is measured on
 UPDATES, COMPARED = 200, 50  # of a training, and its last ones
@@ -81,7 +81,8 @@ _caches = tempfile.TemporaryDirectory()  # of this process
 
 def _samples(name: str, clips: Sequence[Clip]) -> list[Sample]:
     models = load_snapshot(SNAPSHOT, dtype=torch.float32)
-    return make_samples(models, Path(_caches.name) / name, clips)
+    folder = Path(_caches.name) / name
+    return list(make_samples(encoders_of(models), folder, clips, BATCH))
 
 
 # --- learning -------------------------------------------------------------------------------------
@@ -91,7 +92,7 @@ def _samples(name: str, clips: Sequence[Clip]) -> list[Sample]:
 def _lessons() -> list[Sample]:
     """Those of the word, cached for this process."""
     clips = [
-        Clip(x.name, render.render(x.clips), render.start_image(x.clips)[0], x.caption)
+        Clip(x.name, render.render(x.clips), render.start_image(x.clips)[0], [x.caption])
         for x in concept.lessons()
     ]
     return _samples("lessons", clips)
