@@ -23,6 +23,7 @@ def test_a_row_of_the_table_is_measured_on_the_cpu() -> None:
     assert [row.fullmatch(line).group(1) for line in table[2:]] == ["decode", "encode"]
 
 
+@pytest.mark.slow
 def test_rows_in_comfyui_ask_for_its_path() -> None:
     command = [sys.executable, "-m", "tests.bench.speed", "--rows", "comfy"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)

@@ -101,6 +101,7 @@ def test_compiled_blocks_make_the_same(
     torch.testing.assert_close(latents([*command, *options], capsys), expected)
 
 
+@pytest.mark.slow
 def test_a_compiled_block_that_is_swapped_later_is_compiled_as_a_swapped_one() -> None:
     """As where the next video leaves less of a budget to weights."""
     cpu, sizes = torch.device("cpu"), []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from toyworld.evaluate import Toy
 from toyworld.evaluate_anchor import outcomes
@@ -11,6 +12,7 @@ from framepack_core.toyworld import SNAPSHOT
 CASES, STEPS, SECTIONS = 2, 4, 3
 
 
+@pytest.mark.slow
 def test_drift_is_taken_out_and_motion_and_form_stay() -> None:
     toy = Toy.load(SNAPSHOT, torch.device("cpu"))
     free, held = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from toyworld.evaluate import Toy
 from toyworld.evaluate_loop import outcome
@@ -12,6 +13,7 @@ from framepack_core.toyworld import SNAPSHOT
 CASES, STEPS = 2, 4
 
 
+@pytest.mark.slow
 def test_the_last_frame_leads_into_the_first() -> None:
     toy = Toy.load(SNAPSHOT, torch.device("cpu"))
     plan = plan_framepack(1)

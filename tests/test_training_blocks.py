@@ -79,7 +79,7 @@ def attentions(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return asked
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize("dropout", [pytest.param(0.0, marks=pytest.mark.slow), 0.3])
 @pytest.mark.parametrize("swapped", [0, 3])
 def test_kept_attention_changes_no_gradient(attentions, dropout: float, swapped: int) -> None:
     training = Training(dropout)
