@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -125,7 +126,7 @@ def open_dit(
     """Config of a DiT and its tensors, to be taken one at a time; `fp32` is not cast to `dtype`."""
     found, files = _open("dit", path)
     config = DiTConfig.from_dict(_config(found, files) or _dit_config_from_shapes(files))
-    skeleton = FramePackDiT(config, device="meta")
+    skeleton = _skeleton(FramePackDiT, config)
     storage = _dit_storage(skeleton, dtype, precision, fp32)
     return config, _state("dit", files, skeleton, storage, device, transform, copy)
 
@@ -134,14 +135,14 @@ def dit_state_of(
     config: DiTConfig, source: Source, *, dtype: torch.dtype, precision: Precision = "full"
 ) -> ModelState:
     """The tensors of a DiT that a host holds under our names, for `write_dit`."""
-    skeleton = FramePackDiT(config, device="meta")
+    skeleton = _skeleton(FramePackDiT, config)
     shapes = dit_shapes(config)
     storage = _dit_storage(skeleton, dtype, precision, fp32=())
     return ModelState(source, {name: name for name in shapes}, shapes, storage)
 
 
 def _dit_storage(
-    skeleton: FramePackDiT, dtype: torch.dtype, precision: Precision, fp32: tuple[str, ...]
+    skeleton: nn.Module, dtype: torch.dtype, precision: Precision, fp32: tuple[str, ...]
 ) -> Storage:
     linears = _linear_weights(skeleton)
     return Storage(dtype, precision, linears, frozenset(filter(is_block_linear, linears)), fp32)
@@ -149,7 +150,14 @@ def _dit_storage(
 
 def dit_shapes(config: DiTConfig) -> dict[str, tuple[int, ...]]:
     """Every parameter of a DiT with this config, and its shape: what a LoRA is read for."""
-    return {n: tuple(x.shape) for n, x in FramePackDiT(config, device="meta").state_dict().items()}
+    parameters = _skeleton(FramePackDiT, config).state_dict()
+    return {name: tuple(parameter.shape) for name, parameter in parameters.items()}
+
+
+@lru_cache(maxsize=8)
+def _skeleton(kind: Callable[..., nn.Module], config: DiTConfig | VAEConfig) -> nn.Module:
+    """A model that only tells names, kinds and shapes; nobody changes it."""
+    return kind(config, device="meta")
 
 
 def dit_config(path: Path | str) -> DiTConfig:
@@ -173,7 +181,7 @@ def load_vae(
     """The VAE of a safetensors or .pt file, folder or snapshot, in any of its naming schemes."""
     found, files = _open("vae", path)
     config = VAEConfig.from_dict(_config(found, files) or {})
-    skeleton = AutoencoderKL(config, device="meta")
+    skeleton = _skeleton(AutoencoderKL, config)
     state = _state("vae", files, skeleton, Storage(dtype), device)
     return _fill(AutoencoderKL(config, ops=ops, dtype=dtype, device="meta"), dict(state), device)
 
