@@ -1,5 +1,6 @@
 """Puts the project on the path last, so that our `nodes/` hides nobody else's `nodes`."""
 
+import gc
 import os
 import sys
 from pathlib import Path
@@ -20,6 +21,12 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))
 def pytest_itemcollected(item: pytest.Item) -> None:
     if os.environ.get("FRAMEPACK_FULL") == "1":
         item.add_marker(pytest.mark.timeout(FULL_TIMEOUT), append=False)
+
+
+def pytest_runtest_setup() -> None:
+    """Commands collect garbage between models: what is imported is kept out of what that walks."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

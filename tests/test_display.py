@@ -415,6 +415,7 @@ def run(
     )
 
 
+@pytest.mark.slow
 def test_an_output_that_is_not_utf8(command: Callable[..., list[str]], tmp_path: Path) -> None:
     """Emoji in prompts, a folder with Japanese letters, and a line that fails."""
     encoding = "ascii"

@@ -50,6 +50,7 @@ def test_how_long_processes_wait_for_each_other(monkeypatch: pytest.MonkeyPatch)
     assert met == [None, timedelta(minutes=90)]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed")
 def test_two_processes(tmp_path: Path) -> None:
     """On whole weights, on sharded ones and by PyTorch's FSDP2, stopped, resumed, and one lost."""

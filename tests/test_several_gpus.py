@@ -75,6 +75,7 @@ def test_two_processes_make_what_one_makes(pair: Pair, case: str) -> None:
         assert errors[case] < ROUNDING
 
 
+@pytest.mark.slow
 def test_a_process_that_dies_ends_the_other_and_sections_are_kept(
     pair: Pair, command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -40,7 +40,7 @@ import nodes
 PACK = BASE / "custom_nodes" / "comfyui-framepack-reel"
 # Last, because ComfyUI has modules of the same names as this repository's folders.
 sys.path += [str(PACK.resolve() / "tests"), str(PACK.resolve())]
-STEPS = 4
+STEPS = 2
 SETTINGS = {
     "seed": 3,
     "steps": STEPS,
@@ -63,6 +63,7 @@ def start() -> None:
 # Running nodes
 
 
+@cache
 def pack(name: str) -> Any:
     """A module of the loaded pack, such as "nodes.comfyui.model"."""
     init = str(PACK / "__init__.py")
@@ -162,6 +163,7 @@ def core_sampler(
     cfg: Any = None,
     rope_scaling: Any = None,
     loras: Any = None,
+    steps: int = STEPS,
     **config: Any,
 ) -> Any:
     """What samples a section of the scene in the core; cfg: scale and rescale."""
@@ -170,7 +172,7 @@ def core_sampler(
     return loop.unipc_sampler(
         flow.FlowDenoiser(core(mode).dit, rope_scaling=rope_scaling),
         guided(scene().prompt),
-        loop.SamplerConfig(STEPS, **config),
+        loop.SamplerConfig(steps, **config),
         cfg and flow.CFG(guided(""), *cfg),
         loras=loras,
     )
