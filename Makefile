@@ -12,7 +12,12 @@ BIN := $(VENV)/Scripts
 endif
 STAMP := $(VENV)/.installed-$(PYTHON_VERSION)
 
-.PHONY: demo test test-all test-comfyui goldens lint clean
+# Tests start many interpreters, each of which would compile every module anew.
+export PYTHONDONTWRITEBYTECODE :=
+
+.PHONY: setup demo test test-all test-comfyui goldens lint clean
+
+setup: $(STAMP)
 
 demo: $(STAMP)
 	$(BIN)/python -m framepack_core.cli demo --out demo

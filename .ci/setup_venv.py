@@ -44,6 +44,7 @@ def main() -> None:
     venv.create(target, clear=bool(of_another_python), with_pip=True)
     python = target / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     pip = [str(python), "-m", "pip", "install", "--disable-pip-version-check", "--quiet"]
+    pip += ["--no-compile"]  # what is imported is compiled then, which is a small part of it
     for step, packages in (
         ("PyTorch", [*cpu_index(), TORCH]),
         ("this project and its test tools", ["-e", f"{ROOT}[test,verify]"]),

@@ -25,7 +25,7 @@ def test_autoencoder(toy: Toy) -> None:
     assert vae_psnr(toy, 2, sections=1) >= 34
 
 
-@pytest.mark.parametrize("mode", ["framepack", "f1"])
+@pytest.mark.parametrize("mode", ["framepack", pytest.param("f1", marks=pytest.mark.slow)])
 def test_prompts_decide_the_motion(toy: Toy, mode: str) -> None:
     cases = Cases.draw(2, 60_000, ("left", "down"))
     for case in (cases, cases.opposites()):

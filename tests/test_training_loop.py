@@ -56,16 +56,16 @@ def assert_same(first: Any, second: Any) -> None:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL")
 def test_killed_and_resumed_is_the_same_to_the_bit(tmp_path: Path) -> None:
-    """40 updates; against 20, five that are lost to kill -9, and 20 more."""
-    whole = tiny_config(tmp_path / "whole", steps=40, save_every_steps=20)
+    """16 updates; against 8, three that are lost to kill -9, and 8 more."""
+    whole = tiny_config(tmp_path / "whole", steps=16, save_every_steps=8)
     samples = make_samples(tmp_path / "whole_cache")
     run(whole, samples)
-    assert start_worker(tmp_path, 40, 25) == -9
-    stopped = tiny_config(tmp_path / "out", steps=40, save_every_steps=20)
-    assert state_of(stopped)["step"] == 20
-    assert open_weights(stopped.output_dir / "tiny-step00000020.safetensors")
-    assert len(stopped.log_path.read_text().splitlines()) == 25
-    assert start_worker(tmp_path, 40, 0, "resume") == 0
+    assert start_worker(tmp_path, 16, 11) == -9
+    stopped = tiny_config(tmp_path / "out", steps=16, save_every_steps=8)
+    assert state_of(stopped)["step"] == 8
+    assert open_weights(stopped.output_dir / "tiny-step00000008.safetensors")
+    assert len(stopped.log_path.read_text().splitlines()) == 11
+    assert start_worker(tmp_path, 16, 0, "resume") == 0
     first, second = state_of(whole), state_of(stopped)
     for part in ("step", "adapter", "optimizer", "log"):
         assert_same(first[part], second[part])
@@ -74,7 +74,7 @@ def test_killed_and_resumed_is_the_same_to_the_bit(tmp_path: Path) -> None:
         dict(open_weights(whole.adapter_path)).keys()
         == dict(open_weights(stopped.adapter_path)).keys()
     )
-    assert len(first["log"]) == 40
+    assert len(first["log"]) == 16
 
 
 def test_a_run_attends_as_it_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -99,6 +99,7 @@ def test_faults_of_files_are_named(tmp_path: Path, capsys: pytest.CaptureFixture
     assert all(": transformer_blocks.1 is the first beyond rounding" in stage for stage in stages)
 
 
+@pytest.mark.slow
 def test_a_wrong_scale_of_fp8_is_named_and_fp8_itself_is_not(tmp_path: Path) -> None:
     [path] = save_dit(DIT, tmp_path / "fp8.safetensors", [], precision="fp8_scaled")
     tensors = load_file(path)

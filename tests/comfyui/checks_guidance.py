@@ -664,6 +664,7 @@ def check_toy_world_follows_a_prompt_for_each_section() -> Any:
     return measured
 
 
+@slow
 def check_toy_world_starts_a_section_from_its_image() -> Any:
     measured = toy_cases.section_images(CASES, STEPS)
     assert min(measured.values()) >= 0.9, measured
@@ -681,6 +682,7 @@ def check_toy_world_ends_with_the_end_image() -> Any:
     return measured, first
 
 
+@slow
 def check_toy_world_moves_on_in_one_frame() -> Any:
     measured = toy_cases.one_frame_displacement(CASES, STEPS)
     along = [measured[f"pixels along at {target}"] for target in (3, 5, 9)]
@@ -689,6 +691,7 @@ def check_toy_world_moves_on_in_one_frame() -> Any:
     return measured
 
 
+@slow
 def check_toy_world_does_not_see_what_a_mask_hides() -> Any:
     measured = toy_cases.masked_control(CASES, STEPS)
     place = "{}: at the reference's place".format

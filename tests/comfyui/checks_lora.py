@@ -447,6 +447,7 @@ def layer_effects(model: Any, use: Any) -> dict[str, torch.Tensor]:
     return found
 
 
+@slow
 def check_lora_on_scaled_fp8_keeps_its_effect() -> Any:
     """At least 99 % of its norm in bf16, layer by layer; and in the latents of Toy World."""
     snapshot = pack("framepack_core.toyworld").SNAPSHOT / "transformer"

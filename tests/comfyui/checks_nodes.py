@@ -779,6 +779,7 @@ def check_sizes_are_those_that_the_model_can_make() -> None:
     assert message.startswith("start_latent: 640x640, but this model can only make 64x64"), message
 
 
+@slow
 def check_parts_of_a_decode_share_fewer_frames() -> float:
     latents = {"samples": sample(), "framepack_window": 2}
     options = {"latent": latents, "vae": toy().vae, "tile_size": 0, "window": 2}

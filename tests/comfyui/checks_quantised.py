@@ -177,6 +177,7 @@ def check_a_merged_model_can_be_a_gguf_file() -> Any:
     return distance
 
 
+@slow
 def check_comfyui_s_lora_loader_patches_quantised_weights() -> Any:
     """Where our layers emulate int8, it is refused in one sentence, and the model is as before."""
     measured: dict[str, Any] = {}
