@@ -451,6 +451,7 @@ def big_dit(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_memory_of_loading(big_dit: Path) -> None:
     """Peak resident memory, as a share of the loaded model: never a second copy.

@@ -93,6 +93,7 @@ def test_check_counts_within_a_budget(command: list[str], monkeypatch: pytest.Mo
     assert found._transformer_need <= found._free_device
 
 
+@pytest.mark.slow
 def test_compiled_blocks_make_the_same(
     command: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:

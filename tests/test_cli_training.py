@@ -360,6 +360,7 @@ def test_a_run_of_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert config("--log_with", "all").loggers == ("tensorboard", "wandb")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed")
 def test_two_processes_of_a_launcher(clips: Path, tmp_path: Path) -> None:
     """They agree on a seed that nobody has given, share the weights and make samples together."""

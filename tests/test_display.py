@@ -431,6 +431,7 @@ def test_an_output_that_is_not_utf8(command: Callable[..., list[str]], tmp_path:
     assert len(made) == 2 == len([line for line in said if line.endswith(".safetensors")])
 
 
+@pytest.mark.slow
 def test_a_reader_that_leaves(command: Callable[..., list[str]], tmp_path: Path) -> None:
     """As `framepack batch | head -1` does: all lines are made, and one warning is given."""
     (tmp_path / "p.txt").write_text("a cat\na dog", encoding="utf-8")

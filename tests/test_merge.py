@@ -257,6 +257,7 @@ print(json.dumps(peaks))
 """
 
 
+@pytest.mark.slow
 def test_memory_of_merging(tmp_path: Path) -> None:
     """A tensor and its fp32 copies at a time, whatever the size of the model."""
     wide = CONFIG.to_dict() | {"num_attention_heads": 64, "num_layers": 2, "num_single_layers": 3}

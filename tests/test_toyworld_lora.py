@@ -39,8 +39,8 @@ def test_shapes_go_the_opposite_way(toy: Toy) -> None:
 @pytest.mark.parametrize(
     "base",
     [
-        Base("float8_e4m3fn", quantized_matmul=True),
-        Base("int8_convrot", quantized_matmul=True),
+        pytest.param(Base("float8_e4m3fn", quantized_matmul=True), marks=pytest.mark.slow),
+        pytest.param(Base("int8_convrot", quantized_matmul=True), marks=pytest.mark.slow),
         Base("fp8_scaled"),
         Base("nvfp4"),
         Base("gguf_q4_k"),

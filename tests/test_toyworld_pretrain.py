@@ -145,6 +145,7 @@ def test_finished_autoencoder_has_unit_latents_and_the_same_pictures() -> None:
     assert (drawn - latents).std() == pytest.approx(pretrain_vae.LATENT_NOISE, rel=0.05)
 
 
+@pytest.mark.slow
 def test_a_run_trains_resumes_and_hands_over(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -114,7 +114,7 @@ def main(folder: Path, steps: int, kill_at: int, *resume: str) -> None:
         if report.step == kill_at:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    config = tiny_config(folder / "out", steps=steps, save_every_steps=20, resume=bool(resume))
+    config = tiny_config(folder / "out", steps=steps, save_every_steps=8, resume=bool(resume))
     run(config, make_samples(folder / "cache"), Callbacks(on_step))
 
 

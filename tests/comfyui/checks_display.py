@@ -81,6 +81,7 @@ def check_no_display_ends_the_sampling() -> int:
     return len(displays)
 
 
+@slow
 def check_a_list_of_samples_that_fails_does_not_end_a_training() -> None:
     with mock.patch.object(*_listing(), broken), warnings() as said:
         made = _trained("without_list")

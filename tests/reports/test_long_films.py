@@ -37,6 +37,7 @@ def peak(folder: Path, frames: int, capsys: pytest.CaptureFixture[str]) -> int:
     return found
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_film(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
