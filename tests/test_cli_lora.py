@@ -81,7 +81,7 @@ def by_section(latents: torch.Tensor) -> list[torch.Tensor]:
     return [latents[:, :, index + 1] for index in range(3)]
 
 
-@pytest.mark.parametrize("mode", [(), ("--f1",)])
+@pytest.mark.parametrize("mode", [(), pytest.param(("--f1",), marks=pytest.mark.slow)])
 def test_strengths_of_all_sections_are_those_of_the_run(generate, mode: tuple[str, ...]) -> None:
     video = (*THREE, *mode)
     base, full = generate(*video), generate(*video, *LORA)

@@ -382,7 +382,14 @@ def training(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Training]:
         yield Training.prepare(tmp_path_factory.mktemp("training"))
 
 
-@pytest.mark.parametrize("failure", TRAINING, ids=named)
+TWINS = (bar_fails_at_once, writer_fails_at_once, sample_video_fails)  # of quicker failures
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [pytest.param(f, marks=pytest.mark.slow if f in TWINS else ()) for f in TRAINING],
+    ids=named,
+)
 def test_train(
     failure: Failure,
     training: Training,

@@ -22,7 +22,10 @@ def toy() -> Iterator[Toy]:
         yield Toy.load(SNAPSHOT, torch.device("cpu"))
 
 
-@pytest.mark.parametrize("plan", [plan_framepack(2, paddings=[0] * 2), plan_f1(2)])
+@pytest.mark.parametrize(
+    "plan",
+    [plan_framepack(2, paddings=[0] * 2), pytest.param(plan_f1(2), marks=pytest.mark.slow)],
+)
 def test_sections_follow_prompts_of_their_own(toy: Toy, plan: Plan) -> None:
     assert measures.sections_that_follow(toy, STEPS, plan, 0, CASES).tolist() == [[True, True]]
 

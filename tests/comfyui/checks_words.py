@@ -14,7 +14,7 @@ from unittest import SkipTest
 import comfy.text_encoders.hunyuan_video as hunyuan_video
 import llama_words
 import transformers
-from inside import error_of, pack
+from inside import error_of, pack, slow
 from llama_words import PROMPTS
 from transformers import PreTrainedTokenizerFast
 
@@ -77,6 +77,7 @@ def loses_spaces() -> bool:
     return True
 
 
+@slow
 def check_words_have_the_ids_of_comfyuis_text_encoder() -> Any:
     if loses_spaces():
         return "refused"
