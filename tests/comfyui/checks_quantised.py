@@ -200,7 +200,7 @@ def check_comfyui_s_lora_loader_patches_quantised_weights() -> Any:
             effect = sample(apply(base, OPPOSITE, 1.0)) - plain
             measured[precision] = relative(sample(patched) - plain, effect)
             assert measured[precision] < 0.6, measured
-    assert difference(sample(base), plain) < 1e-5
+        assert difference(sample(base), plain) < 1e-5
     return measured
 
 
