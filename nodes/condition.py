@@ -8,12 +8,21 @@ import numpy as np
 from comfy_api.latest import io, ui
 from torch import Tensor
 
-from ..framepack_core.runtime.images import nearest_bucket, resize_and_crop, size_for_area
+from ..framepack_core.runtime.display import warn
+from ..framepack_core.runtime.errors import FramePackError
+from ..framepack_core.runtime.images import (
+    made_picture,
+    nearest_bucket,
+    resize_and_crop,
+    size_for_area,
+)
+from ..framepack_core.sampling.options import SamplingOptions, StartPictureOption
 from ..framepack_core.sampling.sections import MAX_SIZE, SIZE_MULTIPLE, check_size
 from .comfyui.encode import encode_prompt
 from .comfyui.progress import show_text
 from .comfyui.section_run import only_size
 from .comfyui.sockets import to_image, to_latents, to_uint8
+from .option_inputs import option_inputs
 from .types import CATEGORY, advanced, schema
 
 BUCKET, AREA, EXACT = "FramePack's sizes (640)", "area", "exact"
@@ -74,12 +83,19 @@ class Canvas(io.ComfyNode):
             display_name="FramePack Canvas",
             category=CATEGORY,
             description="Fits the start image to a size that FramePack can make: scaled to cover "
-            "it, the rest cropped evenly. An end image is fitted to the same size.",
-            search_aliases=["framepack resize", "framepack bucket", "image size", "resolution"],
+            "it, the rest cropped evenly. An end image is fitted to the same size. Without an "
+            "image it makes a start picture, for text to video.",
+            search_aliases=[
+                *("framepack resize", "framepack bucket", "image size", "resolution"),
+                *("text to video", "t2v", "empty image", "noise image"),
+            ],
             inputs=[
                 io.Image.Input(
                     "image",
-                    tooltip="Start image of any size; or the frames of a video, all fitted alike.",
+                    optional=True,
+                    tooltip="Start image of any size; or the frames of a video, all fitted alike. "
+                    "Without one start_picture says what is made, in the shape of width and "
+                    "height.",
                 ),
                 io.Combo.Input(
                     "fit",
@@ -107,6 +123,8 @@ class Canvas(io.ComfyNode):
                     tooltip="A model that can make one size only, such as Toy World, sets it "
                     f"where fit is {BUCKET}.",
                 ),
+                *option_inputs(StartPictureOption, ("start_picture",)),
+                *option_inputs(SamplingOptions, ("seed",), control=("seed",)),
             ],
             outputs=[
                 io.Image.Output(display_name="image"),
@@ -120,22 +138,34 @@ class Canvas(io.ComfyNode):
     @classmethod
     def execute(
         cls,
-        image: Tensor,
         fit: str,
         resolution: int,
         width: int,
         height: int,
+        image: Tensor | None = None,
         end_image: Tensor | None = None,
         model: Any = None,
+        start_picture: str = "",
+        seed: int = 0,
     ) -> io.NodeOutput:
+        if image is None and not start_picture:
+            raise FramePackError(
+                "image: not connected; connect one, or say in start_picture what is to be made"
+            )
+        shape = (height, width) if image is None else (image.shape[1], image.shape[2])
         only = None if model is None else only_size(model)
         if fit == BUCKET and only is not None:
             width, height = only
         elif fit == BUCKET:
-            height, width = nearest_bucket(image.shape[1], image.shape[2])
+            height, width = nearest_bucket(*shape)
         elif fit == AREA:
-            width, height = size_for_area(image.shape[2], image.shape[1], resolution**2)
+            width, height = size_for_area(shape[1], shape[0], resolution**2)
         check_size(width, height)
+        if image is None:
+            made = made_picture(start_picture, (width, height), seed, "start_picture")
+            image = to_image(made[None])
+        elif start_picture:
+            warn("start_picture has no effect while an image is connected")
         text = f"{width}x{height}" + (f", all {len(image)} pictures" if len(image) > 1 else "")
         show_text(cls.hidden.unique_id, text)
         images = (None if x is None else _fitted(x, width, height) for x in (image, end_image))

@@ -11,8 +11,10 @@ from comfy_api.latest import io, ui
 from ..framepack_core.headless.options import DecodingOptions
 from ..framepack_core.runtime.files import natural_key
 from ..framepack_core.runtime.options import Settings, option
+from ..framepack_core.sampling.decode import check_drop, cut
 from ..framepack_core.sampling.latents import LOOP_KEY as FILES_LOOP
 from ..framepack_core.sampling.latents import load_latents, loops, save_latents, window_of
+from ..framepack_core.sampling.options import DropOption
 from ..framepack_core.sampling.sections import LATENT_STRIDE, MAX_WINDOW, WINDOW
 from .comfyui.decode import (
     SECTIONS,
@@ -71,6 +73,7 @@ class Decode(io.ComfyNode):
                 *option_inputs(DecodingOptions, ("tile_size",), optional=False),
                 *option_inputs(MadeWith, ("window",), optional=False),
                 *option_inputs(DecodingOptions, ("overlap",), optional=True),
+                *option_inputs(DropOption, ("drop_first",)),
             ],
             outputs=[
                 io.Image.Output(display_name="images"),
@@ -90,15 +93,15 @@ class Decode(io.ComfyNode):
         tile_size: int,
         window: int,
         overlap: int = 0,
+        drop_first: int = 0,
     ) -> io.NodeOutput:
-        to_latents(latent, "latent")
-        window = window or latent.get(WINDOW_KEY, WINDOW)
+        frames = 4 * to_latents(latent, "latent").shape[2] - 3
+        window, loop = window or latent.get(WINDOW_KEY, WINDOW), latent.get(LOOP_KEY, False)
+        check_drop(drop_first, frames, loop, "drop_first")
         videos = [
             collect(
-                decode_video(
-                    sample, vae, mode, tile_size, window, overlap, latent.get(LOOP_KEY, False)
-                ),
-                4 * sample.shape[2] - 3,
+                cut(decode_video(sample, vae, mode, tile_size, window, overlap, loop), drop_first),
+                frames - drop_first,
             )
             for sample in latent["samples"].split(1)
         ]

@@ -74,7 +74,8 @@ class ApplyLora(io.ComfyNode):
                     "lora",
                     options=[*lora_choices(), *BUILT_IN_LORAS],
                     tooltip="A file in models/loras. The built-in ones are for Toy World: one "
-                    "turns its motions around, one shows F1 an end image.",
+                    "turns its motions around, one shows F1 an end image, one draws what a prompt "
+                    "says without a picture.",
                 ),
                 io.Float.Input(
                     "strength",

@@ -16,7 +16,9 @@ from ..framepack_core.runtime.errors import FramePackError
 from ..framepack_core.runtime.files import free_path
 from ..framepack_core.runtime.images import to_uint8
 from ..framepack_core.runtime.video import VideoWriter, probe_encoder
+from ..framepack_core.sampling.decode import check_drop, cut
 from ..framepack_core.sampling.latents import save_latents
+from ..framepack_core.sampling.options import DropOption
 from ..framepack_core.sampling.sections import LATENT_STRIDE, WINDOW
 from .comfyui.decode import SECTIONS, decode_video
 from .comfyui.paths import metadata_of, output_folder, output_names
@@ -55,8 +57,9 @@ class SaveVideo(io.ComfyNode):
                     "audio",
                     optional=True,
                     tooltip="Sound for the video, of Load Audio or Get Video Components; cut to "
-                    "the video's length.",
+                    "the video's length. Frames that are left out take their sound along.",
                 ),
+                *option_inputs(DropOption, ("drop_first",)),
             ],
             outputs=[
                 io.Video.Output(display_name="video"),
@@ -81,21 +84,24 @@ class SaveVideo(io.ComfyNode):
         window: int,
         overlap: int = 0,
         audio: dict[str, Any] | None = None,
+        drop_first: int = 0,
     ) -> io.NodeOutput:
-        latents = to_latents(latent, "latent")
+        latents, loop = to_latents(latent, "latent"), latent.get(LOOP_KEY, False)
+        check_drop(drop_first, 4 * latents.shape[2] - 3, loop, "drop_first")
         probe_encoder(codec)
         window = window or latent.get(WINDOW_KEY, WINDOW)
         height, width = (side * LATENT_STRIDE for side in latents.shape[3:])
         folder, name, counter, subfolder = output_names(filename_prefix, width, height)
         options = {"width": width, "height": height, "fps": fps, "crf": crf, "codec": codec}
-        way = SECTIONS, tile_size, window, overlap, latent.get(LOOP_KEY, False)
+        way = SECTIONS, tile_size, window, overlap, loop
         results, last = [], []
         for number, sample in enumerate(latent["samples"].split(1), counter):
             path = folder / f"{name}_{number:05}_.mp4"
             sound = None if audio is None else to_audio(audio, number - counter)
+            sound = sound and sound.after(drop_first / fps)
             video = VideoWriter(path, **options, metadata=cls._metadata(), audio=sound)
             with _latents_rescued(latents[number - counter :], made_with(latent, window)), video:
-                for clip in decode_video(sample, vae, *way):
+                for clip in cut(decode_video(sample, vae, *way), drop_first):
                     for frame in to_uint8(clip):
                         video.write(frame)
             results.append(ui.SavedResult(path.name, subfolder, io.FolderType.output))

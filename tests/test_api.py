@@ -58,7 +58,10 @@ def test_mistakes_of_training_name_the_option(options: dict[str, object], messag
     [
         ({"promt": "x"}, "plan: promt is unknown; did you mean prompt?"),
         ({"infer_steps": 0}, "plan: infer_steps: 0 must be at least 1"),
-        ({"prompt": "x"}, "--image_path is missing"),
+        (
+            {"prompt": "x"},
+            "--image_path is missing; for text to video give --start_picture in its place",
+        ),
     ],
 )
 def test_mistakes_name_the_option(options: dict[str, object], message: str) -> None:

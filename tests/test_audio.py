@@ -56,6 +56,12 @@ def test_sound_is_cut_to_the_length_of_the_video(tmp_path: Path, rate: int) -> N
     assert pitch == pytest.approx(PITCH, abs=3)
 
 
+def test_what_is_heard_after_a_time() -> None:
+    sound = Audio(np.concatenate([tone(1, 8000), tone(1, 8000, 660)])[None], 8000)
+    assert np.array_equal(sound.after(1).samples, tone(1, 8000, 660)[None])
+    assert sound.after(0).samples.shape == (1, 16000) and sound.after(3).samples.shape == (1, 0)
+
+
 def test_a_short_sound_ends_before_the_video(tmp_path: Path) -> None:
     sound = Audio(np.stack([tone(0.5, 7350), tone(0.5, 7350)]), 7350).resampled()
     path = write_video(tmp_path / "a.mp4", 60, sound)
@@ -84,8 +90,11 @@ def test_a_video_gets_the_sound_of_a_file(
     command = small("generate", tmp_path / "out", *given, str(sound), "--output_type", "video")
     seconds, pitch = heard(files(command, capsys)[0])
     assert seconds == pytest.approx(9 / 30, abs=0.01) and pitch == pytest.approx(PITCH, abs=10)
+    write_wave(sound, seconds=0.2)
+    shorter = files([*command, "--drop_first_frames", "2"], capsys)[0]
+    assert heard(shorter)[0] == pytest.approx(0.2 - 2 / 30, abs=0.01)
     make_clip(tmp_path / "silent.mp4")
     command[command.index(str(sound))] = str(tmp_path / "silent.mp4")
     message = failure(command, capsys)
     assert message.startswith(f"error: --audio {tmp_path / 'silent.mp4'}: has no sound"), message
-    assert len(list((tmp_path / "out").glob("*.mp4"))) == 1
+    assert len(list((tmp_path / "out").glob("*.mp4"))) == 2

@@ -86,6 +86,23 @@ def test_a_finished_run_gets_another_beginning(
     assert np.array_equal(video[-OLD + 1 :], decoded(finished, tmp_path / "old", capsys)[1:])
 
 
+def test_an_extended_video_gets_no_start_picture(
+    tmp_path: Path, finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ("--latent_path", str(finished), "--start_picture", "grey")
+    message = failure(command(tmp_path, *options), capsys)
+    assert "--start_picture: the video begins already; give --image_path instead" in message
+
+
+def test_an_extended_video_loses_the_frames_at_its_own_start(
+    tmp_path: Path, finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ("--latent_path", str(finished), "--drop_first_frames", "2")
+    latents, video = made(command(tmp_path, *options), capsys)
+    assert (latents.shape[2], len(video)) == (4, OLD + NEW - 2)
+    assert np.array_equal(video[: OLD - 2], decoded(finished, tmp_path / "old", capsys)[2:])
+
+
 @pytest.mark.parametrize("mode", FORWARD)
 def test_a_video_goes_on_and_keeps_its_frames(
     tmp_path: Path, clip: Path, mode: tuple[str, ...], capsys: pytest.CaptureFixture[str]

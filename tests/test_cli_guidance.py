@@ -16,7 +16,7 @@ from framepack_core.headless.models import Models
 from framepack_core.headless.pictures import Picture
 from framepack_core.headless.request import Request, decide
 from framepack_core.headless.scenes import OneFrameEdit, Video
-from framepack_core.runtime.images import load_image
+from framepack_core.runtime.images import load_image, save_png
 from framepack_core.sampling.latents import load_latents, save_latents
 from framepack_core.toyworld import F1_END_LORA, OPPOSITE_LORA
 
@@ -256,6 +256,70 @@ def test_a_loop_is_decoded_around_its_start_when_made_and_from_its_latents(
     assert len(whole) == 17 and all(map(np.array_equal, made, whole[5:]))
 
 
+def without_image(pictures: dict[str, str], *options: str) -> list[str]:
+    words = command(pictures, *options)
+    place = words.index("--image_path")
+    return words[:place] + words[place + 2 :]
+
+
+def test_a_start_picture_stands_for_the_image_that_is_missing(
+    tmp_path: Path, pictures: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = without_image(pictures, "--start_picture", "#405060")
+    flat = np.full((16, 32, 3), (0x40, 0x50, 0x60), dtype=np.uint8)
+    save_png(tmp_path / "flat.png", flat)
+    given = command(pictures, "--image_path", str(tmp_path / "flat.png"))
+    assert torch.equal(latents(made, capsys), latents(given, capsys))
+    noisy = [
+        Request.of(decide(parse(without_image(pictures, *words)))).scene.image
+        for words in (
+            ("--start_picture", "noise"),
+            ("--start_picture", "noise", "--seed", "2"),
+            ("--start_picture", "noise", "--seed", "1"),
+        )
+    ]
+    assert noisy[0] == noisy[2] != noisy[1]
+    request = Request.of(decide(parse(made)))
+    assert request.metadata(30)["start_picture"] == "#405060"
+    assert "image '#405060'" in request.describe()
+
+
+def test_without_an_image_and_a_start_picture_nothing_is_made(
+    pictures: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    message = failure(without_image(pictures), capsys)
+    assert "--image_path is missing; for text to video give --start_picture" in message
+    message = failure(without_image(pictures, "--start_picture", "void"), capsys)
+    assert "--start_picture: 'void' is no colour; use noise, gradient, or" in message
+
+
+def test_first_frames_are_left_out_when_made_and_of_latents(
+    pictures: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = ("--output_type", "latent_images")
+    folder, latent = sorted(files(command(pictures, *out, "--drop_first_frames", "5"), capsys))
+    decode = ("--latent_path", str(latent), "--snapshot", "toyworld", "--output_type", "images")
+    again = ("generate", *decode, "--save_path", str(folder.parent / "again"))
+    whole, less = (
+        [load_image(path) for path in sorted(place.iterdir())]
+        for options in ((), ("--drop_first_frames", "5"))
+        for place in files([*again, *options], capsys)
+    )
+    made = [load_image(path) for path in sorted(folder.iterdir())]
+    assert len(whole) == 13 and len(made) == 8
+    assert all(map(np.array_equal, made, whole[5:])) and all(map(np.array_equal, less, whole[5:]))
+
+
+def test_a_video_of_fewer_sections_than_planned_keeps_its_frames(
+    pictures: dict[str, str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """One that is told to finish early: what was to be left out is all that it has."""
+    video = Request.of(decide(parse(command(pictures, "--drop_first_frames", "8")))).scene
+    assert isinstance(video, Video) and (video.frames, video.drop) == (5, 8)
+    assert (video.first(2).frames, video.first(2).drop) == (5, 0)
+    assert set(caplog.messages) == {"all of its 5 frames are kept, as 8 were to be left out"}
+
+
 def test_policies_of_the_end_image_differ_behind_the_section_made_first(
     pictures: dict[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -380,6 +444,9 @@ def test_size_of_an_edit(
         ),
         ("--end_image_path {b} --end_image_policy x", "--end_image_policy: 'x' is unknown; use"),
         ("--end_image_path {b} --loop", "take the loop or the end image out"),
+        ("--loop --drop_first_frames 1", "--drop_first_frames: a loop would jump"),
+        ("--drop_first_frames 13", "--drop_first_frames: the video has 13 frames, 13 leave"),
+        ("--drop_first_frames 9 --finish_after 1", "the video has 1 frames, 9 leave none"),
         ("--control_image_path {a}", "add --one_frame_inference default"),
         ("--control_image_mask_path {a}", "add --one_frame_inference default"),
         ("--image_mask_path none.png", "image none.png: no such file"),
@@ -434,6 +501,7 @@ def test_mistakes_in_an_edit(
     [
         ("--video_seconds 5", ["--video_seconds"]),
         ("--end_image_strength 0", ["--end_image_strength"]),
+        ("--start_picture noise", ["--start_picture"]),
         ("--one_frame_auto_resize", ["--one_frame_auto_resize"]),
         ("--magcache_k 2", ["--magcache_k"]),
         ("--one_frame_inference default --anchor 1", ["--video_sections", "--anchor"]),

@@ -70,7 +70,7 @@ def test_every_file_of_the_real_model_can_be_downloaded(path: Path) -> None:
     if path.stem.endswith(TOY):
         assert given == []
         return
-    names = ("f1", "extend", "anchor", "f1_end", "variants")
+    names = ("f1", "extend", "anchor", "f1_end", "variants", "text")
     with_f1 = path in [template(f"framepack_{name}") for name in names]
     files = RELEASED | ({"dit": RELEASED_F1} if with_f1 else {})
     assert sorted(given) == sorted((file.name, file.url, file.folder) for file in files.values())

@@ -17,6 +17,7 @@ from framepack_core.runtime.errors import FramePackError
 from framepack_core.runtime.images import (
     BucketSelector,
     load_image,
+    made_picture,
     resize_and_crop,
     resize_area,
     save_png,
@@ -166,3 +167,17 @@ def test_names_of_types_devices_and_seeds() -> None:
         with pytest.raises(FramePackError, match=f"seed {seed} is out of range"):
             cpu_generator(seed)
     cpu_generator(2**64 - 1)
+
+
+def test_pictures_that_are_made() -> None:
+    grey = made_picture("grey", (48, 32), 0, "x")
+    assert grey.shape == (32, 48, 3) and (grey == 128).all()
+    assert made_picture("#102030", (16, 16), 0, "x")[3, 4].tolist() == [16, 32, 48]
+    column = made_picture("gradient", (16, 64), 0, "x")
+    assert (column == column[:, :1, :1]).all() and (np.diff(column[:, 0, 0].astype(int)) >= 0).all()
+    assert (column[0, 0, 0], column[-1, 0, 0]) == (96, 160)
+    noise = [made_picture("noise", (64, 64), seed, "x") for seed in (1, 1, 2)]
+    assert np.array_equal(*noise[:2]) and not np.array_equal(*noise[1:])
+    assert 120 < noise[0].mean() < 135 and noise[0].std() > 70
+    with pytest.raises(FramePackError, match="x: 'void' is no colour; use noise, gradient, or"):
+        made_picture("void", (16, 16), 0, "x")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import Tensor
@@ -14,7 +14,7 @@ from ..headless.models import SMALLER_DECODE, explain_out_of_memory, open_models
 from ..headless.options import DecodingOptions
 from ..headless.output import LATENT_SUFFIX, Output
 from ..runtime.errors import FramePackError
-from ..sampling.decode import Decode, decode_frames, decode_slices, decode_video
+from ..sampling.decode import Decode, check_drop, cut, decode_frames, decode_slices, decode_video
 from ..sampling.latents import fps_of, load_latents, loops, window_of
 from ..sampling.sections import LATENT_STRIDE
 from .commands import Generate
@@ -27,6 +27,7 @@ class LatentFile:
     latents: Tensor
     metadata: Mapping[str, str]
     window: int
+    drop: int = 0
 
     @classmethod
     def read(cls, path: Path, window: int | None) -> LatentFile:
@@ -46,7 +47,11 @@ class LatentFile:
     @property
     def frames(self) -> int:
         """Video frames."""
-        return 4 * self.latents.shape[2] - (4 if loops(self.metadata) else 3)
+        return 4 * self.latents.shape[2] - (4 if self.loops else 3) - self.drop
+
+    @property
+    def loops(self) -> bool:
+        return loops(self.metadata)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -65,9 +70,9 @@ class LatentFile:
             clips = decode_frames(decode, self.latents)
         else:
             way = {"bulk": decoding.bulk_decode, "overlap": decoding.decode_overlap}
-            loop = loops(self.metadata)
-            clips = decode_video(decode, self.latents, self.window, loop=loop, **way)
-        return output.write(clips, self.size, self.frames, self.metadata)
+            clips = decode_video(decode, self.latents, self.window, loop=self.loops, **way)
+            clips = cut(clips, self.drop)
+        return output.write(clips, self.size, self.frames, self.metadata, self.drop)
 
 
 def run(command: Generate) -> None:
@@ -80,6 +85,10 @@ def run(command: Generate) -> None:
     for path in command.latent_path:
         file = LatentFile.read(path, command.prompt.latent_window_size)
         file.check(command.decoding)
+        if not file.single:
+            drop = command.guidance.drop_first_frames
+            check_drop(drop, file.frames, file.loops, "--drop_first_frames")
+            file = replace(file, drop=drop)
         name = path.stem.removesuffix(LATENT_SUFFIX)
         output = Output(command.output, name, file.fps, file.single)
         output = output.unused([other.name for _, other in todo])

@@ -19,9 +19,9 @@ from ..headless.request import (
     first_prompt,
     fit_pictures,
     read_anchor,
-    read_finish,
     read_plan,
     require_prompt,
+    shortened,
     warn,
 )
 from ..headless.scenes import OldLatents, OldVideo, Video
@@ -44,6 +44,8 @@ def run(command: Extend) -> None:
 
 
 def _extend(command: Extend, models: Models) -> None:
+    if command.guidance.start_picture is not None:
+        raise FramePackError("--start_picture: the video begins already; give --image_path instead")
     options, command = decide(AnyJob.of(command)), command.without_ignored()
     if command.latent_path:
         scene, fps = _from_latents(command, models)
@@ -111,8 +113,8 @@ def _video(
     plan = fit_pictures(plan, image.size)
     mask = load_start_mask(command, image.label, image.size)
     anchor = read_anchor(command, plan)
-    video = Video(plan, first_prompt(command, plan), image, start, mask, existing, anchor)
-    return video.first(read_finish(command, plan))
+    prompt = first_prompt(command, plan)
+    return shortened(command, Video(plan, prompt, image, start, mask, existing, anchor))
 
 
 def _given_image(command: Extend, plan: Plan, size: tuple[int, int]) -> Picture | None:

@@ -18,12 +18,14 @@ from ..runtime.options import NonEmpty, Settings, leaves, option, updated
 from ..sampling.options import (
     AnchorOption,
     BlendOption,
+    DropOption,
     EndImageOptions,
     LengthOptions,
     LoopOption,
     PaddingOption,
     SamplingOptions,
     SectionOptions,
+    StartPictureOption,
     VariantOptions,
     WindowOption,
 )
@@ -106,7 +108,8 @@ class PromptOptions(WindowOption, ModeOption):
 
 
 class VideoGuidance(
-    PaddingOption, BlendOption, EndImageOptions, LoopOption, AnchorOption, SectionOptions
+    *(PaddingOption, BlendOption, EndImageOptions, LoopOption, AnchorOption, SectionOptions),
+    *(StartPictureOption, DropOption),
 ):
     """What guides the sections of a video, and its end."""
 
@@ -200,7 +203,8 @@ class OutputOptions(LedgerOptions):
     codec: Codec = option("libx264", "Codec: the video encoder; libx264 plays everywhere.")
     audio: Path | None = option(
         None,
-        "Audio: a file whose sound the video gets, a video too; cut to the video's length.",
+        "Audio: a file whose sound the video gets, a video too; cut to the video's length. Frames "
+        "that are left out take their sound along.",
         metavar="FILE",
         node="",
     )
@@ -313,6 +317,10 @@ class AnyJob(VideoJob, EditJob):
             yield flags, f"with --f1, which makes a video forwards; {END_LORA}"
         elif self.guidance.end_image_path is None:
             yield _flags(EndImageOptions), "without --end_image_path"
+        if self.prompt.image_path is not None:
+            yield ("start_picture",), "with --image_path; give one of them"
+        elif self.guidance.start_picture is not None:
+            yield ("image_mask_path",), "with --start_picture"
         if self.output.no_ledger:
             yield ("ledger",), "with --no_ledger"
         if self.output.output_type not in WITH_VIDEO:

@@ -231,7 +231,7 @@ def _decode(job: Job, decoder: Decode, decoding: DecodingOptions) -> Path:
     latents, _ = load_latents(output.latent_path)
     with explain_out_of_memory(SMALLER_DECODE):
         clips = scene.clips(decoder, latents, decoding)
-        path = shown(output.write(clips, scene.size, scene.frames, job.metadata))
+        path = shown(output.write(clips, scene.size, scene.frames, job.metadata, scene.drop))
     if not output.keeps_latents:
         output.latent_path.unlink()
     return path

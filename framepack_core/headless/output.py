@@ -117,10 +117,12 @@ class Output:
         size: tuple[int, int],
         frames: int,
         metadata: Mapping[str, str],
+        drop: int = 0,
     ) -> Path:
         """Write clips [1, 3, F, H, W] in -1..1, one after another; the file or folder made.
 
-        size is (width, height), frames the number of all frames.
+        size is (width, height), frames the number of all frames, drop that of those left out before
+        them, which take their sound along.
         """
         text = {
             "title": metadata.get("prompt", ""),
@@ -132,7 +134,7 @@ class Output:
             path = self.folder / f"{self.name}.png"
             save_png(path, next(pictures), text)
             return path
-        path, writer = self._writer(size, text)
+        path, writer = self._writer(size, text, drop)
         last = None
         with Bar("decoding", frames, unit="frame") as bar, writer:
             for last in pictures:
@@ -150,7 +152,7 @@ class Output:
             temporary.write_text(f"{text}\n", encoding="utf-8")
 
     def _writer(
-        self, size: tuple[int, int], text: dict[str, str]
+        self, size: tuple[int, int], text: dict[str, str], drop: int
     ) -> tuple[Path, VideoWriter | ImageSequenceWriter]:
         if not self.makes_video:
             path = self.folder / self.name
@@ -159,7 +161,7 @@ class Output:
         width, height = size
         options = {"fps": self.fps, "crf": self.options.crf, "codec": self.options.codec}
         if self.options.audio is not None:
-            options["audio"] = read_audio(self.options.audio, "--audio")
+            options["audio"] = read_audio(self.options.audio, "--audio").after(drop / self.fps)
         return path, VideoWriter(path, width=width, height=height, **options, metadata=text)
 
 

@@ -14,6 +14,7 @@ from ..runtime.images import (
     Pixels,
     Size,
     load_image,
+    made_picture,
     nearest_bucket,
     resize_and_crop,
     size_for_area,
@@ -44,6 +45,11 @@ class Picture:
         """A file scaled and cropped to (width, height)."""
         return cls.of(path, resize_and_crop(load_image(path), *size))
 
+    @classmethod
+    def made(cls, kind: str, size: Size, seed: int) -> Picture:
+        """One that shows nothing, as `made_picture` takes it."""
+        return cls.of(kind, made_picture(kind, size, seed, "--start_picture"))
+
     @property
     def size(self) -> Size:
         """Width and height in pixels."""
@@ -58,9 +64,12 @@ class Control:
     mask: Tensor | None
 
 
-def size_of_video(job: JobOptions, image_path: str) -> Size:
-    """(width, height) of the video that a start image gives."""
-    return _given_size(job) or _own_size(load_image(image_path))
+def size_of_video(job: JobOptions, image_path: str | None) -> Size:
+    """(width, height) of the video that a start image gives; without one it is a square's."""
+    given = _given_size(job)
+    if given is not None:
+        return given
+    return _size_of_bucket(1, 1) if image_path is None else _own_size(load_image(image_path))
 
 
 def load_controls(job: EditJob) -> tuple[list[Control], Size | None]:
@@ -102,7 +111,12 @@ def _given_size(job: JobOptions) -> Size | None:
 
 
 def _own_size(image: Pixels) -> Size:
-    height, width = nearest_bucket(*image.shape[:2])
+    return _size_of_bucket(*image.shape[:2])
+
+
+def _size_of_bucket(height: int, width: int) -> Size:
+    """(width, height) of FramePack's list nearest in shape."""
+    height, width = nearest_bucket(height, width)
     return width, height
 
 

@@ -18,7 +18,7 @@ from ..runtime.errors import FramePackError
 from ..runtime.images import Size
 from ..runtime.options import Leaf, leaves
 from ..sampling.anchor import check_anchor
-from ..sampling.decode import decode_slices
+from ..sampling.decode import check_drop, decode_slices
 from ..sampling.flow import CFG, Guided, RopeScaling
 from ..sampling.generate import SamplerConfig
 from ..sampling.latents import LOOP_KEY
@@ -58,8 +58,9 @@ class Request:
         step_cache, seed = job.step_cache.factory(), job.sampling.seed
         if isinstance(step_cache, Calibration) and job.sampling.guidance_scale != 1:
             raise FramePackError("--magcache_calibration measures with --guidance_scale 1 only")
-        scene = read_scene(job) if scene is None else scene
-        return cls(job, scene, random.randrange(2**32) if seed is None else seed, step_cache)
+        seed = random.randrange(2**32) if seed is None else seed
+        scene = read_scene(job, seed) if scene is None else scene
+        return cls(job, scene, seed, step_cache)
 
     @property
     def seeds(self) -> list[int]:
@@ -158,10 +159,10 @@ def decide(job: AnyJob) -> VideoJob | EditJob:
     return job.decided()
 
 
-def read_scene(job: JobOptions) -> Scene:
-    """The video, or the edited frame, that a job describes."""
+def read_scene(job: JobOptions, seed: int) -> Scene:
+    """The video, or the edited frame, that a job describes; seed: of a picture that is made."""
     require_prompt(job)
-    return _read_edit(job) if isinstance(job, EditJob) else _read_video(cast(VideoJob, job))
+    return _read_edit(job) if isinstance(job, EditJob) else _read_video(cast(VideoJob, job), seed)
 
 
 def require_prompt(job: JobOptions) -> None:
@@ -174,18 +175,24 @@ def _window(job: JobOptions) -> int:
     return job.prompt.latent_window_size or WINDOW
 
 
-def _read_video(job: VideoJob) -> Video:
-    if job.prompt.image_path is None:
-        raise FramePackError("--image_path is missing")
+def _read_video(job: VideoJob, seed: int) -> Video:
+    made = job.guidance.start_picture
+    if job.prompt.image_path is None and made is None:
+        raise FramePackError(
+            "--image_path is missing; for text to video give --start_picture in its place"
+        )
     plan = read_plan(job)
     start = first_image(job, plan)
-    assert start is not None
-    size = size_of_video(job, start)
-    plan, image = fit_pictures(plan, size), Picture.load(start, size)
-    mask = load_start_mask(job, start, size)
+    size, mask = size_of_video(job, start), None
+    plan = fit_pictures(plan, size)
+    if start is not None:
+        image, mask = Picture.load(start, size), load_start_mask(job, start, size)
+    else:
+        assert made is not None
+        image = Picture.made(made, size, seed)
     anchor = read_anchor(job, plan)
     video = Video(plan, first_prompt(job, plan), image, image, mask, anchor=anchor)
-    return video.first(read_finish(job, plan))
+    return shortened(job, video)
 
 
 def _read_edit(job: EditJob) -> OneFrameEdit:
@@ -258,6 +265,14 @@ def read_finish(job: VideoJob, plan: Plan) -> int | None:
             f"--finish_after {count} has no effect, as the video has {len(plan.sections)} sections"
         )
     return count
+
+
+def shortened(job: VideoJob, video: Video) -> Video:
+    """The video of the sections and frames that are asked for; refuses frames that it lacks."""
+    video = video.first(read_finish(job, video.plan))
+    drop = job.guidance.drop_first_frames
+    check_drop(drop, video.frames, video.plan.closes, "--drop_first_frames")
+    return replace(video, drop=drop)
 
 
 def first_prompt(job: VideoJob, plan: Plan) -> str:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..runtime.display import warn
 from ..runtime.images import Size, fitted, to_tensor
 from ..runtime.video_reader import VideoFile
 from ..sampling.decode import Decode, cut, decode_frames, decode_video
@@ -79,6 +80,11 @@ class Scene(Protocol):
         """Of the result."""
         ...
 
+    @property
+    def drop(self) -> int:
+        """Frames that are left out at its start."""
+        ...
+
     def describe(self) -> str:
         """What will be made, as text."""
         ...
@@ -138,7 +144,8 @@ class Video:
 
     image is what the image encoder sees, start what stands before the sections: the same picture,
     or for a video that is extended its latent. start_mask [1, 1, 1, h, w] multiplies its latent.
-    anchor: how far sections are held to the start, as generate() takes it.
+    anchor: how far sections are held to the start, as generate() takes it. drop: frames of the
+    result that are left out at its start.
     """
 
     plan: Plan
@@ -148,6 +155,7 @@ class Video:
     start_mask: Tensor | None = None
     existing: OldLatents | OldVideo | None = None
     anchor: float = 0.0
+    drop: int = 0
 
     @property
     def size(self) -> Size:
@@ -168,10 +176,10 @@ class Video:
     @property
     def frames(self) -> int:
         if self._kept is None:
-            return self.plan.frames
+            return self.plan.frames - self.drop
         # Without a beginning, the first new latent stands for one frame, and not for four.
         missing = 0 if self.plan.begins else 4
-        return self._kept.frames + 4 * self.window * self.sections - missing
+        return self._kept.frames + 4 * self.window * self.sections - missing - self.drop
 
     @property
     def _kept(self) -> OldLatents | OldVideo | None:
@@ -179,8 +187,9 @@ class Video:
         return self.existing if self.plan.begins or self.plan.backward else None
 
     def describe(self) -> str:
-        anchor = f", anchor {self.anchor:g}" if self.anchor else ""
-        own = f"  otherwise {_label(self.prompt)}, image {self.image.label!r}{anchor}"
+        more = f", anchor {self.anchor:g}" if self.anchor else ""
+        more += f", without the first {self.drop} frames" if self.drop else ""
+        own = f"  otherwise {_label(self.prompt)}, image {self.image.label!r}{more}"
         if self._kept is None:
             return f"{self.plan.describe(*self.size)}\n{own}"
         # The plan itself counts only what the sections see of the video that they extend.
@@ -224,9 +233,18 @@ class Video:
 
     def first(self, made: int | None) -> Video:
         """The video of the sections that are made first; None is all."""
-        return replace(self, plan=self.plan.first(made))
+        video = replace(self, plan=self.plan.first(made), drop=0)
+        if video.frames > self.drop:
+            return replace(video, drop=self.drop)
+        warn(f"all of its {video.frames} frames are kept, as {self.drop} were to be left out")
+        return video
 
     def clips(self, decode: Decode, latents: Tensor, decoding: DecodingOptions) -> Iterator[Tensor]:
+        return cut(self._clips(decode, latents, decoding), self.drop)
+
+    def _clips(
+        self, decode: Decode, latents: Tensor, decoding: DecodingOptions
+    ) -> Iterator[Tensor]:
         way = {"bulk": decoding.bulk_decode, "overlap": decoding.decode_overlap}
         whole = partial(decode_video, window=self.window, loop=self.plan.closes, **way)
         if self._kept is None:
@@ -255,6 +273,7 @@ class OneFrameEdit:
     sections: int = 1
     latent_frames: int = 1
     frames: int = 1
+    drop: int = 0
 
     @property
     def size(self) -> Size:

@@ -32,6 +32,10 @@ class Audio:
     samples: NDArray[np.float32]
     rate: int
 
+    def after(self, seconds: float) -> Audio:
+        """The same without its beginning."""
+        return Audio(self.samples[:, round(seconds * self.rate) :], self.rate)
+
     def resampled(self) -> Audio:
         """The same at a rate that videos can have."""
         if self.rate in RATES:

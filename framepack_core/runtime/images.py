@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from einops import rearrange
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, PngImagePlugin
+from PIL import Image, ImageColor, ImageOps, PngImagePlugin
 from torch import Tensor
 
 from .errors import FramePackError
@@ -28,6 +28,8 @@ BUCKETS_640: tuple[Size, ...] = (
     (416, 960), (448, 864), (480, 832), (512, 768), (544, 704), (576, 672), (608, 640),
     (640, 608), (672, 576), (704, 544), (768, 512), (832, 480), (864, 448), (960, 416),
 )  # fmt: skip
+NOISE, GRADIENT = "noise", "gradient"  # pictures that are made, besides colours
+GREYS = 96, 160  # of a gradient
 # What Pillow raises for files that are not pictures or are cut short.
 UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error)
 
@@ -39,6 +41,28 @@ def load_image(path: str | Path) -> Pixels:
     are laid over white.
     """
     return np.array(_to_rgb(_open_upright(path)))
+
+
+def made_picture(kind: str, size: Size, seed: int, name: str) -> Pixels:
+    """A picture uint8 [H, W, 3] of (width, height) that shows nothing, to begin a video with.
+
+    kind: noise, by the seed; gradient, from a dark grey at the top to a light one; or a colour by
+    its name or as #rrggbb. Raises FramePackError, which calls the kind `name`, for others.
+    """
+    width, height = size
+    if kind == NOISE:
+        return np.random.default_rng(seed).integers(256, size=(height, width, 3), dtype=np.uint8)
+    if kind == GRADIENT:
+        column = np.linspace(*GREYS, height).round().astype(np.uint8)
+        return np.tile(column[:, None, None], (1, width, 3))
+    try:
+        colour = ImageColor.getrgb(kind)
+    except ValueError:
+        raise FramePackError(
+            f"{name}: {kind!r} is no colour; use {NOISE}, {GRADIENT}, or a colour such as grey or "
+            "#405060"
+        ) from None
+    return np.full((height, width, 3), colour[:3], dtype=np.uint8)
 
 
 def load_image_rgba(path: str | Path) -> Pixels:

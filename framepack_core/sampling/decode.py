@@ -223,6 +223,14 @@ def behind(clips: Iterable[Tensor], window: int) -> Iterator[Tensor]:
     return cut(clips, 4 * window + 1)
 
 
+def check_drop(drop: int, frames: int, loops: bool, name: str) -> None:
+    """Refuse to leave out `drop` frames, which their owner calls `name`, where that cannot be."""
+    if drop and loops:
+        raise FramePackError(f"{name}: a loop would jump where frames are missing; use 0")
+    if drop >= frames:
+        raise FramePackError(f"{name}: the video has {frames} frames, {drop} leave none; use less")
+
+
 def cut(clips: Iterable[Tensor], first: int, last: int | None = None) -> Iterator[Tensor]:
     """Frames `first` up to `last` of clips that follow each other."""
     position = 0

@@ -8,7 +8,7 @@ from pydantic import create_model
 
 from ..parsing.overrides import by_section
 from ..runtime.errors import FramePackError
-from ..runtime.options import MAX_SEED, Settings, option
+from ..runtime.options import MAX_SEED, NonEmpty, Settings, option
 from .plan import GUIDANCE, EndPolicy
 from .sections import MAX_WINDOW, WINDOW
 
@@ -210,6 +210,36 @@ class BlendOption(Settings):
         ge=0,
         le=MAX_BLEND,
         metadata="prompt_blend",
+    )
+
+
+class StartPictureOption(Settings):
+    """What a video begins with where there is no picture."""
+
+    start_picture: NonEmpty | None = option(
+        None,
+        "Start picture: made in place of a start image, for text to video. noise (by the seed), "
+        "gradient, or a colour such as grey or #405060.",
+        absent="none; a start image is needed",
+        metavar="KIND",
+        advanced=False,
+        metadata="start_picture",
+    )
+
+
+class DropOption(Settings):
+    """Where a video begins."""
+
+    drop_first_frames: int = option(
+        0,
+        "Drop first frames: how many to leave out at the start of the video, so that it does not "
+        "begin with a picture that was made for it (5 are that picture and the first latent "
+        "behind it).",
+        unit="frames",
+        node="drop_first",
+        ge=0,
+        high=1000,
+        metadata="drop_first_frames",
     )
 
 

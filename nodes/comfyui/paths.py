@@ -13,7 +13,7 @@ from comfy.cli_args import args as comfy_args
 
 from ...framepack_core.runtime.errors import FramePackError
 from ...framepack_core.runtime.files import check_file_name, natural_key
-from ...framepack_core.toyworld import F1_END_LORA, OPPOSITE_LORA
+from ...framepack_core.toyworld import F1_END_LORA, OPPOSITE_LORA, TEXT_LORA
 from ...framepack_core.training.config import EARLIER_STATE
 from ...framepack_core.weights.files import GGUF
 from ...framepack_core.weights.layouts import F1_FOLDER, FOLDERS, SHARD, TITLES, Component
@@ -175,7 +175,8 @@ def _find(name: str, *folders: str) -> Path:
 
 
 OPPOSITE, F1_END = "Toy World: opposite (built in)", "Toy World F1: end image (built in)"
-BUILT_IN_LORAS = {OPPOSITE: OPPOSITE_LORA, F1_END: F1_END_LORA}
+TEXT = "Toy World: text to video (built in)"
+BUILT_IN_LORAS = {OPPOSITE: OPPOSITE_LORA, F1_END: F1_END_LORA, TEXT: TEXT_LORA}
 
 
 def lora_choices() -> list[str]:

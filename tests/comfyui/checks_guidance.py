@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import shutil
 from collections.abc import Callable
 from functools import partial
@@ -32,6 +31,7 @@ from inside import (
     slow,
     toy,
     unscaled,
+    warnings_of,
 )
 from toyworld import evaluate, tracker
 
@@ -441,22 +441,6 @@ def check_plan_of_the_other_mode_is_refused_or_warned_of() -> Any:
         sample(toy().model)
     assert not quiet
     return refused, said
-
-
-class warnings_of:
-    """The warnings that a module of the pack logs."""
-
-    def __init__(self, module: str) -> None:
-        self.logger, self.said = pack(module).logger, []
-
-    def __enter__(self) -> list[str]:
-        self.handler = logging.Handler(logging.WARNING)
-        self.handler.emit = lambda record: self.said.append(record.getMessage())
-        self.logger.addHandler(self.handler)
-        return self.said
-
-    def __exit__(self, *error: object) -> None:
-        self.logger.removeHandler(self.handler)
 
 
 def check_names_of_the_released_models_tell_their_mode() -> None:

@@ -383,6 +383,12 @@ def check_saved_video_has_the_sound_that_is_connected() -> float:
         seconds = float(track.duration * track.time_base)
         assert track.channels == 2 and track.rate == 48000
     assert abs(seconds - 17 / 30) < 0.03, seconds
+    short = {"waveform": noise[..., : rate // 2], "sample_rate": rate}
+    video, *_ = save_video(latent, audio=short, drop_first=6, filename_prefix="sound/b")
+    with av.open(video.get_stream_source()) as container:
+        [shown, track] = container.streams
+        assert shown.frames == 17 - 6
+        assert abs(float(track.duration * track.time_base) - (0.5 - 6 / 30)) < 0.03
     surround = {"waveform": torch.zeros(1, 6, rate), "sample_rate": rate}
     message = error_of(lambda: save_video(latent, audio=surround))
     assert message.startswith("audio: 6 channels, but a video gets one or two"), message

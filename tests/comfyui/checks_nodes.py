@@ -35,6 +35,7 @@ from inside import (
     slow,
     toy,
     toy_with_comfyui_attention,
+    warnings_of,
 )
 
 META, CPU = torch.device("meta"), torch.device("cpu")
@@ -443,6 +444,28 @@ def check_canvas_fits_both_images() -> None:
         assert start.shape == (1, height, width, 3) and last.shape == (2, height, width, 3)
 
 
+def check_canvas_makes_a_picture_where_none_is_connected() -> None:
+    """In the shape of width and height, the same by the same seed; the core's."""
+    images = pack("framepack_core.runtime.images")
+
+    def canvas(fit: str, **more: Any) -> Any:
+        return run("FPReelCanvas", fit=fit, resolution=320, width=96, height=48, **more)
+
+    for fit, size in (("FramePack's sizes (640)", (864, 448)), ("exact", (96, 48))):
+        for kind in ("noise", "gradient", "#405060"):
+            picture, end, *made = canvas(fit, start_picture=kind, seed=3)
+            expected = torch.from_numpy(images.made_picture(kind, size, 3, "x")).float() / 255
+            assert tuple(made) == size and end is None and torch.equal(picture[0], expected)
+    only, *_ = canvas("FramePack's sizes (640)", start_picture="grey", model=toy().model)
+    assert only.shape == (1, 64, 64, 3)
+    assert error_of(lambda: canvas("exact")).startswith("image: not connected; connect one, or say")
+    message = error_of(lambda: canvas("exact", start_picture="void"))
+    assert message.startswith("start_picture: 'void' is no colour; use noise"), message
+    with warnings_of("framepack_core.runtime.display") as said:
+        canvas("exact", start_picture="grey", image=torch.rand(1, 48, 96, 3))
+    assert said == ["start_picture has no effect while an image is connected"]
+
+
 # VAE, CLIP and CLIP_VISION
 
 
@@ -503,6 +526,12 @@ def check_decode_node_joins_sections_as_the_core_does() -> Any:
         "FPReelDecode", latent=latent, vae=toy().vae, mode="whole", tile_size=32, window=0
     )
     assert whole.shape == images.shape
+    more = {"mode": "sections", "tile_size": 0, "window": 0, "drop_first": 5}
+    later, *_ = run("FPReelDecode", latent=latent, vae=toy().vae, **more)
+    assert torch.equal(later, images[5:])
+    more["drop_first"] = 17
+    message = error_of(lambda: run("FPReelDecode", latent=latent, vae=toy().vae, **more))
+    assert message.startswith("drop_first: the video has 17 frames, 17 leave none"), message
     return measured
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import logging
 import os
 import sys
 from collections.abc import Callable
@@ -193,6 +194,22 @@ def unscaled(latents: torch.Tensor) -> torch.Tensor:
 def slow(check: Callable[[], Any]) -> Callable[[], Any]:
     """A check that runs only where all tests in ComfyUI are asked for."""
     return check
+
+
+class warnings_of:
+    """The warnings that a module of the pack logs."""
+
+    def __init__(self, module: str) -> None:
+        self.logger, self.said = pack(module).logger, []
+
+    def __enter__(self) -> list[str]:
+        self.handler = logging.Handler(logging.WARNING)
+        self.handler.emit = lambda record: self.said.append(record.getMessage())
+        self.logger.addHandler(self.handler)
+        return self.said
+
+    def __exit__(self, *error: object) -> None:
+        self.logger.removeHandler(self.handler)
 
 
 def error_of(action: Callable[[], Any]) -> str:

@@ -65,14 +65,14 @@ class World:
         more = {"steps": 20 if self.toy else 25} | options
         return self.graph.add("FPReelOneFrame", **inputs, clip_vision_output=view, **more)["latent"]
 
-    def save_video(self, latent: Socket, **more: Socket) -> None:
+    def save_video(self, latent: Socket, **options: Any) -> None:
         self.graph.column("Result")
         self.graph.add(
             "FPReelSaveVideo",
             latent=latent,
             vae=self.vae,
             filename_prefix=f"video/{self.graph.name}",
-            **more,
+            **options,
         )
 
     def save_image(self, latent: Socket) -> None:
@@ -718,9 +718,54 @@ def framepack_loop(new: NewGraph) -> Graph:
     return graph
 
 
+# Text to video
+
+
+def toyworld_text(new: NewGraph) -> Graph:
+    graph = new(
+        "toyworld_text",
+        f"## Text to video\n{TOY}No picture: *FramePack Canvas* makes one that shows nothing, and "
+        "the LoRA draws what the prompt says. *drop_first* of *Save FramePack Video* leaves out "
+        "the frames in which the shape appears. Write another shape, colour or motion.",
+    )
+    world = toy_world(graph)
+    graph.column("LoRA")
+    world = with_lora(world, lora=TEXT)
+    graph.below("Prompt")
+    positive = world.prompt("a magenta square moves in a circle")
+    graph.column("Size and length")
+    made = graph.add("FPReelCanvas", start_picture="grey", model=world.model)["image"]
+    plan = world.plan(length="sections", sections=2)
+    graph.column()
+    start = world.start_frame(made)
+    world.save_video(world.sampler(plan, positive, start), drop_first=5)
+    return graph
+
+
+def framepack_text(new: NewGraph) -> Graph:
+    graph = new(
+        "framepack_text",
+        f"## FramePack: text to video\n{files('f1')}No picture: *start_picture* of *FramePack "
+        "Canvas* is what the video begins with, a colour, *gradient* or *noise*; width and height "
+        "give its shape. *drop_first* of *Save FramePack Video* leaves the frames out in which "
+        "nothing is to be seen yet.",
+    )
+    world = real_world(graph, "f1")
+    graph.column("Prompt")
+    positive = world.prompt("A woman in a red coat walks through a snowy street, smiling.")
+    graph.column("Size and length")
+    made = graph.add("FPReelCanvas", width=832, height=480, start_picture="noise")["image"]
+    plan = world.plan(mode="f1")
+    graph.column()
+    start = world.start_frame(made)
+    world.save_video(world.sampler(world.checked(plan, start), positive, start), drop_first=5)
+    return graph
+
+
 # LoRA
 
 OPPOSITE, F1_END = "Toy World: opposite (built in)", "Toy World F1: end image (built in)"
+TEXT = "Toy World: text to video (built in)"
 
 
 def with_lora(world: World, **settings: Any) -> World:
@@ -967,6 +1012,8 @@ BUILDS: tuple[Callable[[NewGraph], Graph], ...] = (
     framepack_hand_on,
     toyworld_loop,
     framepack_loop,
+    toyworld_text,
+    framepack_text,
 )
 
 

@@ -29,6 +29,7 @@ TITLES = {
     "variants": "Several seeds, then one (variants)",
     "hand_on": "Another scene from the last frame",
     "loop": "A video that loops",
+    "text": "Text to video",
 }
 WORLDS = {"framepack": "", "toyworld": " - Toy World"}
 NAMES = [f"{world}_{name}" for name in TITLES for world in WORLDS]

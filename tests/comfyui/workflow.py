@@ -46,4 +46,4 @@ def widget_values(
             elif kind in WIDGETS and not options.get("forceInput"):
                 yield prefix + name, next(values, options.get("default"))
                 if any(options.get(extra) for extra in EXTRA_VALUE):
-                    next(values)
+                    next(values, None)

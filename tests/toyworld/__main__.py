@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 
 PROGRAMS = (
-    *("make", "pretrain", "train_lora", "train_f1_end"),
+    *("make", "pretrain", "train_lora", "train_f1_end", "train_text"),
     *("evaluate", "evaluate_guidance", "evaluate_anchor", "evaluate_loop", "evaluate_lora"),
-    *("evaluate_f1_end",),
+    *("evaluate_f1_end", "evaluate_text"),
 )
 
 
