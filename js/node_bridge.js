@@ -74,6 +74,18 @@ export async function inputImages() {
   return Array.isArray(kind) ? kind : (options.options ?? []);
 }
 
+/** The sections of a zip of another program, whose pictures go into the input folder. */
+export async function uploadSections(file, { mode, count }) {
+  const body = new FormData();
+  body.append("file", file);
+  body.append("mode", mode);
+  body.append("count", String(count));
+  const answer = await api.fetchApi("/fpreel/sections", { method: "POST", body });
+  const found = await answer.json().catch(() => ({}));
+  if (!answer.ok) throw new Error(found.error ?? `${answer.status} ${answer.statusText}`);
+  return found;
+}
+
 /** Put a picture into the input folder; its name there. */
 export async function uploadImage(file) {
   const body = new FormData();

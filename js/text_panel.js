@@ -14,7 +14,15 @@ export class TextPanel {
     this.error = h("div", { class: "fpreel-problem", role: "alert" });
     this.use = h("button", { type: "button", on: { click: () => this.apply() } });
     this.close = h("button", { type: "button", on: { click: () => view.toggleText(false) } });
-    const row = h("div", { class: "fpreel-fields" }, this.kind, this.use, this.close);
+    this.file = h("input", {
+      type: "file",
+      accept: ".zip",
+      hidden: true,
+      on: { change: () => this.file.files[0] && view.uploadShared(this.file.files[0]) },
+    });
+    this.shared = h("button", { type: "button", on: { click: () => this.file.click() } });
+    const buttons = [this.use, this.shared, this.file, this.close];
+    const row = h("div", { class: "fpreel-fields" }, this.kind, ...buttons);
     this.element = h("div", { class: "fpreel-text", role: "group" }, this.area, this.error, row);
   }
 
@@ -32,6 +40,8 @@ export class TextPanel {
       placeholder: t("timeline.textHint"),
     });
     this.use.textContent = t("timeline.textUse");
+    this.shared.textContent = t("timeline.openShared");
+    setAttributes(this.shared, { title: t("timeline.openSharedTip") });
     this.close.textContent = t("timeline.textClose");
     this.error.textContent = "";
     this.area.value = formatSpec(edits.textsOf(sections, kind));

@@ -4,7 +4,7 @@ import { ticks } from "./lib/chart.js";
 import * as edits from "./lib/timeline.js";
 import { h, setAttributes, stop } from "./dom.js";
 import { t } from "./messages.js";
-import { imageUrl, uploadImage } from "./node_bridge.js";
+import { imageUrl, uploadImage, uploadSections } from "./node_bridge.js";
 import { SectionEditor } from "./section_editor.js";
 import { TextPanel } from "./text_panel.js";
 
@@ -24,6 +24,7 @@ const KEYS = {
   m: "merge",
 };
 const seconds = (frame) => (frame / FPS).toFixed(2);
+const isShared = (file) => file.name.toLowerCase().endsWith(".zip");
 
 export class TimelineView {
   /** state: has select, edit, type and startAfresh. */
@@ -51,6 +52,7 @@ export class TimelineView {
     const buttons = Object.values(this.buttons);
     this.tools = h("div", { class: "fpreel-tools", role: "toolbar" }, ...buttons);
     this.news = h("div", { class: "fpreel-news", role: "status" });
+    this.told = h("div", { class: "fpreel-told", role: "status" });
     this.editor = new SectionEditor(this);
     this.text = new TextPanel(this);
     this.element = h(
@@ -64,6 +66,7 @@ export class TimelineView {
           drop: (event) => {
             stop(event);
             this.markDrop(null);
+            this.takeShared(event);
           },
           keydown: (event) => leaveUndoToComfyUI(event),
           wheel: (event) => this.onWheel(event),
@@ -71,6 +74,7 @@ export class TimelineView {
       },
       this.summary,
       this.problem,
+      this.told,
       h("div", { class: "fpreel-scroll" }, film),
       this.order,
       this.tools,
@@ -274,6 +278,12 @@ export class TimelineView {
     this.news.textContent = words;
   }
 
+  /** Say something to be seen too, until it is clicked away or the next thing is said so. */
+  note(words) {
+    const close = { type: "button", on: { click: () => this.told.replaceChildren() } };
+    this.told.replaceChildren(words, h("button", close, t("timeline.textClose")));
+  }
+
   toggleText(open = !this.words) {
     this.words = open;
     this.element.classList.toggle("fpreel-text-open", open);
@@ -329,6 +339,30 @@ export class TimelineView {
     } else if (image) {
       this.state.select(index);
       this.upload(image);
+    } else {
+      this.takeShared(event);
+    }
+  }
+
+  /** Take over the sections of a zip that was dropped, if there is one. */
+  takeShared(event) {
+    const file = [...event.dataTransfer.files].find(isShared);
+    if (file) this.uploadShared(file);
+  }
+
+  /** Put the sections of a zip of another program in the place of all that there are. */
+  async uploadShared(file) {
+    const { mode, count, countIsLinked } = this.shown;
+    try {
+      const found = await uploadSections(file, { mode, count });
+      const { sections } = found;
+      if (countIsLinked && sections.length > count)
+        throw new Error(t("timeline.sharedLonger", { needed: sections.length, count }));
+      this.state.edit(() => ({ sections: sections.map(edits.ownOf), selected: 0 }));
+      this.toggleText(false);
+      this.note(sharedWords(file.name, found));
+    } catch (error) {
+      this.note(t("timeline.uploadFailed", { name: file.name, reason: error.message }));
     }
   }
 
@@ -342,6 +376,16 @@ export class TimelineView {
       this.say(t("timeline.uploadFailed", { name: file.name, reason: error.message }));
     }
   }
+}
+
+/** What became of a zip, and what of it has no place on a timeline. */
+function sharedWords(name, { sections, start, end, seed, lost }) {
+  const words = [t("timeline.shared", { name, count: sections.length })];
+  if (start) words.push(t("timeline.sharedStart", { name: start }));
+  if (end) words.push(t("timeline.sharedEnd", { name: end }));
+  if (seed) words.push(t("timeline.sharedSeed", { seed }));
+  if (lost.length) words.push(t("timeline.sharedLost", { names: lost.join(", ") }));
+  return words.join(" ");
 }
 
 /** What a section has of its own, for a screen reader and a tooltip. */

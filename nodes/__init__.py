@@ -8,6 +8,7 @@ from ..framepack_core.runtime.errors import FramePackError
 from .batch import PromptFile
 from .cache import CacheLatents, CacheText
 from .check import Check
+from .comfyui import shared_sections  # noqa: F401  its route
 from .comfyui.replacements import offer_replacements
 from .condition import Canvas, StartFrame, TextEncode
 from .dataset import FindDataset, ToyWorldClips

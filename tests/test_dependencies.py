@@ -17,7 +17,7 @@ else:
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-DISTRIBUTIONS = {"PIL": "pillow"}  # where a package is imported by another name
+DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml"}  # where a package is imported by another name
 NEWER = {"tomllib"}  # of Python itself, but not of all that are supported
 OF_TORCH = {"triton"}  # which is there where its GPU builds are, and else does without
 OF_COMFYUI = {

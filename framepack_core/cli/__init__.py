@@ -36,7 +36,7 @@ COMMANDS: dict[str, tuple[str, type[Settings] | AddOptions]] = {
     "cache": ("encode a data set before training", add_cache_command_arguments),
     "train": ("train a LoRA", add_train_arguments),
     "convert": (
-        "rebuild a workflow of FramePackWrapper with this pack's nodes",
+        "rebuild a workflow of FramePackWrapper, or read sections of FramePack-eichi",
         commands.Convert,
     ),
     "demo": ("make a video with the built-in model", commands.Demo),

@@ -180,14 +180,23 @@ class Inspect(Settings):
 
 
 class Convert(Settings):
-    """Which workflow is converted."""
+    """Which file of another program is converted."""
 
-    file: Path = option(..., "a workflow or API prompt of ComfyUI", positional=True)
+    file: Path = option(
+        ...,
+        "a workflow or API prompt of ComfyUI with nodes of the wrapper packs, or a zip of sections "
+        "from FramePack-eichi",
+        positional=True,
+    )
     output: Path | None = option(
         None,
-        "Output: the new file; if there is one of this name, a number is added.",
+        "Output: the new file, or of a zip the new folder; if there is one of this name, a number "
+        "is added.",
         metavar="FILE",
-        absent="the workflow's name with _framepack_reel behind it",
+        absent="the workflow's name with _framepack_reel behind it, or the zip's",
+    )
+    f1: bool = option(
+        False, "F1: the sections of a zip are numbered from the start, as F1 makes them."
     )
 
 

@@ -41,6 +41,15 @@ def parse_options(line: str, options: Mapping[str, Leaf]) -> dict[str, Any]:
     return values
 
 
+def prompt_line(prompt: str, options: Mapping[str, str]) -> str:
+    """The line of a prompt and its options, in which line breaks become blanks."""
+
+    def escaped(text: str) -> str:
+        return _OPTION.sub(r"\\--", " ".join(text.split()))
+
+    return " ".join([escaped(prompt), *(f"--{key} {escaped(v)}" for key, v in options.items())])
+
+
 def set_option(values: dict[str, Any], leaf: Leaf, text: str, name: str) -> None:
     """Read a value, or put it behind those that a repeated option has there already."""
     if repeats(leaf):

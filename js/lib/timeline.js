@@ -39,6 +39,10 @@ export function withOwn(sections, selected, name, value) {
   return { sections: sections.with(selected, section), selected };
 }
 
+/** What a table of another origin gives a section, without empty values. */
+export const ownOf = (table) =>
+  Object.fromEntries(Object.entries(table).filter(([, value]) => value));
+
 export function added(sections, selected) {
   return { sections: sections.toSpliced(selected + 1, 0, {}), selected: selected + 1 };
 }

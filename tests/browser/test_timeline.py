@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from comfy_page import ComfyPage, read
 from PIL import Image
+from shared_zip import write_zip
 from templates import template
 
 I2V = template("toyworld_i2v")
@@ -160,6 +162,47 @@ def test_prompts_come_and_go_as_text(timeline: ComfyPage) -> None:
     assert sections(timeline) == [{"prompt": "it sleeps"}, {"prompt": "it runs: fast"}]
     click(timeline, "text")
     assert timeline.page.input_value(area) == "0:it sleeps ;;; 1:it runs: fast"
+
+
+def test_sections_of_a_zip_are_dropped_or_opened(
+    timeline: ComfyPage, server: Any, tmp_path: Path
+) -> None:
+    """In the place of all that there were, as one step of undo, and what has no place is said."""
+    name = f"shared_{time.time_ns()}"  # each renderer's own: taken names get a number
+    shared = write_zip(tmp_path / f"{name}.zip")
+    timeline.page.click(f"{SECTION} >> nth=0")
+    press(timeline, "F2")
+    timeline.page.keyboard.type("mine")
+    press(timeline, "Escape")
+    taken = [
+        {"prompt": "it wakes --slowly: #1", "image": f"{name}/002.png"},
+        {"prompt": "it waits", "image": f"{name}/002.png"},
+        {"prompt": "it sleeps", "image": f"{name}/000.png"},
+    ]
+    timeline.drop_file(shared, f"{SECTION} >> nth=1", "application/zip")
+    told = f"{TIMELINE} .fpreel-told"
+    timeline.page.wait_for_selector(f"{told} button")
+    assert timeline.page.inner_text(told).startswith(
+        f"{name}.zip: 3 sections taken over. It begins with {name}/start.png: choose it in Load "
+        f"Image. It ends with {name}/end.png. Its seed is 42. Has no place here: lora_settings."
+    )
+    assert sections(timeline) == taken
+    assert timeline.inputs("FPReelPlan")["sections"] == 3
+    timeline.page.click(f"{told} button")
+    assert timeline.page.locator(f"{told}:empty").count() == 1
+    timeline.page.click(f"{SECTION} >> nth=0")
+    press_until(timeline, "Control+z", [{"prompt": "mine"}])
+    click(timeline, "text")
+    (tmp_path / "bad.zip").write_bytes(b"PK")
+    for path, words in (
+        (tmp_path / "bad.zip", "bad.zip was not uploaded: bad.zip: not a zip file"),
+        (shared, f"{name}.zip: 3 sections taken over."),
+    ):
+        timeline.page.set_input_files(f"{TIMELINE} .fpreel-text input[type=file]", path)
+        timeline.wait_for(lambda words=words: words in timeline.page.inner_text(told), True)
+    assert sections(timeline)[0]["image"] == f"{name}_2/002.png"
+    pictures = [Image.open(server.base / "input" / s["image"]) for s in sections(timeline)]
+    assert [picture.getpixel((0, 0))[0] for picture in pictures] == [20, 20, 10]
 
 
 def test_other_widgets_are_heard(timeline: ComfyPage) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+import urllib.error
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 from comfy_host import PACK_NAME, Server
 from make_locales import LANGUAGES, missing, node_words
+from shared_zip import write_zip
 from templates import NAMES, template
 from workflow import to_api
 
@@ -218,6 +220,46 @@ def test_user_sees_what_is_wrong(toy_prompt: dict[str, Any], server: Server) -> 
     assert told["exception_type"] == "FramePackError", (
         "a path of modules is put before the sentence"
     )
+
+
+def test_sections_of_a_zip_are_given_to_a_timeline(server: Server, tmp_path: Path) -> None:
+    """In order of time, with pictures under free names in the input folder; mistakes by name."""
+    shared = write_zip(tmp_path / "猫 a.zip").read_bytes()
+
+    def answer(data: bytes, **fields: str) -> tuple[int, Any]:
+        mark = "6f1c"
+        head = f'--{mark}\r\nContent-Disposition: form-data; name="'
+        parts = [f'{head}{name}"\r\n\r\n{value}\r\n'.encode() for name, value in fields.items()]
+        file = f'{head}file"; filename="猫 a.zip"\r\n\r\n'.encode() + data
+        request = urllib.request.Request(
+            f"{server.url}/fpreel/sections",
+            b"".join([*parts, file, f"\r\n--{mark}--\r\n".encode()]),
+            {"Content-Type": f"multipart/form-data; boundary={mark}"},
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=30) as found:
+                return found.status, json.load(found)
+        except urllib.error.HTTPError as error:
+            return error.code, json.loads(error.read() or "null")
+
+    for folder in ("猫 a", "猫 a_2"):
+        code, found = answer(shared, mode="framepack", count="4")
+        assert code == 200 and found["end"] == f"{folder}/end.png" and found["seed"] == "42"
+        assert [section["prompt"] for section in found["sections"]] == [
+            *("it waits", "it wakes --slowly: #1", "it waits", "it sleeps")
+        ]
+        names = [section["image"] for section in found["sections"]]
+        assert names == [None, *(f"{folder}/{name}.png" for name in ("002", "002", "000"))]
+        for name in {*names[1:], found["start"], found["end"]}:
+            assert load_image(server.base / "input" / name).shape == (64, 64, 3)
+    _, found = answer(shared, mode="f1", count="1")
+    assert [section["prompt"] for section in found["sections"]][0::2] == [
+        *("it sleeps", "it wakes --slowly: #1")
+    ]
+    assert answer(b"PK", mode="f1", count="1") == (
+        *(400, {"error": "猫 a.zip: not a zip file, or a damaged one (File is not a zip file)"}),
+    )
+    assert answer(shared, mode="f1", count="x") == (400, None)
 
 
 @pytest.mark.parametrize(
