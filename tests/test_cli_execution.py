@@ -170,6 +170,20 @@ def test_check_counts_the_weights_that_are_on_the_device(
     assert needs == [whole, whole - sum(streamed) + max(streamed)]
 
 
+def test_check_counts_all_that_a_loop_decodes(
+    command: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted = []
+    monkeypatch.setattr(
+        check, "probe_decode", lambda _, start, slices, device: counted.append(slices)
+    )
+    for options in ((), ("--loop",)):
+        both = ("--video_sections", "2", "--output_type", "video", *options)
+        job = parse(["check", *command[1:], *both])
+        check.Check(Job.prepare(decide(job))[0], open_job_models(job))._decoding  # noqa: B018
+    assert counted == [[(0, 3), (2, 3)], [(0, 3), (2, 4), (3, 4)]]
+
+
 def test_check_proposes_what_makes_the_transformer_fit(
     command: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

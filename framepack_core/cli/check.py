@@ -20,7 +20,7 @@ from ..headless.models import (
 )
 from ..headless.options import FLAGS
 from ..headless.request import decide
-from ..headless.scenes import OneFrameEdit
+from ..headless.scenes import OneFrameEdit, Video
 from ..models.build import open_dit
 from ..models.offload import WeightSizes
 from ..runtime.display import say
@@ -156,7 +156,8 @@ class Check:
     def _decoding(self) -> StepCost:
         """The decoding of all of the video."""
         scene, way = self.job.request.scene, self.models.decoding
-        frames = 1 + scene.window * scene.sections
+        loops = isinstance(scene, Video) and scene.plan.closes  # decoded behind its last section
+        frames = 1 + scene.window * (scene.sections + loops)
         slices = [(0, frames)]
         if not way.bulk_decode:
             slices = decode_slices(frames, scene.window, way.decode_overlap)
