@@ -14,15 +14,17 @@ from ..framepack_core.runtime.display import Display
 from ..framepack_core.runtime.errors import FramePackError
 from ..framepack_core.sampling.anchor import check_anchor
 from ..framepack_core.sampling.generate import SectionDone, VideoVariant, generate_variants
-from ..framepack_core.sampling.options import AnchorOption, VariantOptions
+from ..framepack_core.sampling.options import AnchorOption, Draft, DraftOption, VariantOptions
 from ..framepack_core.sampling.plan import Direction, Plan
 from ..framepack_core.sampling.sections import LATENT_STRIDE
+from .comfyui.draft import HalfSize, draft_inputs
 from .comfyui.ledger import open_ledger
 from .comfyui.live_sections import ReportedProgress, SectionReport
 from .comfyui.lora import check_end, check_section_loras
 from .comfyui.section_run import check_mode, image_embeds
 from .comfyui.sockets import LOOP_KEY, WINDOW_KEY, to_image_latent, to_latent, to_latents
 from .comfyui.tiny_vae import tiny_vae
+from .guide import PlanValue
 from .option_inputs import option_inputs, read_inputs
 from .sampler_inputs import LATER, NEEDED, run_of, setting_inputs
 from .types import CATEGORY, PlanSocket, advanced, schema
@@ -121,6 +123,7 @@ class Sampler(io.ComfyNode):
                 ),
                 *option_inputs(AnchorOption, ("anchor",)),
                 *option_inputs(VariantOptions, VARIANTS),
+                *option_inputs(DraftOption, ("draft",)),
             ],
             outputs=[
                 io.Latent.Output(display_name="latent"),
@@ -149,15 +152,25 @@ class Sampler(io.ComfyNode):
         ledger: bool = True,
         vae: Any = None,
         anchor: float = 0.0,
+        draft: Draft = "off",
         **inputs: Any,
     ) -> io.NodeOutput:
         anchor = read_inputs(AnchorOption, {"anchor": anchor}, NODE).anchor
         given = {name: inputs.pop(name) for name in VARIANTS if name in inputs}
         chosen = read_inputs(VariantOptions, given, NODE)
+        widgets = inputs | {"draft": draft}
         start = to_image_latent(start_latent, "start_latent")
         video = None if existing is None else to_latents(existing, "existing")
         if video is not None:
             plan = plan.extending(video.shape[2], direction)
+        draft, half = read_inputs(DraftOption, {"draft": draft}, NODE).draft, None
+        if draft != "off":
+            inputs = draft_inputs(inputs)
+        if draft == "half":
+            if video is not None:
+                raise FramePackError("draft: an existing video keeps its size; set it to steps")
+            half = HalfSize(start, model, vae)
+            start = half.start
         log, count = RunLog(), len(chosen.seeds(0))
         for name, latents in (("start_latent", start), ("existing", video)):
             if count > 1 and latents is not None and latents.shape[0] > 1:
@@ -178,10 +191,12 @@ class Sampler(io.ComfyNode):
         check_section_loras(plan, model)
         check_end(plan, model)
         check_anchor(plan, anchor, "anchor")
-        plan = encoded(plan, model, start).first(chosen.sections)
+        plan = encoded(plan, model, start, half).first(chosen.sections)
         origin: dict[str, Any] = {"start_latent": start, "existing": video}
         if anchor:  # off it has no name, so that sections of before are found
             origin["anchor"] = anchor
+        if half is not None:
+            origin["draft of"] = list(half.draft_of)
         runs = run.variants(chosen.seeds(run.settings.seed))
         keep = partial(open_ledger, plan=plan, inputs=origin, say=log.say)
         variants = [VideoVariant(r, r.settings.seed, keep(r) if ledger else None) for r in runs]
@@ -199,10 +214,11 @@ class Sampler(io.ComfyNode):
                 existing=video,
                 anchor=anchor,
                 finish=report.finishing,
+                draft_of=half and half.draft_of,
             )
             if report.finished < len(plan.sections):
-                widgets = inputs | given
-                _finished_early.append({n: widgets[n] for n in (*NEEDED, *LATER) if n in widgets})
+                names = (*NEEDED, *LATER, "draft")
+                _finished_early.append({n: widgets[n] for n in names if n in widgets})
                 log.say(
                     f"finished early, with {report.finished} of {len(plan.sections)} sections; "
                     "queue again with the same seed to make the others"
@@ -249,14 +265,20 @@ class RunLog:
         return "\n".join(self._lines)
 
 
-def encoded(plan: Plan, model: Any, start: Tensor) -> Plan:
+def encoded(plan: Plan, model: Any, start: Tensor, half: HalfSize | None = None) -> Plan:
     """The plan with what core's loop and `SectionRun` take in place of what the guides gave it.
 
-    start [B, C, 1, h, w]: sets the size of the pictures.
+    start [B, C, 1, h, w]: sets the size of the pictures. half: of a draft, whose pictures are
+    smaller.
     """
     height, width = (side * LATENT_STRIDE for side in start.shape[3:])
+
+    def image(given: PlanValue) -> Tensor:
+        latent = given.at(width, height)
+        return latent if half is None else half.of(latent)
+
     return plan.encoded(
         prompt=lambda given: given.value,
-        image=lambda given: given.at(width, height),
+        image=image,
         image_embeds=lambda given: image_embeds(model, given.at(width, height)),
     )

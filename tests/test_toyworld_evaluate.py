@@ -6,8 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from toyworld import evaluate
-from toyworld.evaluate import Cases, Measure, Toy, vae_psnr
+from toyworld.evaluate import Cases, Measure, Toy, kept, vae_psnr
 from toyworld.tracker import motion
 
 from framepack_core.toyworld import SNAPSHOT
@@ -31,7 +30,7 @@ def test_prompts_decide_the_motion(toy: Toy, mode: str) -> None:
     for case in (cases, cases.opposites()):
         video = toy.make_videos(mode, case.starts, case.prompts, 1, case.seeds, steps=STEPS)
         assert motion(video.track) == list(case.motions)
-        assert evaluate._kept(video, case) == 1
+        assert kept(video, case) == 1
 
 
 def test_a_measure_says_whether_its_bar_is_met() -> None:

@@ -46,6 +46,8 @@ def run(command: Extend) -> None:
 def _extend(command: Extend, models: Models) -> None:
     if command.guidance.start_picture is not None:
         raise FramePackError("--start_picture: the video begins already; give --image_path instead")
+    if command.guidance.draft == "half":
+        raise FramePackError("--draft half: a video that is extended keeps its size; use steps")
     options, command = decide(AnyJob.of(command)), command.without_ignored()
     if command.latent_path:
         scene, fps = _from_latents(command, models)

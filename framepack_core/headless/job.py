@@ -16,8 +16,10 @@ from ..runtime.codecs import ENCODERS
 from ..runtime.errors import FramePackError
 from ..runtime.options import NonEmpty, Settings, leaves, option, updated
 from ..sampling.options import (
+    DRAFT_STEPS,
     AnchorOption,
     BlendOption,
+    DraftOption,
     DropOption,
     EndImageOptions,
     LengthOptions,
@@ -109,7 +111,7 @@ class PromptOptions(WindowOption, ModeOption):
 
 class VideoGuidance(
     *(PaddingOption, BlendOption, EndImageOptions, LoopOption, AnchorOption, SectionOptions),
-    *(StartPictureOption, DropOption),
+    *(StartPictureOption, DropOption, DraftOption),
 ):
     """What guides the sections of a video, and its end."""
 
@@ -257,6 +259,15 @@ class VideoJob(JobOptions):
         plain = VideoGuidance()
         return updated(self, {("guidance", flag): getattr(plain, flag) for flag in self.not_of_f1})
 
+    def drafted(self: V) -> V:
+        """With few steps and a step cache where a draft is wanted."""
+        if self.guidance.draft == "off":
+            return self
+        steps = min(self.sampling.infer_steps, DRAFT_STEPS)
+        return updated(
+            self, {("sampling", "infer_steps"): steps, ("step_cache",): self.step_cache.quick()}
+        )
+
     @property
     def not_of_f1(self) -> tuple[str, ...]:
         """What F1 has no place for; a LoRA may have taught it to see what a video ends with."""
@@ -288,7 +299,7 @@ class AnyJob(VideoJob, EditJob):
                     f"--{flag} is for an edited frame; add --one_frame_inference default, or "
                     "take it out"
                 )
-        return _part(VideoJob, self).without_ignored()
+        return _part(VideoJob, self).without_ignored().drafted()
 
     def unused(self) -> Iterator[str]:
         """What was given but has no effect, and why."""

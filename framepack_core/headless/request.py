@@ -19,6 +19,7 @@ from ..runtime.images import Size
 from ..runtime.options import Leaf, leaves
 from ..sampling.anchor import check_anchor
 from ..sampling.decode import check_drop, decode_slices
+from ..sampling.draft import draft_size
 from ..sampling.flow import CFG, Guided, RopeScaling
 from ..sampling.generate import SamplerConfig
 from ..sampling.latents import LOOP_KEY
@@ -184,6 +185,8 @@ def _read_video(job: VideoJob, seed: int) -> Video:
     plan = read_plan(job)
     start = first_image(job, plan)
     size, mask = size_of_video(job, start), None
+    whole = size if job.guidance.draft == "half" else None
+    size = size if whole is None else draft_size(whole, "--draft half")
     plan = fit_pictures(plan, size)
     if start is not None:
         image, mask = Picture.load(start, size), load_start_mask(job, start, size)
@@ -191,7 +194,8 @@ def _read_video(job: VideoJob, seed: int) -> Video:
         assert made is not None
         image = Picture.made(made, size, seed)
     anchor = read_anchor(job, plan)
-    video = Video(plan, first_prompt(job, plan), image, image, mask, anchor=anchor)
+    more = {"anchor": anchor, "draft_of": whole}
+    video = Video(plan, first_prompt(job, plan), image, image, mask, **more)
     return shortened(job, video)
 
 

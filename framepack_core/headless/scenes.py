@@ -21,6 +21,7 @@ from ..sampling.ledger import OpenLedger
 from ..sampling.masks import mask_latents
 from ..sampling.one_frame import describe_one_frame, generate_one_frame
 from ..sampling.plan import LABEL, Plan, Section
+from ..sampling.sections import LATENT_STRIDE
 from .encodings import EncodeRequest, Encodings, texts_of
 from .options import DecodingOptions
 from .pictures import Control, Picture
@@ -145,7 +146,7 @@ class Video:
     image is what the image encoder sees, start what stands before the sections: the same picture,
     or for a video that is extended its latent. start_mask [1, 1, 1, h, w] multiplies its latent.
     anchor: how far sections are held to the start, as generate() takes it. drop: frames of the
-    result that are left out at its start.
+    result that are left out at its start. draft_of: the size of the video that it is a draft of.
     """
 
     plan: Plan
@@ -156,6 +157,7 @@ class Video:
     existing: OldLatents | OldVideo | None = None
     anchor: float = 0.0
     drop: int = 0
+    draft_of: Size | None = None
 
     @property
     def size(self) -> Size:
@@ -189,6 +191,8 @@ class Video:
     def describe(self) -> str:
         more = f", anchor {self.anchor:g}" if self.anchor else ""
         more += f", without the first {self.drop} frames" if self.drop else ""
+        if self.draft_of is not None:
+            more += f", a draft of {self.draft_of[0]}x{self.draft_of[1]}"
         own = f"  otherwise {_label(self.prompt)}, image {self.image.label!r}{more}"
         if self._kept is None:
             return f"{self.plan.describe(*self.size)}\n{own}"
@@ -218,6 +222,10 @@ class Video:
         origin = {"start image": start, "existing video": existing}
         if self.anchor:  # off it has no name, so that sections of before are found
             origin["anchor"] = self.anchor
+        latents_of = None
+        if self.draft_of is not None:
+            width, height = (side // LATENT_STRIDE for side in self.draft_of)
+            origin["draft of"] = latents_of = height, width
         ledger = context.open_ledger and context.open_ledger(plan, origin)
         return generate(
             plan,
@@ -229,6 +237,7 @@ class Video:
             ledger=ledger,
             anchor=self.anchor,
             finish=context.finish,
+            draft_of=latents_of,
         )
 
     def first(self, made: int | None) -> Video:

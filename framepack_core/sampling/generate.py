@@ -16,6 +16,7 @@ from ..runtime.device import cpu_generator
 from ..runtime.display import Display
 from ..runtime.errors import FramePackError
 from .anchor import anchored, is_anchored
+from .draft import shrink_noise
 from .flow import CFG, FlowDenoiser, Guided
 from .history import History, like_start
 from .ledger import LedgerRun
@@ -84,6 +85,7 @@ def generate(
     ledger: LedgerRun | None = None,
     anchor: float = 0.0,
     finish: Finish | None = None,
+    draft_of: tuple[int, int] | None = None,
 ) -> Tensor:
     """Make every section of a plan and return the latents [B, C, 1 + n W, h, w].
 
@@ -93,12 +95,12 @@ def generate(
     extends one, which stays as it is; backward, the start image takes the place of its latent 0.
     ledger: where finished sections are kept and found again. anchor: how far each is brought back
     to the start image by `anchored`, from 0 to 1. finish: asked after each section; where it says
-    so the run ends there, with the video of the plan's first sections.
+    so the run ends there, with the video of the plan's first sections. draft_of (H, W): height and
+    width of the latents of the video that this one is a draft of, half as large.
     """
     variants = [VideoVariant(sample_section, seed, ledger)]
-    return generate_variants(
-        plan, variants, start, on_section, existing=existing, anchor=anchor, finish=finish
-    )
+    options = {"existing": existing, "anchor": anchor, "finish": finish, "draft_of": draft_of}
+    return generate_variants(plan, variants, start, on_section, **options)
 
 
 def generate_variants(
@@ -110,6 +112,7 @@ def generate_variants(
     existing: Tensor | None = None,
     anchor: float = 0.0,
     finish: Finish | None = None,
+    draft_of: tuple[int, int] | None = None,
 ) -> Tensor:
     """Several videos of a plan, section by section, in one batch of latents [N B, C, T, h, w].
 
@@ -121,7 +124,7 @@ def generate_variants(
     if existing is not None:
         start = like_start(start, existing[:, :, :1], "start")
     drift_note = Display("measuring drift")
-    runs = [_Run(plan, variant, start, existing, anchor) for variant in variants]
+    runs = [_Run(plan, variant, start, existing, anchor, draft_of) for variant in variants]
     for order, section in enumerate(plan.sections):
         made = [run.make(order, section) for run in runs]
         if on_section is not None:
@@ -152,18 +155,23 @@ class _Run:
         start: Tensor,
         existing: Tensor | None,
         anchor: float,
+        draft_of: tuple[int, int] | None,
     ) -> None:
         self.plan, self.variant, self.start, self.anchor = plan, variant, start, anchor
         self.history = History(plan, start, existing)
         self.shape = (start.shape[0], start.shape[1], plan.window, *start.shape[3:])
-        self._noises = plan_noise(plan, self.shape, variant.seed)
+        drawn = (*self.shape[:3], *(draft_of or self.shape[3:]))
+        self._noises = plan_noise(plan, drawn, variant.seed)
 
     def make(self, order: int, section: Section) -> _Made:
         """The next section, sampled or found in the ledger."""
+        noise = next(self._noises)
+        if noise.shape != self.shape:
+            noise = shrink_noise(noise, *self.shape[3:])
         task = SectionTask(
             section,
             order,
-            next(self._noises).to(self.start.device),
+            noise.to(self.start.device),
             self.history.latent_indices(section),
             self.history.context(section),
         )

@@ -14,6 +14,8 @@ from .sections import MAX_WINDOW, WINDOW
 
 MAX_STEPS = 1000  # of a node
 MAX_BLEND = 100  # sections
+DRAFT_STEPS = 10  # at most
+Draft = Literal["off", "steps", "half"]
 MAX_VARIANTS = 64  # a slip of the finger should not fill a night
 
 
@@ -210,6 +212,19 @@ class BlendOption(Settings):
         ge=0,
         le=MAX_BLEND,
         metadata="prompt_blend",
+    )
+
+
+class DraftOption(Settings):
+    """Whether a video is made quickly, to try it."""
+
+    draft: Draft = option(
+        "off",
+        f"Draft, to try a plan and its seeds. steps: at most {DRAFT_STEPS} steps and TeaCache, "
+        "which show much the same. half: half as large too, for a quarter of the work; its noise "
+        "is the video's own at half the resolution. With off the same seed makes the video.",
+        advanced=False,
+        metadata="draft",
     )
 
 

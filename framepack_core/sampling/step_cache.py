@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol, c
 from pydantic import BeforeValidator
 
 from ..runtime.errors import FramePackError
-from ..runtime.options import Leaf, Settings, leaves, option
+from ..runtime.options import Leaf, Settings, leaves, option, updated
 
 if TYPE_CHECKING:  # so that options are declared without waiting for torch
     from torch import Tensor
@@ -407,6 +407,12 @@ class StepCaches(Settings):
             flags = " and ".join(f"--{cache.switch().flag}" for cache in given)
             raise FramePackError(f"{flags} cannot be combined; choose one")
         return given[0].factory() if given else None
+
+    def quick(self) -> StepCaches:
+        """The same, or where none is turned on with TeaCache."""
+        if any(cache.switch().on(cache) for _, cache in self):
+            return self
+        return updated(self, {("teacache", "threshold"): TeaCacheOptions().threshold})
 
 
 _KINDS = [

@@ -92,7 +92,7 @@ KINDS: dict[str, Kind] = {
         "sigmas:SIGMAS existing:LATENT vae:VAE",
         "latent:LATENT last_latent:LATENT sections:STRING",
         **{**_SAMPLING, "direction": "forward", "ledger": True, "anchor": 0.0},
-        **{"variants": 1, "finish_after": 0, "pick": 0},
+        **{"variants": 1, "finish_after": 0, "pick": 0, "draft": "off"},
     ),
     "FPReelControlImage": _kind(
         "image:LATENT mask:MASK controls:FPREEL_CONTROLS",

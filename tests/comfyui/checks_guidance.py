@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
-from unittest import SkipTest
+from unittest import SkipTest, mock
 
 import folder_paths
 import torch
@@ -200,6 +200,48 @@ def check_anchor_is_that_of_the_core() -> Any:
     assert max(measured.values()) < 1e-3, measured
     message = error_of(lambda: sample(anchor=1.5))
     assert message == "anchor: 1.5 must be at most 1", message
+    return measured
+
+
+def check_draft_is_that_of_the_core() -> Any:
+    """Few steps and TeaCache; half of the size by way of the VAE, an end image too."""
+    teacache = {"step_cache": "TeaCache"}
+    assert torch.equal(sample(draft="steps", steps=12), sample(steps=10, **teacache))
+    message = error_of(lambda: sample(draft="half"))
+    assert message == "draft: this model can only make 64x64; set it to steps", message
+    flow, half = (pack(f"framepack_core.sampling.{name}") for name in ("generate", "draft"))
+    vae, scale = toy().vae, pack("nodes.comfyui.model").LATENT_SCALE
+
+    def small(latent: dict[str, Any]) -> torch.Tensor:
+        pictures = vae.decode(latent["samples"]).reshape(-1, 64, 64, 3)
+        means = pictures.unflatten(2, (32, 2)).unflatten(1, (32, 2)).mean(dim=(2, 4))
+        return vae.encode(means) * scale
+
+    with mock.patch.object(pack("nodes.comfyui.draft"), "only_size", lambda model: None):
+        message = error_of(lambda: sample(draft="half"))
+        assert message.startswith("vae: not connected, but a draft of half the size needs it")
+        ours = sample(draft="half", vae=vae)
+        expected = flow.generate(
+            plan(), core_sampler(), small(scene().start), SETTINGS["seed"], draft_of=(8, 8)
+        )
+        measured = difference(ours, unscaled(expected))
+        assert ours.shape[3:] == (4, 4) and measured < 1e-3, measured
+        assert half.draft_size((64, 64), "x") == (32, 32)
+        end = {"end_image": other_scene().start, "strength": 1.0, "policy": "persistent"}
+        (ended,) = run("FPReelEndFrame", plan=plan(), **end)
+        ours = sample(plan=ended, draft="half", vae=vae)
+        goal = plan().with_end(small(other_scene().start), "persistent", 1.0)
+        expected = flow.generate(
+            goal, core_sampler(), small(scene().start), SETTINGS["seed"], draft_of=(8, 8)
+        )
+        assert difference(ours, unscaled(expected)) < 1e-3
+        existing = {"samples": sample()}
+        message = error_of(lambda: sample(draft="half", vae=vae, existing=existing))
+        assert message == "draft: an existing video keeps its size; set it to steps", message
+    with warnings_of("framepack_core.runtime.display") as said:
+        sigmas = torch.tensor([1.0, 0.5, 0.0])
+        assert torch.equal(sample(draft="steps", sigmas=sigmas), sample(sigmas=sigmas, **teacache))
+    assert said == ["draft: its steps are those of the sigmas input; disconnect that for fewer"]
     return measured
 
 

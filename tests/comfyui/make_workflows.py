@@ -762,6 +762,50 @@ def framepack_text(new: NewGraph) -> Graph:
     return graph
 
 
+# Drafts
+
+
+def toyworld_draft(new: NewGraph) -> Graph:
+    graph = new(
+        "toyworld_draft",
+        f"## A draft, then the video\n{TOY}*draft* of *FramePack Sampler* is *steps*: few of them, "
+        "and some are skipped. Set it to *off* and run again for the video itself, by the same "
+        "seed and plan. Toy World makes one size only; for other models *half* is quicker still.",
+    )
+    world = toy_world(graph, "f1")
+    chosen = {"shape": "triangle", "colour": "yellow", "motion": "down", "scene_seed": 4}
+    (drawn,) = scenes(graph, _=chosen)
+    graph.column("Prompt and length")
+    positive = world.prompt(drawn["prompt"])
+    plan = world.plan(mode="f1", length="sections", sections=2)
+    graph.column()
+    start = world.start_frame(drawn["image"])
+    world.save_video(world.sampler(plan, positive, start, vae=world.vae, draft="steps"))
+    return graph
+
+
+def framepack_draft(new: NewGraph) -> Graph:
+    graph = new(
+        "framepack_draft",
+        f"## FramePack: a draft, then the video\n{files('framepack')}*draft* of *FramePack "
+        "Sampler* is *half*: half the size, at most 10 steps, TeaCache. Try prompts and the plan "
+        "with it. *steps* keeps the size and shows much the same as the video, which *off* makes "
+        "by the same seed.",
+    )
+    world = real_world(graph)
+    graph.column()
+    (image,) = pictures(graph, None)
+    graph.below("Prompt")
+    positive = world.prompt("The man walks to the window, opens it and looks out into the rain.")
+    graph.column("Size and length")
+    fitted = graph.add("FPReelCanvas", image=image["IMAGE"])["image"]
+    plan = world.plan()
+    graph.column()
+    start = world.start_frame(fitted)
+    world.save_video(world.sampler(plan, positive, start, vae=world.vae, draft="half"))
+    return graph
+
+
 # LoRA
 
 OPPOSITE, F1_END = "Toy World: opposite (built in)", "Toy World F1: end image (built in)"
@@ -1014,6 +1058,8 @@ BUILDS: tuple[Callable[[NewGraph], Graph], ...] = (
     framepack_loop,
     toyworld_text,
     framepack_text,
+    toyworld_draft,
+    framepack_draft,
 )
 
 

@@ -30,6 +30,7 @@ TITLES = {
     "hand_on": "Another scene from the last frame",
     "loop": "A video that loops",
     "text": "Text to video",
+    "draft": "A draft, then the video",
 }
 WORLDS = {"framepack": "", "toyworld": " - Toy World"}
 NAMES = [f"{world}_{name}" for name in TITLES for world in WORLDS]

@@ -136,6 +136,7 @@ MADE = {  # frames of each picture and video that a workflow shows
     "toyworld_hand_on": [73, 73],
     "toyworld_loop": [72],
     "toyworld_text": [68],
+    "toyworld_draft": [73],
 }
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 PROGRAMS = (
     *("make", "pretrain", "train_lora", "train_f1_end", "train_text"),
     *("evaluate", "evaluate_guidance", "evaluate_anchor", "evaluate_loop", "evaluate_lora"),
-    *("evaluate_f1_end", "evaluate_text"),
+    *("evaluate_f1_end", "evaluate_text", "evaluate_draft"),
 )
 
 

@@ -30,6 +30,7 @@ from framepack_core.sampling.flow import FlowDenoiser, Guided
 from framepack_core.sampling.generate import SamplerConfig, SampleSection, generate, unipc_sampler
 from framepack_core.sampling.plan import Mode, Plan
 from framepack_core.sampling.sections import WINDOW, plan_video
+from framepack_core.sampling.step_cache import StepCacheFactory
 from framepack_core.toyworld import SNAPSHOT, render
 from framepack_core.weights.layouts import F1_FOLDER, FOLDERS
 from framepack_core.weights.precisions import Precision
@@ -135,9 +136,10 @@ def make_planned(
     seeds: Sequence[int],
     *,
     steps: int = 25,
+    step_cache: StepCacheFactory | None = None,
 ) -> Video:
     """Videos of a plan whose handles hold one of each case, as `starts` and `prompts` do."""
-    latents = make_latents(toy, plan, starts, prompts, seeds, steps)
+    latents = make_latents(toy, plan, starts, prompts, seeds, steps, step_cache)
 
     def decode(chunk: Tensor) -> Tensor:
         return toy.vae.decode(chunk.to(toy.dtype)).float()
@@ -148,21 +150,33 @@ def make_planned(
 
 @torch.no_grad()
 def make_latents(
-    toy: Toy, plan: Plan, starts: Tensor, prompts: Sequence[str], seeds: Sequence[int], steps: int
+    toy: Toy,
+    plan: Plan,
+    starts: Tensor,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    steps: int,
+    step_cache: StepCacheFactory | None = None,
 ) -> Tensor:
     """The latents [B, 16, 1 + n W, 8, 8] of `make_planned`."""
-    sample = sampler(toy, plan.mode, starts, prompts, steps)
+    sample = sampler(toy, plan.mode, starts, prompts, steps, step_cache)
     encode = {"image": encode_images, "image_embeds": encode_embeds, "prompt": encode_prompts}
     plan = plan.encoded(**{name: partial(function, toy) for name, function in encode.items()})
     return generate(plan, sample, encode_images(toy, starts), list(seeds))
 
 
 def sampler(
-    toy: Toy, mode: Mode, seen: Tensor, prompts: Sequence[str], steps: int
+    toy: Toy,
+    mode: Mode,
+    seen: Tensor,
+    prompts: Sequence[str],
+    steps: int,
+    step_cache: StepCacheFactory | None = None,
 ) -> SampleSection:
     """Sections for the prompts, the image encoder seeing pictures uint8 [B, 64, 64, 3]."""
     guided = Guided(encode_prompts(toy, prompts), encode_embeds(toy, seen))
-    return unipc_sampler(FlowDenoiser(toy.dits[mode], toy.dtype), guided, SamplerConfig(steps))
+    config = SamplerConfig(steps, step_cache=step_cache)
+    return unipc_sampler(FlowDenoiser(toy.dits[mode], toy.dtype), guided, config)
 
 
 def encode_prompts(toy: Toy, prompts: Sequence[str]) -> TextCondition:
@@ -266,20 +280,18 @@ def motion_measures(toy: Toy, mode: Mode, cases: int, steps: int) -> Iterator[Me
         video = _run(toy, mode, drawn, sections, steps)
         yield Measure(
             f"{mode}: motion follows the prompt, {sections} section(s)",
-            _share(a == b for a, b in zip(motion(video.track), drawn.motions, strict=True)),
+            share(a == b for a, b in zip(motion(video.track), drawn.motions, strict=True)),
             0.95,
         )
         if sections == 1:
-            yield Measure(
-                f"{mode}: colour and form kept after 1 section", _kept(video, drawn), 0.95
-            )
+            yield Measure(f"{mode}: colour and form kept after 1 section", kept(video, drawn), 0.95)
     forth = Cases.draw(cases, 30_000, tuple(render.OPPOSITE))
     back = forth.opposites()
     seen = [motion(_run(toy, mode, case, 1, steps).track) for case in (forth, back)]
     flipped = zip(seen[0], seen[1], forth.motions, back.motions, strict=True)
     yield Measure(
         f"{mode}: the opposite prompt flips the motion",
-        _share((a, b) == (c, d) for a, b, c, d in flipped),
+        share((a, b) == (c, d) for a, b, c, d in flipped),
         0.95,
     )
 
@@ -288,8 +300,8 @@ def long_measures(toy: Toy, mode: Mode, cases: int, steps: int) -> Iterator[Meas
     """What is left of the start image at the end of a long video, and the joins in it."""
     drawn = Cases.draw(cases, 40_000)
     video = _run(toy, mode, drawn, LONG, steps)
-    kept = f"{mode}: colour and form kept after {LONG} sections"
-    yield Measure(kept, _kept(video, drawn), 0.90)
+    name = f"{mode}: colour and form kept after {LONG} sections"
+    yield Measure(name, kept(video, drawn), 0.90)
     first, last = (_drift(video, section) for section in (1, LONG))
     yield Measure(
         f"{mode}: colour drift after {LONG} sections ({last:.4f}) over that after 1 ({first:.4f})",
@@ -329,7 +341,7 @@ def _run(toy: Toy, mode: Mode, cases: Cases, sections: int, steps: int) -> Video
     return toy.make_videos(mode, cases.starts, cases.prompts, sections, cases.seeds, steps=steps)
 
 
-def _kept(video: Video, cases: Cases) -> float:
+def kept(video: Video, cases: Cases) -> float:
     """Share of clips whose last frame shows the right colour and form."""
     last = video.track[-1]
     device = last.form.device
@@ -355,7 +367,7 @@ def join_ratio(video: Video) -> float:
     return (steps[:, joins].mean() / ordinary.clamp(min=1e-6)).item()
 
 
-def _share(flags: Iterator[bool]) -> float:
+def share(flags: Iterator[bool]) -> float:
     values = list(flags)
     return sum(values) / len(values)
 
