@@ -18,6 +18,17 @@ export function setAttributes(element, attributes) {
   }
 }
 
+/** A hidden field that asks for a file, its `click` opens the dialog; the same can come twice. */
+export function fileField(accept, use) {
+  const field = h("input", { type: "file", accept, hidden: true });
+  field.addEventListener("change", () => {
+    const [file] = field.files;
+    field.value = "";
+    if (file) use(file);
+  });
+  return field;
+}
+
 /** An event is dealt with: neither the browser nor ComfyUI shall do anything about it. */
 export function stop(event) {
   event.preventDefault();

@@ -1,6 +1,6 @@
 // The fields of the section that is selected on a timeline.
 import * as edits from "./lib/timeline.js";
-import { h, setAttributes, stop } from "./dom.js";
+import { fileField, h, setAttributes, stop } from "./dom.js";
 import { t } from "./messages.js";
 import { inputImages } from "./node_bridge.js";
 
@@ -25,12 +25,7 @@ export class SectionEditor {
         change: () => state.edit(edits.withOwn, "image", this.image.value || null),
       },
     });
-    this.file = h("input", {
-      type: "file",
-      accept: "image/*",
-      hidden: true,
-      on: { change: () => this.file.files[0] && view.upload(this.file.files[0]) },
-    });
+    this.file = fileField("image/*", (file) => view.upload(file));
     this.upload = h("button", { type: "button", on: { click: () => this.file.click() } });
     this.dice = h("button", { type: "button", on: { click: () => this.roll() } }, "⚄");
     this.numbers = Object.fromEntries(

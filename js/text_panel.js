@@ -3,7 +3,7 @@
 import { formatSpec, parseSpec, resolveSpec } from "./lib/spec.js";
 import * as edits from "./lib/timeline.js";
 import { isTimed, promptsBySection } from "./lib/timestamps.js";
-import { h, setAttributes } from "./dom.js";
+import { fileField, h, setAttributes } from "./dom.js";
 import { t } from "./messages.js";
 
 export class TextPanel {
@@ -14,12 +14,7 @@ export class TextPanel {
     this.error = h("div", { class: "fpreel-problem", role: "alert" });
     this.use = h("button", { type: "button", on: { click: () => this.apply() } });
     this.close = h("button", { type: "button", on: { click: () => view.toggleText(false) } });
-    this.file = h("input", {
-      type: "file",
-      accept: ".zip",
-      hidden: true,
-      on: { change: () => this.file.files[0] && view.uploadShared(this.file.files[0]) },
-    });
+    this.file = fileField(".zip", (file) => view.uploadShared(file));
     this.shared = h("button", { type: "button", on: { click: () => this.file.click() } });
     const buttons = [this.use, this.shared, this.file, this.close];
     const row = h("div", { class: "fpreel-fields" }, this.kind, ...buttons);
