@@ -90,7 +90,8 @@ def test_kept_attention_changes_no_gradient(attentions, dropout: float, swapped:
     assert attentions.count("first") == SMALL.num_layers + SMALL.num_single_layers
 
 
-@pytest.mark.parametrize("dropout", [0.0, pytest.param(0.3, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
 def test_compiled_blocks_give_the_same_gradients_at_every_length(dropout) -> None:
     torch._dynamo.reset()
     counter = CompileCounterWithBackend("eager")

@@ -146,6 +146,7 @@ class Altered(Models):
             yield encoder
 
 
+@pytest.mark.slow
 def test_faults_of_the_pack_are_named_where_they_begin(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,7 +10,7 @@ from unittest import mock
 
 import comfy.model_management as mm
 from checks_lora import OPPOSITE, apply
-from inside import difference, pack, plan, sample, toy
+from inside import difference, pack, plan, sample, slow, toy
 from torch._dynamo.testing import CompileCounter
 
 TOLERANCE = 1e-4
@@ -34,6 +34,7 @@ def compiled() -> tuple[Any, CompileCounter]:
         return pack("nodes.comfyui.model").load_model(dit, compiled=True), counter
 
 
+@slow
 def check_compiled_blocks_make_the_same_video_of_any_length() -> Any:
     model, counter = compiled()
     expected = sample()

@@ -114,6 +114,7 @@ def check_no_display_ends_a_training() -> int:
     return len(displays)
 
 
+@slow
 def check_a_cancel_in_a_display_ends_the_run() -> None:
     """Also as ComfyUI raised it before 0.33, as an Exception like any other."""
 

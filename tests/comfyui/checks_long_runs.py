@@ -355,6 +355,7 @@ def decoded(latent: dict[str, Any]) -> torch.Tensor:
     return images
 
 
+@slow
 def check_saved_video_is_what_decode_gives_with_the_workflow_in_it() -> Any:
     latent = video_latent(2)
     video, *_ = save_video(latent)
