@@ -124,7 +124,7 @@ class Canvas(io.ComfyNode):
                     f"where fit is {BUCKET}.",
                 ),
                 *option_inputs(StartPictureOption, ("start_picture",)),
-                *option_inputs(SamplingOptions, ("seed",), control=("seed",)),
+                *option_inputs(SamplingOptions, ("seed",)),
             ],
             outputs=[
                 io.Image.Output(display_name="image"),

@@ -68,7 +68,7 @@ KINDS: dict[str, Kind] = {
         "image:IMAGE end_image:IMAGE model:MODEL",
         "image:IMAGE end_image:IMAGE width:INT height:INT",
         **{"fit": "FramePack's sizes (640)", "resolution": 640, "width": 640, "height": 640},
-        **{"start_picture": "", "seed": 0, AFTER_RUN: "fixed"},
+        **{"start_picture": "", "seed": 0},
     ),
     "FPReelPlan": _kind(
         "clip:CLIP vae:VAE clip_vision:CLIP_VISION",
