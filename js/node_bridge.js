@@ -29,8 +29,20 @@ export function inputNode(node, name) {
   return slot < 0 ? null : (node.getInputNode(slot) ?? null);
 }
 
+const latest = new Map(); // elements by the node and widget that they are shown as
+
+/** Nodes 2.0 goes on to show a widget's old element when undo makes its node anew: take its place. */
+function takePlace(node, name, element) {
+  if (!LiteGraph.vueNodesMode || !node.graph) return;
+  const key = `${node.graph.id} ${node.id} ${name}`;
+  const old = latest.get(key)?.deref();
+  latest.set(key, new WeakRef(element));
+  if (old && old !== element && old.isConnected && !element.isConnected) old.replaceWith(element);
+}
+
 /** An element as a widget of a node. */
 export function addElement(node, name, type, element, options) {
+  requestAnimationFrame(() => takePlace(node, name, element));
   const widget = node.addDOMWidget(name, type, element, { hideOnZoom: false, ...options });
   // A panel that draws the widget a second time would leave it as wide as the panel is.
   Object.defineProperty(widget, "width", { get: () => undefined, set: () => {} });

@@ -117,9 +117,14 @@ def test_edits_can_be_undone(timeline: ComfyPage) -> None:
     press(timeline, "Escape", "c")
     assert sections(timeline) == [{}, {"prompt": "first words"}, {"prompt": "first words"}]
     press_until(timeline, "Control+z", [{}, {"prompt": "first words"}])
+    words = timeline.page.locator(f"{SECTION} .fpreel-words").all_inner_texts()
+    assert words == ["", "first words"], "what is shown is not what was undone"
     press_until(timeline, "Control+z", [])
     press_until(timeline, "Control+y", [{}, {"prompt": "first words"}])
     assert timeline.inputs("FPReelPlan")["sections"] == 2
+    timeline.page.click(f"{SECTION} >> nth=0")
+    press(timeline, "Insert")
+    assert sections(timeline) == [{}, {}, {"prompt": "first words"}], "edits go nowhere"
 
 
 def press_until(page: ComfyPage, key: str, expected: list[dict[str, Any]]) -> None:
