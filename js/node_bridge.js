@@ -31,10 +31,13 @@ export function inputNode(node, name) {
 
 const latest = new Map(); // elements by the node and widget that they are shown as
 
-/** Nodes 2.0 goes on to show a widget's old element when undo makes its node anew: take its place. */
+/**
+ * Nodes 2.0 goes on to show a widget's old element where undo or another workflow has made a node of
+ * the same number: take its place.
+ */
 function takePlace(node, name, element) {
   if (!LiteGraph.vueNodesMode || !node.graph) return;
-  const key = `${node.graph.id} ${node.id} ${name}`;
+  const key = `${node.graph.isRootGraph ? "" : node.graph.id} ${node.id} ${name}`;
   const old = latest.get(key)?.deref();
   latest.set(key, new WeakRef(element));
   if (old && old !== element && old.isConnected && !element.isConnected) old.replaceWith(element);

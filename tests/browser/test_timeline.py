@@ -125,6 +125,9 @@ def test_edits_can_be_undone(timeline: ComfyPage) -> None:
     timeline.page.click(f"{SECTION} >> nth=0")
     press(timeline, "Insert")
     assert sections(timeline) == [{}, {}, {"prompt": "first words"}], "edits go nowhere"
+    timeline.load(read(I2V) | {"id": "another"})
+    words = timeline.page.locator(f"{SECTION} .fpreel-words")
+    timeline.wait_for(lambda: words.all_inner_texts(), ["", ""])
 
 
 def press_until(page: ComfyPage, key: str, expected: list[dict[str, Any]]) -> None:
