@@ -90,11 +90,12 @@ export async function inputImages() {
 }
 
 /** The sections of a zip of another program, whose pictures go into the input folder. */
-export async function uploadSections(file, { mode, count }) {
+export async function uploadSections(file, { mode, count, fixed }) {
   const body = new FormData();
   body.append("file", file);
   body.append("mode", mode);
   body.append("count", String(count));
+  body.append("fixed", String(fixed));
   const answer = await api.fetchApi("/fpreel/sections", { method: "POST", body });
   const found = await answer.json().catch(() => ({}));
   if (!answer.ok) throw new Error(found.error ?? `${answer.status} ${answer.statusText}`);

@@ -354,7 +354,7 @@ export class TimelineView {
   async uploadShared(file) {
     const { mode, count, countIsLinked } = this.shown;
     try {
-      const found = await uploadSections(file, { mode, count });
+      const found = await uploadSections(file, { mode, count, fixed: countIsLinked });
       const { sections } = found;
       if (countIsLinked && sections.length > count)
         throw new Error(t("timeline.sharedLonger", { needed: sections.length, count }));

@@ -18,16 +18,20 @@ from .paths import input_folder
 ROUTE = "/fpreel/sections"
 
 
-def take_over(file: IO[bytes], name: str, count: int, forward: bool) -> dict[str, Any]:
+def take_over(
+    file: IO[bytes], name: str, count: int, forward: bool, fixed: bool
+) -> dict[str, Any]:
     """The sections of such a file in order of time, at least `count`, and what else it says.
 
-    forward: as F1 makes them. Names of pictures are those in the input folder.
+    forward: as F1 makes them. fixed: a timeline that cannot grow; of more sections than `count`
+    no picture is kept. Names of pictures are those in the input folder.
     """
     stem = PurePath(name).stem
     check_file_name(stem, "the zip's name")
     shared = read_shared_sections(file, name)
     sections = shared.in_time(max(count, shared.least), forward)
-    folder = shared.write_pictures(input_folder() / stem) if shared.pictures else None
+    taken = bool(shared.pictures) and not (fixed and len(sections) > count)
+    folder = shared.write_pictures(input_folder() / stem) if taken else None
 
     def placed(picture: str | None) -> str | None:
         return None if picture is None or folder is None else f"{folder.name}/{picture}"
@@ -48,9 +52,10 @@ async def _answer(request: web.Request) -> web.Response:
         given = file.file, PurePath(file.filename.replace("\\", "/")).name  # type: ignore[union-attr]
     except (KeyError, ValueError, AttributeError):
         return web.Response(status=400)
-    count, forward = max(1, min(count, MAX_SECTIONS)), form.get("mode") == "f1"
+    count = max(1, min(count, MAX_SECTIONS))
+    forward, fixed = form.get("mode") == "f1", form.get("fixed") == "true"
     try:
-        found = await asyncio.to_thread(take_over, *given, count, forward)
+        found = await asyncio.to_thread(take_over, *given, count, forward, fixed)
     except FramePackError as error:
         return web.json_response({"error": str(error)}, status=400)
     return web.json_response(found)

@@ -257,6 +257,10 @@ def test_sections_of_a_zip_are_given_to_a_timeline(server: Server, tmp_path: Pat
     assert [section["prompt"] for section in found["sections"]][0::2] == [
         *("it sleeps", "it wakes --slowly: #1")
     ]
+    kept = sorted((server.base / "input").iterdir())
+    _, found = answer(shared, mode="f1", count="2", fixed="true")
+    assert len(found["sections"]) == 3 and not any(s["image"] for s in found["sections"])
+    assert sorted((server.base / "input").iterdir()) == kept, "a zip that does not fit left files"
     assert answer(b"PK", mode="f1", count="1") == (
         *(400, {"error": "猫 a.zip: not a zip file, or a damaged one (File is not a zip file)"}),
     )
