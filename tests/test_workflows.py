@@ -137,6 +137,20 @@ def test_loras_stand_behind_the_loader_in_their_order() -> None:
     assert links[by_id[17]["inputs"][0]["link"]][1] == second["id"]
 
 
+def test_loaders_of_the_wrapper_s_first_days() -> None:
+    """They did not say where to load, and for some days that with LoRA had a name of its own."""
+    for type in ("LoadFramePackModel", "LoadFramePackModelWithLoRA"):
+        workflow = copy.deepcopy(ALL["without_end"])
+        for node in workflow["nodes"]:
+            if node["id"] == 10:
+                node["type"] = type
+                node["widgets_values"] = ["dit.safetensors", "bf16", "fp8_e4m3fn", "sageattn"]
+        nodes = flat(convert(workflow).workflow)
+        load = nodes["FPReelLoadModel"]
+        assert (load["precision"], load["attention"]) == ("fp8", "sage")
+        assert sum(name.startswith("FPReelApplyLora") for name in nodes) == 2
+
+
 def test_nodes_of_further_packs_that_comfyui_has_too() -> None:
     done = convert(ALL["image_to_video"])
     nodes = flat(done.workflow)
@@ -247,6 +261,7 @@ def test_inside_a_subgraph() -> None:
 def test_a_prompt_of_the_api(name: str) -> None:
     """Gives what the workflow gives."""
     names = {type: row.widgets[-1] for type, row in ROWS.items()}
+    names["LoadFramePackModel"] = ROWS["LoadFramePackModel"].widgets[0]  # the version that is used
     made = convert(saved.as_prompt(ALL[name], names)).workflow
     of_prompt: dict[str, list[dict[str, Any]]] = {}
     for node in made.values():

@@ -32,8 +32,9 @@ from .rows import (
 
 # Sockets that only these packs have.
 WRAPPED = {
-    *("FramePackMODEL", "FPLORA", "FRAMEPACKCOMPILEARGS", "TIMED_CONDITIONING_WITH_METADATA"),
-    *("REFERENCE_LATENT_LIST", "REFERENCE_EMBEDS_LIST", "REFERENCE_MASK_LIST"),
+    *("FramePackMODEL", "FPLORA", "FRAMEPACKLORA", "FRAMEPACKCOMPILEARGS"),
+    *("TIMED_CONDITIONING_WITH_METADATA", "REFERENCE_LATENT_LIST"),
+    *("REFERENCE_EMBEDS_LIST", "REFERENCE_MASK_LIST"),
 }
 BUCKET, BUCKETS = 640, "FramePack's sizes (640)"
 
@@ -226,12 +227,18 @@ _LORAS = Makes(
 )
 _SAMPLED = ({"": ("sampler", "latent")},)
 
-ROWS: dict[str, Row] = {
-    "LoadFramePackModel": Row(
-        widgets=(("model", "base_precision", "quantization", "load_device", "attention_mode"),),
-        makes=(_LOADER, _LORAS),
-        outputs=({"": ("loras", "model")},),
+_LOAD = Row(
+    widgets=tuple(
+        ("model", "base_precision", "quantization", *version, "attention_mode")
+        for version in (("load_device",), ())
     ),
+    makes=(_LOADER, _LORAS),
+    outputs=({"": ("loras", "model")},),
+)
+
+ROWS: dict[str, Row] = {
+    "LoadFramePackModel": _LOAD,
+    "LoadFramePackModelWithLoRA": _LOAD,  # what it was called while LoRA came to the wrapper
     "DownloadAndLoadFramePackModel": Row(
         widgets=(("model", "base_precision", "quantization", "attention_mode"),),
         makes=(_LOADER,),

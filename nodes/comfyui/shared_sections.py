@@ -18,9 +18,7 @@ from .paths import input_folder
 ROUTE = "/fpreel/sections"
 
 
-def take_over(
-    file: IO[bytes], name: str, count: int, forward: bool, fixed: bool
-) -> dict[str, Any]:
+def take_over(file: IO[bytes], name: str, count: int, forward: bool, fixed: bool) -> dict[str, Any]:
     """The sections of such a file in order of time, at least `count`, and what else it says.
 
     forward: as F1 makes them. fixed: a timeline that cannot grow; of more sections than `count`
