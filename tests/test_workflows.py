@@ -306,6 +306,29 @@ def test_what_has_no_equal_stays_and_is_named() -> None:
     assert done.others == ["Filter"]
 
 
+def test_a_link_that_nothing_takes_is_named() -> None:
+    """Also where a row of the table does not know the input, as a fork's."""
+    workflow = saved.image_to_video()
+    sampler = next(node for node in workflow["nodes"] if node["type"] == "FramePackSampler")
+    link = sampler["inputs"][1]["link"]
+    for name in ("history_latents", "start_latent"):
+        sampler["inputs"].append({"name": name, "type": "LATENT", "link": link})
+    lost = convert(workflow).lost
+    named = [line for line in lost if line.endswith("nothing here takes it")]
+    assert named == [f"FramePackSampler {sampler['id']}: history_latents: nothing here takes it"]
+
+
+def test_the_sampler_s_first_version() -> None:
+    workflow = saved.image_to_video(end=False)
+    sampler = next(node for node in workflow["nodes"] if node["type"] == "FramePackSampler")
+    for socket in sampler["inputs"]:
+        if socket["name"] == "start_latent":
+            socket["name"] = "samples"
+    done = convert(workflow)
+    assert flat(done.workflow)["FPReelSampler"]["start_latent"] == "VAEEncode.latent"
+    assert not any("samples" in line for line in done.lost)
+
+
 def test_a_lora_from_outside_is_named() -> None:
     workflow = saved.image_to_video()
     for node in workflow["nodes"]:

@@ -91,6 +91,11 @@ class _Run:
         for node in self._before.values():
             if node.type in ROWS:
                 self._replace(node, ROWS[node.type])
+        for node in self._before.values():
+            if self._graph.nodes.get(node.id) is not node:
+                told = node.read.union(ROWS[node.type].silent)
+                for name in (name for name, _ in node.links if name not in told):
+                    self._tell(f"{node.type} {node.id}: {name}: nothing here takes it")
         for node in self._graph.nodes.values():
             for name, link in list(node.links):
                 node.inputs[name] = self._resolved(link)

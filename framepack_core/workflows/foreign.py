@@ -23,6 +23,7 @@ from .rows import (
     always,
     chain_behind,
     choice,
+    first_of,
     made,
     part,
     where_filled,
@@ -241,8 +242,8 @@ ROWS: dict[str, Row] = {
     "LoadFramePackModelWithLoRA": _LOAD,  # what it was called while LoRA came to the wrapper
     "DownloadAndLoadFramePackModel": Row(
         widgets=(("model", "base_precision", "quantization", "attention_mode"),),
-        makes=(_LOADER,),
-        outputs=({"": ("load", "model")},),
+        makes=(_LOADER, _LORAS),
+        outputs=({"": ("loras", "model")},),
     ),
     "FramePackLoraSelect": Row(widgets=(("lora", "strength", "fuse_lora"),)),
     "FramePackTorchCompileSettings": Row(),
@@ -295,7 +296,7 @@ ROWS: dict[str, Row] = {
                     **_SAMPLING,
                     "plan": made("end", "plan"),
                     "positive": "positive",
-                    "start_latent": "start_latent",
+                    "start_latent": first_of("start_latent", "samples"),
                     "clip_vision_output": "image_embeds",
                 },
                 key="sampler",
@@ -303,6 +304,7 @@ ROWS: dict[str, Row] = {
         ),
         outputs=_SAMPLED,
         lost=_MEMORY | _EMBEDS | _VIDEO_TO_VIDEO,
+        silent=("initial_samples", "end_image_embeds"),
     ),
     "FramePackTimestampedTextEncode": Row(
         widgets=(
@@ -367,6 +369,7 @@ ROWS: dict[str, Row] = {
             **_MEMORY,
             **_VIDEO_TO_VIDEO,
         },
+        silent=("initial_samples", "end_image_embeds"),
     ),
     "FramePackSingleFrameSampler": Row(
         widgets=tuple(
@@ -404,6 +407,10 @@ ROWS: dict[str, Row] = {
         ),
         outputs=_SAMPLED,
         lost=_MEMORY | _VIDEO_TO_VIDEO,
+        silent=(
+            *("initial_samples", "image_embeds", "reference_latents", "reference_image_embeds"),
+            *("reference_masks", "reference_latent", "reference_mask"),
+        ),
     ),
     **dict.fromkeys(("ReferenceLatentList", "ReferenceEmbedsList", "ReferenceMaskList"), Row()),
     "FramePackSingleFrameResizeSampler": Row(

@@ -37,7 +37,8 @@ class MadeLink(Link):
 class Node:
     """A node: links and, of nodes whose widgets are known, values by name; saved: as in the file.
 
-    at: where to draw a node that is made; empty for one from the file.
+    at: where to draw a node that is made; empty for one from the file. read: names of inputs that
+    were asked for.
     """
 
     id: Id
@@ -46,6 +47,7 @@ class Node:
     saved: dict[str, Any] = field(default_factory=dict)
     at: tuple[float, float] | None = None
     title: str = ""
+    read: set[str] = field(default_factory=set)
 
     @property
     def mode(self) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,8 +38,9 @@ class Row:
     widgets: names in order, by version of the pack. makes: the last without `each` takes the
     node's number and title. outputs: for each slot the output of a node made, by part where it
     carries several values as one. passes: for each slot the input whose link takes its place.
-    lost: of inputs that have no equal, the values at which nothing is lost, and why. only: whether
-    this one can be replaced. no_equal: why it stays.
+    lost: of inputs that have no equal, the values at which nothing is lost, and why. silent: inputs
+    that have an effect only beside others, which say what is lost. only: whether this one can be
+    replaced. no_equal: why it stays.
     """
 
     widgets: Sequence[Sequence[str]] = ((),)
@@ -47,6 +48,7 @@ class Row:
     outputs: Sequence[Mapping[str, tuple[str, str]]] = ()
     passes: Sequence[str] = ()
     lost: Mapping[str, tuple[tuple[Any, ...], str]] = field(default_factory=dict)
+    silent: Collection[str] = ()
     only: Callable[[View], bool] | None = None
     no_equal: str = ""
 
@@ -73,6 +75,7 @@ class View:
 
     def get(self, name: str) -> Any:
         """A value or a link; NOTHING where there is none."""
+        self.node.read.add(name)
         return self.inputs.get(name, NOTHING)
 
     def value(self, name: str, default: Any = None) -> Any:
@@ -116,6 +119,15 @@ class View:
 def always(value: Any) -> Source:
     """A value that does not depend on the node."""
     return lambda view: value
+
+
+def first_of(*names: str) -> Source:
+    """That of several inputs which the node has, as its versions called it."""
+
+    def take(view: View) -> Any:
+        return next((value for name in names if (value := view.get(name)) is not NOTHING), NOTHING)
+
+    return take
 
 
 def made(key: str, output: str) -> Source:
