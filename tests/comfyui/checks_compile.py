@@ -46,6 +46,7 @@ def check_compiled_blocks_make_the_same_video_of_any_length() -> Any:
     return pieces
 
 
+@slow
 def check_a_lora_beside_compiled_blocks_has_its_effect_and_compiles_nothing() -> float:
     model, counter = compiled()
     expected = sample(apply(toy().model, OPPOSITE))
@@ -56,6 +57,7 @@ def check_a_lora_beside_compiled_blocks_has_its_effect_and_compiles_nothing() ->
     return difference(expected, sample())
 
 
+@slow
 def check_compiled_blocks_can_be_stopped() -> None:
     model, _ = compiled()
     calls = iter([None] * 9)

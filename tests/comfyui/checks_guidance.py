@@ -178,6 +178,7 @@ def check_loop_is_that_of_the_core_and_decoded_around_its_start() -> Any:
     measured = difference(ours["samples"], unscaled(expected))
     assert measured < 1e-3, measured
     decode = partial(run, "FPReelDecode", vae=toy().vae, mode="sections", tile_size=0, window=2)
+    ours["samples"] = ours["samples"][..., :4, :4]  # a corner, so that less is decoded
     loop, _ = decode(latent=ours)
     samples = torch.cat([ours["samples"][:, :, -3:], ours["samples"][:, :, 1:]], dim=2)
     whole, _ = decode(latent={"samples": samples})

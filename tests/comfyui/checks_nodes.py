@@ -510,7 +510,7 @@ def build_names(component: str) -> set[str]:
 
 def check_decode_node_joins_sections_as_the_core_does() -> Any:
     decode = pack("framepack_core.sampling.decode")
-    latents = sample(plan=plan())
+    latents = sample(plan=plan())[..., :4, :]  # half the height, so that less is decoded
     vae = toy().vae.first_stage_model
     with torch.no_grad():
         clips = list(decode.decode_sections(vae.decode, latents, 2))
@@ -519,7 +519,7 @@ def check_decode_node_joins_sections_as_the_core_does() -> Any:
     images, *_ = run(
         "FPReelDecode", latent=latent, vae=toy().vae, mode="sections", tile_size=0, window=0
     )
-    assert images.shape == (17, 64, 64, 3)
+    assert images.shape == (17, 32, 64, 3)
     measured = difference(images, expected)
     assert measured < 1e-4, measured
     whole, *_ = run(

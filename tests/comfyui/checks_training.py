@@ -149,6 +149,7 @@ def check_names_are_never_written_over() -> None:
     assert "was trained with seed = 42, not 7" in error
 
 
+@slow
 def check_samples_come_while_training() -> list[str]:
     inputs = {"clip": toy().clip, "vae": toy().vae, "clip_vision": toy().vision}
     (samples,) = run(
@@ -176,6 +177,7 @@ def check_samples_come_while_training() -> list[str]:
     return made
 
 
+@slow
 def check_f1_and_one_frame() -> None:
     place = BASE / "output" / "f1_clips"
     shutil.copytree(dataset_folder(), place, ignore=shutil.ignore_patterns("*.safetensors"))
