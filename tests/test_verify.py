@@ -46,6 +46,7 @@ def without_diffusers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "diffusers", None)
 
 
+@pytest.mark.slow
 def test_toy_world_is_within_rounding(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Against diffusers where it is installed."""
     assert main(verify(tmp_path, "--f1", "--lora_weight", str(LORA), "--seed", "3")) == 0

@@ -29,7 +29,8 @@ def lines(folder: Path) -> list[str]:
     return made
 
 
-@pytest.mark.parametrize("encoding", [pytest.param("utf-8", marks=pytest.mark.slow), "cp932"])
+@pytest.mark.slow
+@pytest.mark.parametrize("encoding", ["utf-8", "cp932"])
 def test_five_bad_lines_of_twenty(encoding: str, tmp_path: Path) -> None:
     (tmp_path / "lines.txt").write_text("\n".join(lines(tmp_path)), encoding="utf-8")
     out = tmp_path / "出力😀"
