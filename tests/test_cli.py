@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -181,15 +182,16 @@ def test_a_disk_that_fills_up_in_the_video_leaves_the_latents(
 ) -> None:
     import resource
 
+    command[-1] = str(tmp_path / "my videos")  # which the command that is shown has in quotes
     old = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2_500, old[1]))
     try:
         assert main([*command, "--crf", "1"]) == 2
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, old)
-    [latents] = (tmp_path / "out").iterdir()
+    [latents] = Path(command[-1]).iterdir()
     [line] = [x for x in capsys.readouterr().err.splitlines() if x.startswith("error: ")]
-    decode = line.split("framepack ")[1].split()
+    decode = shlex.split(line.split("framepack ")[-1])
     assert decode[:3] == ["generate", "--latent_path", str(latents)]
     [video] = files([*decode[:-1], str(tmp_path / "other")], capsys)
     assert len(read_video(video)[0]) == FRAMES
@@ -236,7 +238,7 @@ def test_mistakes_cost_one_line_and_no_model(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(Models, "_use", lambda *_: pytest.fail("a model was used"))
-    error = failure([*command, *options.format(**bad).split()], capsys)
+    error = failure([*command, *(word.format(**bad) for word in options.split())], capsys)
     assert re.search(message, error)
 
 
@@ -274,6 +276,7 @@ def test_options_replace_parts_of_a_snapshot() -> None:
         find_models(ModelOptions(dit=folder), ["dit", "vae", "image_encoder"])
 
 
+@pytest.mark.usefixtures("no_comfyui")
 def test_tokenizers_that_single_files_lack_are_fetched_first(
     tmp_path: Path,
     command: list[str],

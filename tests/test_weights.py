@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from framepack_core.runtime.errors import FramePackError
-from framepack_core.runtime.files import atomic_path
+from framepack_core.runtime.files import atomic_path, shell_word
 from framepack_core.weights.files import open_weights, read_header, save_weights
 from framepack_core.weights.names import (
     UNKNOWN_KIND,
@@ -331,6 +331,22 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
 def test_an_error_about_another_file_passes_through(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError), atomic_path(tmp_path / "f.txt"):
         (tmp_path / "other.txt").read_text()
+
+
+@pytest.mark.parametrize(
+    ("system", "path", "word"),
+    [
+        ("linux", "/home/me/a_1.safetensors", "/home/me/a_1.safetensors"),
+        ("linux", "/home/me/my videos/it's.mp4", "'/home/me/my videos/it'\"'\"'s.mp4'"),
+        ("win32", r"C:\Users\me\a-1.mp4", r"C:\Users\me\a-1.mp4"),
+        ("win32", r"C:\Users\John Doe\a & b.mp4", r'"C:\Users\John Doe\a & b.mp4"'),
+    ],
+)
+def test_a_path_to_be_copied_into_a_shell(
+    system: str, path: str, word: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "platform", system)
+    assert shell_word(Path(path)) == word
 
 
 # --- names ---------------------------------------------------------------------------------------

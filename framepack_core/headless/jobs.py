@@ -19,6 +19,7 @@ from ..models.quantise import precision_of
 from ..runtime.display import Bar, Display, say, warn
 from ..runtime.distributed import Crew
 from ..runtime.errors import FramePackError
+from ..runtime.files import shell_word
 from ..runtime.memory import limited_memory
 from ..sampling.decode import Decode
 from ..sampling.estimate import latent_bytes, pass_memory, start_shape
@@ -337,8 +338,8 @@ def _latents_kept(waiting: Sequence[Job], models: Models) -> Iterator[None]:
 
 
 def _advice(jobs: Sequence[Job], models: Models) -> str:
-    paths = " ".join(str(job.output.latent_path) for job in jobs)
+    paths = " ".join(shell_word(job.output.latent_path) for job in jobs)
     return (
         f"the latents are kept; to decode them: framepack generate --latent_path {paths} "
-        f"--vae {models.paths['vae']} --save_path FOLDER"
+        f"--vae {shell_word(models.paths['vae'])} --save_path FOLDER"
     )

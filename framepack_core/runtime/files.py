@@ -6,7 +6,9 @@ import codecs
 import errno
 import os
 import re
+import shlex
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -136,6 +138,14 @@ def size_text(size: int) -> str:
         if number < 1000:
             return f"{number:.1f} {unit}"
     return f"{number / 1000:.1f} GB"
+
+
+def shell_word(path: Path) -> str:
+    """A path in a command that is shown to be copied: in quotes where a shell would split it."""
+    text = str(path)
+    if sys.platform != "win32":
+        return shlex.quote(text)
+    return text if re.fullmatch(r"[\w\\/:.~+-]+", text) else f'"{text}"'
 
 
 def _flush(path: Path) -> None:
