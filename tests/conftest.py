@@ -7,6 +7,7 @@ from pathlib import Path
 
 # Tiny models: threads only get in each other's way, also those of the processes that tests start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["COLUMNS"] = "80"  # of help texts, whatever the terminal has
 
 import pytest
 import torch
@@ -35,3 +36,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if item.get_closest_marker("slow"):
             item.add_marker(pytest.mark.skip(reason="slow: make test-all"))
+
+
+@pytest.fixture
+def no_comfyui(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No ComfyUI lends tokenizers, though one may hold this repository or be in COMFYUI_PATH."""
+    from framepack_core.weights import tokenizers
+
+    nowhere = dict.fromkeys(tokenizers.COMFYUI, Path("nowhere"))
+    monkeypatch.setattr(tokenizers, "COMFYUI", nowhere)

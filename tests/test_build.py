@@ -346,6 +346,7 @@ def lone_encoders(folder: Path) -> tuple[Path, Path]:
     return llama, single_file(folder, "text_encoder_2", str)
 
 
+@pytest.mark.usefixtures("no_comfyui")
 def test_without_any_tokenizer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def not_cached(*_: object, **options: object) -> str:
         assert options["local_files_only"], "the hub may only be asked when allowed"
@@ -361,6 +362,7 @@ def test_without_any_tokenizer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     )
 
 
+@pytest.mark.usefixtures("no_comfyui")
 @pytest.mark.parametrize("cached", [True, False])
 def test_tokenizers_of_the_cache_then_of_the_hub(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cached: bool
@@ -389,6 +391,7 @@ def test_tokenizers_of_comfyui(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, named: bool
 ) -> None:
     """Of the ComfyUI around the weights, or of the one that COMFYUI_PATH names."""
+    monkeypatch.delenv("COMFYUI_PATH", raising=False)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: pytest.fail("asked"))
     root = tmp_path / "ComfyUI"
     for component, folder in tokenizers.COMFYUI.items():

@@ -188,4 +188,5 @@ def test_mistakes(
         "picture": picture(tmp_path / "b.png"),
         "short": tmp_path / "short.safetensors",
     }
-    assert re.search(message, failure(command(tmp_path, *options.format(**paths).split()), capsys))
+    words = [word.format(**paths) for word in options.split()]
+    assert re.search(message, failure(command(tmp_path, *words), capsys))

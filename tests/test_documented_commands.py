@@ -148,13 +148,14 @@ class Row:
 
 
 HUB = "FramePack/hf_download/hub"
+F1 = shlex.quote(str(SNAPSHOT / "transformer_f1"))
 VIDEO, BOTH = ("*.mp4",), ("*.mp4", "*_latent.safetensors")
 IGNORED = "has no effect with --f1"
 ROWS = {
     "one video": Row(ONE_VIDEO, f"{SMALL_VIDEO} --video_seconds 0.3", BOTH),
     "F1": Row(
         f"{ONE_VIDEO} --f1 --latent_paddings 0,0,0,0 --end_image_path path/to/start_image.jpg",
-        f"{SMALL_VIDEO} --video_sections 1 --dit {SNAPSHOT}/transformer_f1 --output_type latent",
+        f"{SMALL_VIDEO} --video_sections 1 --dit {F1} --output_type latent",
         ("*_latent.safetensors",),
         (f"--latent_paddings {IGNORED}", f"--end_image_path {IGNORED}"),
     ),
@@ -296,7 +297,7 @@ def test_training_with_samples(clips: Path, capsys: pytest.CaptureFixture[str]) 
     latents = pasted(CACHE_LATENTS, "--vae vae/pytorch_model.pt")
     assert main(latents) == 0 and main(pasted(CACHE_TEXT)) == 0
     file = Path("prompt_file.txt")
-    options = " ".join(str(PLACES.get(word, word)) for word in SAMPLING.split())
+    options = shlex.join(str(PLACES.get(word, word)) for word in SAMPLING.split())
     file.write_text(SAMPLES, encoding="utf-8")
     small = f"{options} --max_train_epochs 1 --optimizer_type adamw"
     assert main(pasted(TRAIN, small)) == 0

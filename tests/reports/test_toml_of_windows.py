@@ -16,10 +16,11 @@ BODY = "[general]\nresolution = [32, 32]\n[[datasets]]\nvideo_directory = '{}'\n
 
 
 @pytest.fixture
-def toml(tmp_path: Path) -> Path:
+def toml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
     captioned(write_clip(tmp_path / "Größe 語" / "a.mp4", 37))
     path = tmp_path / "data.toml"
-    path.write_text(BODY.format(tmp_path / "Größe 語"), encoding="utf-8")
+    path.write_text(BODY.format("Größe 語"), encoding="utf-8")
     return path
 
 
