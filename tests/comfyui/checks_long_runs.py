@@ -575,8 +575,10 @@ def check_both_checks_tell_the_same_figures() -> str:
     picture = BASE / "input" / "check.png"
     pixels = (scene().image[0] * 255).round().to(torch.uint8).numpy()
     pack("framepack_core.runtime.images").save_png(picture, pixels)
-    options = f"--image_path {picture} --save_path {BASE / 'output'} --video_size 64 64 --seed 1"
-    options += " --video_sections 3 --latent_window_size 1 --infer_steps 4 --device cpu"
+    options = "--snapshot toyworld --prompt x --video_size 64 64 --seed 1 --video_sections 3"
+    options += " --latent_window_size 1 --infer_steps 4 --device cpu"
+    paths = ["--image_path", str(picture), "--save_path", str(BASE / "output")]
+    arguments = ["check", *options.split(), *paths]
     with (
         mock.patch.object(estimate, "probe_transformer", probe),
         mock.patch.object(needs.Needs, "lines", of_node),
@@ -586,7 +588,6 @@ def check_both_checks_tell_the_same_figures() -> str:
             memory = 3 * 10**9 if device_tells else None
             inputs = {"model": toy().model, "start_latent": scene().start, "steps": 4}
             run("FPReelCheck", plan=long_plan(), **inputs)
-            arguments = ["check", "--snapshot", "toyworld", "--prompt", "x", *options.split()]
             assert pack("framepack_core.cli").main(arguments) == 0
     assert len(set(measured)) == 1, measured
     assert told[0] == told[1] and told[2] == told[3] and told[0] != told[2], told

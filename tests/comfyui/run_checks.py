@@ -39,7 +39,7 @@ def main() -> None:
                 outcome = {"ok": True, "measured": check()}
         except SkipTest as reason:
             outcome = {"ok": True, "skipped": str(reason)}
-        except Exception:
+        except (Exception, SystemExit):  # a command that refuses its arguments exits
             outcome = {"ok": False, "error": traceback.format_exc()}
         report[name] = outcome | {"seconds": round(time.monotonic() - start, 2)}
         write(Path(report_path), json.dumps(report, indent=1, default=str))
