@@ -65,6 +65,7 @@ class TimelineState {
     this.selected = 0;
     this.broken = null;
     this.written = null; // the value on the outside, as it was last seen
+    this.field = null; // which the value on the outside belongs to
     this.view = new TimelineView(this);
     loadStyle();
     loadMessages().then(() => this.refresh());
@@ -111,8 +112,9 @@ class TimelineState {
   /** On the outside the value is another widget's, which undo and loading change too. */
   readOutside() {
     const place = this.widgets.place("timeline");
-    const field = place && findWidget(...place);
-    if (field) field.hidden = true; // a row without a field; frontends make it anew now and then
+    // A row without a field. The frontend holds it weakly: let go, it is made anew and shows.
+    this.field = place && findWidget(...place);
+    if (this.field) this.field.hidden = true;
     const value = String(this.widgets.value("timeline", ""));
     if (value === this.written) return;
     this.written = value;
