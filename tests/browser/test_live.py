@@ -35,7 +35,7 @@ def test_sections_are_shown_as_they_are_made(
     page.load(read(template("toyworld_i2v")))
     page.connect("FPReelLoadSnapshot", 2, "FPReelSampler", "vae")
     page.set_widget("FPReelPlan", "sections", 4)
-    page.set_widget("FPReelSampler", "steps", 20)
+    page.set_widget("FPReelSampler", "steps", 80)  # longer than from one message to the next
     page.set_widget("FPReelSampler", "ledger", False)
     page.set_widget("FPReelSampler", "seed", len(renderer))  # or ComfyUI has the result already
     page.show("FPReelSampler")
