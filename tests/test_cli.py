@@ -191,7 +191,7 @@ def test_a_disk_that_fills_up_in_the_video_leaves_the_latents(
         resource.setrlimit(resource.RLIMIT_FSIZE, old)
     [latents] = Path(command[-1]).iterdir()
     [line] = [x for x in capsys.readouterr().err.splitlines() if x.startswith("error: ")]
-    decode = shlex.split(line.split("framepack ")[-1])
+    decode = shlex.split(line.split("to decode them: framepack ")[1])
     assert decode[:3] == ["generate", "--latent_path", str(latents)]
     [video] = files([*decode[:-1], str(tmp_path / "other")], capsys)
     assert len(read_video(video)[0]) == FRAMES

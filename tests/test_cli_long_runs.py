@@ -246,7 +246,8 @@ def test_a_full_disk_at_each_write_loses_one_section_at_most(
         monkeypatch.setattr(runtime_files, "_flush", full)
         assert main(command(image, out, "--output_type", "both")) == 2
         said = capsys.readouterr().err
-        assert re.search(rf"error: cannot write .+{re.escape(write)}: No space left", said), said
+        place = rf"{re.escape(str(out))}\S+{re.escape(write)}"
+        assert re.search(rf"error: cannot write {place}: No space left", said), said
         assert "files finished earlier are safe; free some space and run again" in said
         assert not [path for path in out.rglob(".*") if path.name != ".ledger"]
     monkeypatch.setattr(runtime_files, "_flush", flush)
