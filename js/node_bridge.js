@@ -52,6 +52,15 @@ export function addElement(node, name, type, element, options) {
   return widget;
 }
 
+/** Take away the row of a field on the outside of a subgraph; the field inside stays as it is. */
+export function hideField(field) {
+  field.hidden = true;
+  const { options, widgetId } = field;
+  if (!widgetId || options.hidden) return; // only such fields have options of their own
+  options.hidden = true; // which Nodes 2.0 reads
+  Reflect.set(field, "options", options); // frontends that can be told so
+}
+
 /** One step of ComfyUI's undo. */
 export function asOneStep(change) {
   app.canvas?.emitBeforeChange?.();

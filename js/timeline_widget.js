@@ -5,7 +5,7 @@ import { planSections, videoFrames } from "./lib/sections.js";
 import * as edits from "./lib/timeline.js";
 import { loadStyle } from "./dom.js";
 import { loadMessages, t } from "./messages.js";
-import { addElement, asOneStep, findWidget, imageUrl } from "./node_bridge.js";
+import { addElement, asOneStep, findWidget, hideField, imageUrl } from "./node_bridge.js";
 import { PlanWidgets, plansOnOutside } from "./plan_widgets.js";
 import { TimelineView } from "./timeline_view.js";
 import { framePictures, servedSize, videoSize } from "./video_size.js";
@@ -114,7 +114,7 @@ class TimelineState {
     const place = this.widgets.place("timeline");
     // A row without a field. The frontend holds it weakly: let go, it is made anew and shows.
     this.field = place && findWidget(...place);
-    if (this.field) this.field.hidden = true;
+    if (this.field) hideField(this.field);
     const value = String(this.widgets.value("timeline", ""));
     if (value === this.written) return;
     this.written = value;

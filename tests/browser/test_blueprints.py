@@ -113,7 +113,16 @@ def timeline_of(page: ComfyPage) -> list[dict[str, Any]]:
     return json.loads(value)["sections"] if value else []
 
 
-def test_the_timeline_is_shown_and_edited_on_the_outside(element_page: ComfyPage) -> None:
+ROWS = """() => {
+    let row = document.querySelector(".fpreel-timeline");
+    while (row.parentElement.children.length < 6) row = row.parentElement;
+    return [...row.parentElement.children].map((row) => row.innerText);
+}"""
+
+
+def test_the_timeline_is_shown_and_edited_on_the_outside(
+    element_page: ComfyPage, renderer: str
+) -> None:
     page = element_page
     page.load(read(I2V))
     page.page.evaluate("() => { app.canvas.ds.scale = 1; app.canvas.ds.offset = [300, 100]; }")
@@ -124,6 +133,8 @@ def test_the_timeline_is_shown_and_edited_on_the_outside(element_page: ComfyPage
     page.page.context.new_cdp_session(page.page).send("HeapProfiler.collectGarbage")
     row = "() => app.graph.nodes[0].widgets.find((w) => w.name === 'timeline').hidden"
     assert page.page.evaluate(row), "the field of the text leaves an empty row"
+    if renderer == "vue":  # which has elements for rows
+        page.wait_for(lambda: all(page.page.evaluate(ROWS)), True)
     page.page.click(f"{section} >> nth=1")
     page.page.keyboard.press("Enter")
     page.page.keyboard.type("it jumps")
